@@ -1,0 +1,242 @@
+"""The configuration of every verb: frozen models, each default exactly once.
+
+A `Config` is resolved from layers (`pipeline.config_sources`) and stored beside whatever it made.
+`digest` names the settings that decide a result; where things run (`ray`, `storage`) is not among them.
+"""
+
+import hashlib
+import json
+import os
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+__all__ = [
+    "Config",
+    "DiffusionConfig",
+    "EmaConfig",
+    "EvaluateConfig",
+    "GenerateConfig",
+    "IngestConfig",
+    "ModelConfig",
+    "RayConfig",
+    "Section",
+    "StorageConfig",
+    "TrainConfig",
+    "digest_of",
+]
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (hex) of a JSON value in canonical form: keys sorted, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Section(BaseModel):
+    """Base of every configuration model: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """sha256 (hex) of this section's values."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+def _endpoint_from_environment() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+class StorageConfig(Section):
+    """How to reach an object store. Credentials are never here: environment or instance role only."""
+
+    endpoint: str | None = Field(
+        default_factory=_endpoint_from_environment,
+        description="S3 endpoint URL; unset means AWS itself (default: $AWS_ENDPOINT_URL_S3, $AWS_ENDPOINT_URL)",
+    )
+    region: str = Field("us-east-1", description="S3 region")
+    verify_tls: bool = Field(True, description="check the endpoint's certificate")
+    connect_timeout_seconds: float = Field(10.0, gt=0)
+    read_timeout_seconds: float = Field(60.0, gt=0, description="a contended create-once may take seconds")
+    retries: int = Field(5, ge=0, description="attempts after the first for transient failures")
+
+
+def _check_workers(value: str) -> str:
+    low, _, high = value.partition("..")
+    bounds = [low, high] if high else [low]
+    if not all(bound.isdigit() and int(bound) >= 1 for bound in bounds) or int(bounds[0]) > int(bounds[-1]):
+        raise ValueError("must be N or MIN..MAX with 1 <= MIN <= MAX")
+    return value
+
+
+Workers = Annotated[str, BeforeValidator(str), AfterValidator(_check_workers)]
+
+
+class RayConfig(Section):
+    """Where the work runs."""
+
+    address: str = Field("local", description="'local' starts a cluster of its own; 'auto' or an address joins one")
+    workers: Workers = Field("1", description="training workers or generation actors: N or MIN..MAX")
+    use_gpu: bool = Field(False, description="one GPU a worker or actor")
+    num_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a local cluster (default: what the job needs)"
+    )
+    max_failures: int = Field(3, ge=-1, description="worker losses tolerated in one invocation; -1 is unlimited")
+
+    @property
+    def min_workers(self) -> int:
+        return int(self.workers.partition("..")[0])
+
+    @property
+    def max_workers(self) -> int:
+        return int(self.workers.rpartition("..")[2])
+
+
+class IngestConfig(Section):
+    """From source images to shuffled Parquet shards."""
+
+    image_size: int = Field(32, ge=1, le=4096, description="height and width of the stored images, pixels")
+    channels: Literal[1, 3] = Field(3, description="1 is grey, 3 is RGB")
+    background: int = Field(255, ge=0, le=255, description="grey level under transparent pixels")
+    heldout_share: float = Field(0.1, ge=0, lt=1, description="share kept from training, chosen by content hash")
+    shard_rows: int = Field(1024, ge=1, description="images a shard; a shard is the unit that a training lane reads")
+    row_group_rows: int = Field(256, ge=1, le=1000)
+    partition_rows: int = Field(2000, ge=1, description="source images handled by one task")
+    max_image_pixels: int = Field(89_478_485, ge=1, description="larger images are rejected before decoding")
+    max_reject_share: float = Field(1.0, ge=0, le=1, description="a larger share of rejects ends the job with exit 3")
+    seed: int = Field(0, ge=0, description="key of the shuffle at write time")
+
+
+class ModelConfig(Section):
+    """The U-Net of Ho et al. 2020, appendix B; image size and channels come from the dataset."""
+
+    block_out_channels: tuple[int, ...] = Field((128, 256, 256, 256), min_length=1, description="channels a level")
+    layers_per_block: int = Field(2, ge=1)
+    attention_levels: tuple[int, ...] = Field((1,), description="levels (0 is full resolution) with self-attention")
+    norm_num_groups: int = Field(32, ge=1)
+    norm_eps: float = Field(1e-6, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    num_classes: int | None = Field(None, ge=1, description="class-conditional when given")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a slower step")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        bad = [c for c in self.block_out_channels if c < 1 or c % self.norm_num_groups]
+        if bad:
+            raise ValueError(f"block_out_channels {bad} must be multiples of norm_num_groups {self.norm_num_groups}")
+        if any(not 0 <= level < len(self.block_out_channels) for level in self.attention_levels):
+            raise ValueError(f"attention_levels must lie in 0..{len(self.block_out_channels) - 1}")
+        return self
+
+
+class DiffusionConfig(Section):
+    """Forward process, what the network predicts, and what it is trained on."""
+
+    num_timesteps: int = Field(1000, ge=2, description="T")
+    schedule: Literal["linear", "cosine", "sigmoid", "quadratic"] = "linear"
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="linear and quadratic only")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="linear and quadratic only")
+    zero_terminal_snr: bool = Field(False, description="rescale the schedule so that alpha_bar_T = 0")
+    prediction: Literal["epsilon", "x_0", "v", "mean"] = Field("epsilon", description="what the network outputs")
+    variance: Literal["fixed_small", "fixed_large", "learned_range", "learned"] = Field(
+        "fixed_large", description="variance of p_theta(x_{t-1}|x_t)"
+    )
+    objective: Literal["simple", "bound", "hybrid"] = Field(
+        "simple", description="plain MSE (Eq. 14), the full variational bound, or their sum (improved DDPM)"
+    )
+    hybrid_weight: float = Field(1e-3, gt=0, description="weight of the bound in the hybrid objective")
+    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weighting when given")
+    timestep_sampling: Literal["uniform", "importance"] = "uniform"
+
+    @model_validator(mode="after")
+    def _compatible(self) -> Self:
+        learned = self.variance in ("learned_range", "learned")
+        if self.beta_start > self.beta_end:
+            raise ValueError("beta_start must not exceed beta_end")
+        if self.objective == "simple" and learned:
+            raise ValueError("a learned variance gets no gradient from objective 'simple': use 'hybrid' or 'bound'")
+        if self.objective == "hybrid" and not learned:
+            raise ValueError("objective 'hybrid' trains a learned variance: set variance 'learned_range' or 'learned'")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError("at zero terminal SNR x_T holds no signal, so epsilon says nothing: predict 'v' or 'x_0'")
+        if self.min_snr_gamma is not None and (self.objective == "bound" or self.prediction == "mean"):
+            raise ValueError("min_snr_gamma weights an epsilon, x_0 or v MSE: not the bound, not mean prediction")
+        if self.timestep_sampling == "importance" and self.objective == "simple":
+            raise ValueError("importance sampling follows the terms of the bound: use objective 'bound' or 'hybrid'")
+        return self
+
+
+class EmaConfig(Section):
+    """Exponential moving average of the weights."""
+
+    decay: float = Field(0.9999, ge=0, lt=1)
+    warmup: bool = Field(True, description="decay at step n is at most (1 + n) / (10 + n)")
+
+
+class TrainConfig(Section):
+    """Optimisation. The global batch is lanes x micro_batch images, whatever the number of workers."""
+
+    steps: int = Field(800_000, ge=1)
+    lanes: int = Field(8, ge=1, description="fixed for a run; the number of workers must divide it")
+    micro_batch: int = Field(16, ge=1, description="images a lane a step")
+    lr: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(5000, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    flip: bool = Field(False, description="random horizontal flips")
+    ema: EmaConfig = EmaConfig()
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(10_000, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
+    grid_every: int = Field(10_000, ge=1, description="steps between sample grids")
+    grid_size: int = Field(64, ge=1, description="images a grid")
+    grid_sampling_steps: int = Field(50, ge=1, description="DDIM steps of a grid")
+
+    @property
+    def global_batch(self) -> int:
+        return self.lanes * self.micro_batch
+
+
+class GenerateConfig(Section):
+    """Bulk sampling."""
+
+    num_samples: int = Field(64, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    steps: int | None = Field(None, ge=1, description="sampling steps; unset means every step of the process")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM stochasticity; 1 has the variance of DDPM fixed_small")
+    variance: Literal["fixed_small", "fixed_large"] | None = Field(None, description="DDPM only; unset: as trained")
+    clip: bool = Field(True, description="clip predicted x_0 to [-1, 1]")
+    weights: str = Field("ema", description="'ema', or 'raw' for the optimiser's own weights")
+    batch_size: int = Field(64, ge=1, description="images a forward pass; pinned in the plan")
+    shard_size: int = Field(1024, ge=1, description="images an output shard, the unit of commit")
+
+
+class EvaluateConfig(Section):
+    """Frechet distance on the features of a classifier trained on the real training split."""
+
+    num_images: int | None = Field(
+        None, ge=2, description="images a side; unset: as many as held-out and samples allow"
+    )
+    classifier_epochs: int = Field(30, ge=1)
+    classifier_width: int = Field(32, ge=4)
+    seed: int = Field(0, ge=0)
+
+
+class Config(Section):
+    """A complete named run: every verb reads its sections, a recipe may set them all."""
+
+    storage: StorageConfig = Field(default_factory=StorageConfig)
+    ray: RayConfig = RayConfig()
+    ingest: IngestConfig = IngestConfig()
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    train: TrainConfig = TrainConfig()
+    generate: GenerateConfig = GenerateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def digest(self) -> str:
+        """sha256 (hex) of the settings that decide results: all but `ray` and `storage`."""
+        return digest_of(self.model_dump(mode="json", exclude={"ray", "storage"}))
