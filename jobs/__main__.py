@@ -1,0 +1,42 @@
+"""`ddpm VERB ...`, the same as `python -m jobs VERB ...`."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jobs.command import execute
+
+VERBS = {
+    "ingest": "source images -> dataset (shuffled Parquet shards and a manifest)",
+    "train": "dataset -> run (checkpoints, metrics, grids); the same command resumes",
+    "generate": "model -> samples, each exactly once; the same command finishes what is missing",
+    "evaluate": "samples + dataset -> Frechet distance between its floor and ceilings",
+    "report": "runs and samples -> one self-contained HTML page",
+    "verify": "prove a dataset, checkpoint or samples folder from the store alone",
+    "demo": "all of the above on handwritten digits",
+}
+
+
+def usage() -> str:
+    """The list of verbs."""
+    lines = [f"  {name:<10}{purpose}" for name, purpose in VERBS.items()]
+    return "\n".join(["usage: ddpm VERB [flags]   (ddpm VERB --help lists the flags)", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the result is the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] not in VERBS:
+        close = difflib.get_close_matches(words[0], VERBS, n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        print(f"error: unknown verb {words[0]!r}{hint}\n{usage()}", file=sys.stderr)
+        return 2
+    return execute(importlib.import_module(f"jobs.{words[0]}").VERB, words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

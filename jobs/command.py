@@ -1,0 +1,187 @@
+"""What every verb shares: its flags, its configuration, its exit code and its last line."""
+
+import argparse
+import difflib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.config import Config
+from pipeline.config_sources import (
+    Layer,
+    environment_layer,
+    flag_layer,
+    flags_help,
+    recipe_layer,
+    resolve,
+    to_yaml,
+    yaml_layer,
+)
+from pipeline.errors import ConfigError, PipelineError
+
+__all__ = ["Argument", "Call", "Verb", "execute"]
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A flag of one verb. With `path` it is a short name of that dotted setting, else an argument of the job."""
+
+    flag: str
+    help: str
+    path: str | None = None
+    required: bool = False
+    nargs: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed command line."""
+
+    config: Config
+    arguments: argparse.Namespace
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`run` returns the JSON object of `--json`; its `summary` entry, when there, is what a person reads."""
+
+    name: str
+    purpose: str
+    arguments: tuple[Argument, ...]
+    run: Callable[[Call], Result]
+    recipe: str | None = None
+
+
+COMMON = (
+    Argument("--workers", "training workers or generation actors: N or MIN..MAX", path="ray.workers"),
+    Argument("--address", "Ray address (default: a local cluster of its own)", path="ray.address"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            message = f"unknown argument {unknown[0]}{f': did you mean {close[0]}?' if close else ''}"
+        raise ConfigError(f"{message} ({self.prog} --help lists every flag)")
+
+
+def split_dotted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Dotted flags with their values, and the rest: `--train.lr 1e-4 --run R` -> (--train.lr=1e-4), (--run R)."""
+    dotted: list[str] = []
+    plain: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name.startswith("--") and "." in name:
+            value = None if equals else next(words, None)
+            dotted.append(word if value is None else f"{word}={value}")
+        else:
+            plain.append(word)
+    return dotted, plain
+
+
+def _parser(verb: Verb) -> _Parser:
+    parser = _Parser(f"ddpm {verb.name}", description=verb.purpose, allow_abbrev=False, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and every dotted flag")
+    for argument in (*verb.arguments, *COMMON):
+        if argument.flag.startswith("-"):
+            parser.add_argument(argument.flag, help=argument.help, metavar="X")
+        else:
+            parser.add_argument(argument.flag, help=argument.help, nargs=argument.nargs)
+    parser.add_argument("--recipe", help="a complete named run from jobs/recipes", metavar="NAME")
+    parser.add_argument("--config", help="a YAML file; may be given again", metavar="FILE", action="append", default=[])
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    return parser
+
+
+def _short_names(verb: Verb, parsed: argparse.Namespace) -> Layer:
+    values: dict[str, Any] = {}
+    for argument in (*verb.arguments, *COMMON):
+        value = getattr(parsed, argument.flag.lstrip("-").replace("-", "_"))
+        if argument.path is not None and value is not None:
+            section, _, name = argument.path.partition(".")
+            values.setdefault(section, {})[name] = value
+    return Layer("command line", values)
+
+
+def _resolve(verb: Verb, parsed: argparse.Namespace, dotted: Sequence[str]) -> Config:
+    layers = []
+    recipe = parsed.recipe or verb.recipe
+    if recipe:
+        layers.append(recipe_layer(recipe))
+    layers += [yaml_layer(Path(file)) for file in parsed.config]
+    return resolve([*layers, environment_layer(), flag_layer(dotted), _short_names(verb, parsed)])
+
+
+def _require(verb: Verb, parsed: argparse.Namespace) -> None:
+    missing = [
+        a.flag for a in verb.arguments if a.required and getattr(parsed, a.flag.lstrip("-").replace("-", "_")) is None
+    ]
+    if missing:
+        raise ConfigError(f"ddpm {verb.name} needs {' and '.join(missing)} (--help lists every flag)")
+
+
+def execute(verb: Verb, argv: Sequence[str]) -> int:
+    """Run a verb from its command line; returns the exit code and never raises."""
+    try:
+        parser = _parser(verb)
+        dotted, plain = split_dotted(argv)
+        parsed = parser.parse_args(plain)
+        if parsed.help:
+            print(parser.format_help(), flags_help(f"ddpm {verb.name}"), sep="\n")
+            return 0
+        config = _resolve(verb, parsed, dotted)
+        if parsed.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        _require(verb, parsed)
+        result = verb.run(Call(config, parsed, parsed.dry_run))
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _fail(error)
+    if summary := result.pop("summary", None):
+        print(summary)
+    if parsed.json:
+        print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    known = _pipeline_error(error)
+    if known is None:
+        traceback.print_exception(error)
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    for line in str(known).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return known.exit_code
+
+
+def _pipeline_error(error: BaseException | None) -> PipelineError | None:
+    """Our own error under whatever Ray wrapped it in."""
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        current = pending.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, PipelineError):
+            return current
+        failures = getattr(current, "worker_failures", None) or {}
+        causes = [getattr(current, "cause", None), current.__cause__, current.__context__]
+        pending += [c for c in (*causes, *failures.values()) if isinstance(c, BaseException)]
+    return None

@@ -1,0 +1,22 @@
+"""`ddpm train --dataset URI --run URI`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.train import train
+
+    return train(call.config, call.arguments.dataset, call.arguments.run, dry_run=call.dry_run)
+
+
+VERB = Verb(
+    name="train",
+    purpose="Train a model on a dataset. The same command resumes an interrupted run.",
+    arguments=(
+        Argument("--dataset", "URI of a dataset made by ddpm ingest", required=True),
+        Argument("--run", "URI of the run's folder: made, or resumed", required=True),
+        Argument("--steps", "optimiser steps", path="train.steps"),
+        Argument("--seed", "seed of initial weights, noise and data order", path="train.seed"),
+    ),
+    run=_run,
+)

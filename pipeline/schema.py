@@ -1,0 +1,82 @@
+"""Arrow schemas of every table at rest, with the Hugging Face features that make the image column an image."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["DATASET", "IMAGE", "METRICS", "REJECTS", "SAMPLES", "SCHEMA_VERSION", "STATUS_FAILED", "STATUS_OK"]
+
+SCHEMA_VERSION = 1
+"""Raised when a table at rest changes in a way that an older reader would misread."""
+
+STATUS_OK = "ok"
+STATUS_FAILED = "failed"
+
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+"""An encoded image (PNG, or JPEG as it came) and the name it had."""
+
+
+def _with_features(fields: list[pa.Field]) -> pa.Schema:
+    def feature(field: pa.Field) -> dict[str, Any]:
+        if field.type == IMAGE:
+            return {"_type": "Image"}
+        name = {pa.float64(): "float64", pa.float32(): "float32"}.get(field.type, str(field.type))
+        return {"_type": "Value", "dtype": name}
+
+    features = {field.name: feature(field) for field in fields}
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+DATASET = _with_features(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),  # 0..rows-1 over the whole dataset, in shuffled order
+        pa.field("image", IMAGE, nullable=False),
+        pa.field("label", pa.int32()),  # index into the manifest's class names
+        pa.field("width", pa.int32(), nullable=False),  # pixels
+        pa.field("height", pa.int32(), nullable=False),  # pixels
+        pa.field("sha256", pa.string(), nullable=False),  # of the uint8 pixels, row-major [H, W, C]
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),  # where the image was
+        pa.field("reason", pa.string(), nullable=False),  # one of engine.images' reasons
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+SAMPLES = _with_features(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("image", IMAGE),  # null when status is "failed"
+        pa.field("label", pa.int32()),
+        pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("model_digest", pa.string(), nullable=False),
+        pa.field("ema", pa.string(), nullable=False),  # which weights of the checkpoint
+        pa.field("sampler", pa.string(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),  # network evaluations
+        pa.field("eta", pa.float64(), nullable=False),
+        pa.field("guidance", pa.float64()),
+        pa.field("width", pa.int32(), nullable=False),  # pixels
+        pa.field("height", pa.int32(), nullable=False),  # pixels
+        pa.field("sha256", pa.string()),  # of the PNG bytes; null when status is "failed"
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),  # optimiser steps taken
+        pa.field("images", pa.int64(), nullable=False),  # training images seen
+        pa.field("epoch", pa.int64(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),  # mean over the global batch
+        pa.field("lr", pa.float64(), nullable=False),
+        pa.field("grad_norm", pa.float64(), nullable=False),  # before clipping
+        pa.field("step_seconds", pa.float64(), nullable=False),
+        pa.field("data_wait_seconds", pa.float64(), nullable=False),  # of step_seconds, spent waiting for the feed
+        pa.field("world_size", pa.int32(), nullable=False),
+    ]
+)
