@@ -1,0 +1,44 @@
+"""DDIM: Song, Meng & Ermon 2021 (arXiv 2010.02502), Eq. 12 and 16."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.grid import Grid, NoiseSource, State
+from pipeline.diffusion.objective import Denoiser
+
+__all__ = ["Ddim"]
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma z.
+
+    sigma = eta sqrt(beta_tilde_t): eta = 0 is deterministic, eta = 1 is ancestral sampling with fixed_small.
+    eps is the one consistent with x_t and the clipped x_0, so clipping moves both.
+    """
+
+    grid: Grid
+    eta: float
+
+    @property
+    def timesteps(self) -> list[int]:
+        return self.grid.timesteps
+
+    def run(self, denoiser: Denoiser, noise: NoiseSource) -> Iterator[State]:
+        x_t = noise.initial()
+        for step, i, t in self.grid.walk():
+            x_t, x_0 = self._step(denoiser, x_t, i, noise.at(t) if i > 0 and self.eta > 0 else None)
+            yield State(step, t, x_t, x_0)
+
+    @torch.no_grad()
+    def _step(self, denoiser: Denoiser, x_t: Tensor, i: int, z: Tensor | None) -> tuple[Tensor, Tensor]:
+        x_0 = self.grid.predict(denoiser, x_t, i).x_0
+        eps = self.grid.process.to_eps("x_0", x_0, x_t, self.grid.index(x_t, i))
+        alpha_bar_prev = self.grid.schedule.alpha_bars_prev[i].item()
+        variance = self.eta**2 * self.grid.schedule.posterior_variance[i].item()
+        x_prev = math.sqrt(alpha_bar_prev) * x_0 + math.sqrt(max(1.0 - alpha_bar_prev - variance, 0.0)) * eps
+        return (x_prev if z is None else x_prev + math.sqrt(variance) * z), x_0

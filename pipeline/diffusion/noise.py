@@ -1,0 +1,131 @@
+"""Counter-based noise: a number is a pure function of (seed, stream, id, step, element).
+
+Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a 128-bit counter and a
+64-bit key to 128 random bits. There is no state, so the noise of a sample cannot depend on its batch, its worker, or
+on how often it was made before. The counter's four 32-bit words are
+
+    (element block, step, low half of id, high half of id)
+
+and element e of a sample takes word e mod 4 of block e // 4. Everything is int64 arithmetic on words in [0, 2^32):
+torch has no unsigned 64-bit product, but the wrapped signed product holds the same 64 bits. Integers are equal on CPU
+and GPU, eager and compiled.
+
+Two draws under one key share words wherever their counters agree: give each purpose a stream of its own.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["Key", "SampleNoise", "integers", "normal", "philox_4x32", "stream_key", "uniform"]
+
+Key = tuple[int, int]
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_INV_2_32 = 2.0**-32
+
+
+@lru_cache(maxsize=1024)
+def stream_key(seed: int, stream: str) -> Key:
+    """Two 32-bit key words from sha256 of the seed and the stream's name; any int seed, any name."""
+    digest = hashlib.sha256(f"{seed}:{stream}".encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox on four broadcastable int64 word tensors in [0, 2^32); returns words in [0, 2^32)."""
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        product_0, product_1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        # c1 and c3 carry garbage above bit 31 (they are whole products): the mask after the xor drops it.
+        c0 = ((product_1 >> 32) ^ c1 ^ k0) & _MASK
+        c2 = ((product_0 >> 32) ^ c3 ^ k1) & _MASK
+        c1, c3 = product_1, product_0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1 & _MASK, c2, c3 & _MASK
+
+
+def philox_4x32(counter: Tensor, key: Key) -> Tensor:
+    """Philox 4x32-10 of int64 [..., 4] words in [0, 2^32) under two 32-bit key words; int64 [..., 4], same range."""
+    c0, c1, c2, c3 = counter.unbind(-1)
+    return torch.stack(_rounds(c0, c1, c2, c3, key), dim=-1)
+
+
+def _words(key: Key, ids: Tensor, step: int | Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four int64 [B, blocks] word tensors. `ids` int64 [B]; `step` an int or int64 [B], 0 <= step < 2^32."""
+    if isinstance(step, int):
+        if not 0 <= step <= _MASK:
+            raise ValueError(f"step must lie in [0, 2^32), got {step}")
+        step = torch.full_like(ids, step)
+    block = torch.arange(blocks, device=ids.device)[None, :]
+    column = ids[:, None]
+    return _rounds(block, step[:, None], column & _MASK, (column >> 32) & _MASK, key)
+
+
+def _interleave(words: list[Tensor], num: int) -> Tensor:
+    """Four [B, blocks] tensors -> [B, num], word by word within each block."""
+    return torch.stack(words, dim=-1).flatten(1)[:, :num]
+
+
+def normal(key: Key, ids: Tensor, step: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals, float32 [B, *shape], |z| < 6.67; `ids` int64 [B], `step` an int or int64 [B] in [0, 2^32).
+
+    Box-Muller on (u1, u2) with u1 in (0, 1], so the logarithm is finite. It is done in float64 and rounded: CPU, GPU
+    and compiled code use different libraries for log and cos, and the rounding hides their last-bit differences in all
+    but about one value in 10^8.
+    """
+    num = math.prod(shape)
+    w0, w1, w2, w3 = _words(key, ids, step, -(-num // 4))
+    values: list[Tensor] = []
+    for radius_word, angle_word in ((w0, w1), (w2, w3)):
+        radius = ((radius_word + 1).double() * _INV_2_32).log_().mul_(-2.0).sqrt_()
+        angle = angle_word.double() * (2.0 * math.pi * _INV_2_32)
+        values += [(radius * angle.cos()).float(), (radius * angle.sin()).float()]
+    return _interleave(values, num).reshape(ids.shape[0], *shape)
+
+
+def uniform(key: Key, ids: Tensor, step: int | Tensor, num: int) -> Tensor:
+    """Uniforms in [0, 1), float64 [B, num], on the grid of 2^-32.
+
+    float64 because it holds every 32-bit word exactly; float32 would round the largest words up to 1.
+    """
+    words = _words(key, ids, step, -(-num // 4))
+    return _interleave(list(words), num).double() * _INV_2_32
+
+
+def integers(key: Key, ids: Tensor, step: int | Tensor, high: int) -> Tensor:
+    """Integers in [0, high), int64 [B], 1 <= high <= 2^31.
+
+    Multiply and shift: each value's probability is within 2^-32 of 1/high (relative 2.4e-7 at high = 1000).
+    """
+    if not 1 <= high <= 2**31:
+        raise ValueError(f"high must lie in [1, 2^31], got {high}")
+    word = _words(key, ids, step, 1)[0]
+    return (word[:, 0] * high) >> 32
+
+
+@dataclass(frozen=True)
+class SampleNoise:
+    """All the noise of a batch of samples: row i depends on (seed, ids[i]) alone.
+
+    seed: any int; ids: int64 [B] sample ids; shape: of one sample, e.g. (C, H, W).
+    """
+
+    seed: int
+    ids: Tensor
+    shape: tuple[int, ...]
+
+    def initial(self) -> Tensor:
+        """x_T, float32 [B, *shape]."""
+        return normal(stream_key(self.seed, "x_T"), self.ids, 0, self.shape)
+
+    def at(self, step: int) -> Tensor:
+        """The noise added when leaving timestep index `step` (0..T-1), float32 [B, *shape]."""
+        return normal(stream_key(self.seed, "sampling"), self.ids, step, self.shape)
