@@ -91,7 +91,8 @@ class TrainPlan:
         if self.epoch(0).batches == 0:
             raise DataError(
                 f"{rows} training images in {shards} shards do not give each of {self.lanes} lanes a micro-batch of "
-                f"{self.micro_batch}: lower train.lanes or train.micro_batch, or ingest with a smaller ingest.shard_rows"
+                f"{self.micro_batch}: lower train.lanes or train.micro_batch, or ingest with smaller shards "
+                "(ingest.shard_rows)"
             )
 
     def epoch(self, epoch: int) -> EpochPlan:
@@ -130,13 +131,6 @@ class TrainPlan:
             yield from (cut for unit in plan.lanes[lane] if (cut := _between(unit, done, stop)) is not None)
             left -= stop - done
             epoch, done = epoch + 1, 0
-
-    def advance(self, cursor: Cursor) -> Cursor:
-        """The cursor after one more global batch."""
-        epoch, batches = cursor.epoch, cursor.batches + 1
-        if batches >= self.epoch(epoch).batches:
-            epoch, batches = epoch + 1, 0
-        return Cursor(epoch, batches, cursor.step + 1)
 
 
 def _between(unit: Unit, start: int, stop: int) -> Unit | None:

@@ -1,0 +1,169 @@
+"""The JSON documents that say what is at rest: an artefact exists when its manifest does.
+
+None holds a time, a host or a credential, so equal inputs give equal documents and equal digests.
+"""
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.config import Section, digest_of
+from pipeline.errors import DataError
+from pipeline.schema import SCHEMA_VERSION
+
+__all__ = [
+    "CheckpointManifest",
+    "DatasetManifest",
+    "FileEntry",
+    "Marker",
+    "RunSuccess",
+    "SampleManifest",
+    "SamplePlan",
+    "ShardEntry",
+    "Split",
+    "parse",
+]
+
+Split = Literal["train", "heldout"]
+T = TypeVar("T", bound=Section)
+
+
+class FileEntry(Section):
+    """One stored object: key relative to its artefact, size, sha256 (hex)."""
+
+    key: str
+    bytes: int
+    sha256: str
+
+
+class ShardEntry(FileEntry):
+    """A Parquet shard of a dataset; its rows have sample ids first_id..first_id+rows-1."""
+
+    split: Split
+    rows: int
+    first_id: int
+
+
+class DatasetManifest(Section):
+    """`<dataset>/manifest.json`. source_rows = rows + rejects, always."""
+
+    kind: Literal["dataset"] = "dataset"
+    schema_version: int = SCHEMA_VERSION
+    source: str
+    source_rows: int
+    image_size: int
+    channels: int
+    classes: tuple[str, ...] | None
+    shards: tuple[ShardEntry, ...]
+    rejects: tuple[FileEntry, ...]
+    reject_counts: dict[str, int]
+    channel_mean: tuple[float, ...]
+    channel_std: tuple[float, ...]
+    ingest: dict[str, Any]
+
+    def split(self, name: Split) -> tuple[ShardEntry, ...]:
+        """Shards of one split, in order of sample id."""
+        return tuple(shard for shard in self.shards if shard.split == name)
+
+    def rows(self, name: Split) -> int:
+        """Images of one split."""
+        return sum(shard.rows for shard in self.split(name))
+
+
+class CheckpointManifest(Section):
+    """`<run>/checkpoints/step-N/manifest.json`."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    schema_version: int = SCHEMA_VERSION
+    step: int
+    images: int
+    epoch: int
+    batches: int  # global batches of `epoch` that are done
+    world_size: int
+    dataset_digest: str
+    image_size: int
+    channels: int
+    classes: tuple[str, ...] | None
+    config: dict[str, Any]
+    config_digest: str
+    lane_digests: tuple[str, ...]  # running sha256 of the sample ids that each lane delivered
+    metric_parts: tuple[FileEntry, ...]  # relative to the run
+    ema: tuple[str, ...]  # names of the averaged weights
+    files: tuple[FileEntry, ...]
+
+    @property
+    def batch_digest(self) -> str:
+        """sha256 (hex) of the ids of every global batch so far: equal for any number of workers."""
+        return digest_of(list(self.lane_digests))
+
+
+class RunSuccess(Section):
+    """`<run>/_SUCCESS.json`: the run took all its steps."""
+
+    kind: Literal["run"] = "run"
+    step: int
+    images: int
+    checkpoint: str  # relative to the run
+    batch_digest: str
+    config_digest: str
+
+
+class SamplePlan(Section):
+    """`<job>/plan.json`: all that decides the bytes of a job's samples."""
+
+    kind: Literal["samples"] = "samples"
+    schema_version: int = SCHEMA_VERSION
+    num_samples: int
+    shard_size: int
+    batch_size: int
+    seed: int
+    model_uri: str
+    model_digest: str
+    weights: str
+    sampler: str
+    steps: int
+    eta: float
+    variance: str
+    clip: bool
+    image_size: int
+    channels: int
+    num_classes: int | None
+    diffusion: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of everything but where the model lay."""
+        return digest_of(self.model_dump(mode="json", exclude={"model_uri"}))
+
+
+class Marker(FileEntry):
+    """`<job>/commits/shard-N.json`, created once: names the one data file of shard N."""
+
+    shard: int
+    rows: int
+    first_id: int
+    last_id: int
+    failed: int
+    plan: str  # the plan's fingerprint
+    attempt: str
+
+
+class SampleManifest(Section):
+    """`<job>/manifest.json`, created once when every shard has its marker."""
+
+    kind: Literal["samples"] = "samples"
+    schema_version: int = SCHEMA_VERSION
+    plan: str
+    rows: int
+    failed: int
+    shards: tuple[Marker, ...]
+
+
+def parse(model: type[T], data: bytes, where: str) -> T:
+    """Read a document. Raises DataError naming the first field that is not as it should be."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise DataError(f"{where} is not a {model.__name__}: {field}: {first['msg']}") from error
