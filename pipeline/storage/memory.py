@@ -1,0 +1,72 @@
+"""Objects in this process's memory, for tests: the store of every `memory://` URI, shared by its threads."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.errors import AlreadyExists, NotFound
+
+__all__ = ["BACKEND", "MemoryBackend"]
+
+
+class MemoryBackend:
+    """fsspec's global memory file system behind one lock; the version of an object is the sha256 of its bytes."""
+
+    def __init__(self) -> None:
+        self._fs = MemoryFileSystem()
+        self._lock = threading.RLock()
+
+    @property
+    def pa_fs(self) -> Any:
+        import pyarrow.fs
+
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
+
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        with self._lock:
+            if not self._fs.isfile(path):
+                raise NotFound(f"no object memory://{path}: check the URI (it lives in one process)")
+            data: bytes = self._fs.cat_file(path)
+        return data, _version(data)
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._lock:
+            self._fs.pipe_file(path, data)
+
+    def create_once(self, path: str, data: bytes) -> str:
+        with self._lock:
+            if self._fs.isfile(path):
+                raise AlreadyExists(f"memory://{path} exists already")
+            self._fs.pipe_file(path, data)
+        return _version(data)
+
+    def compare_and_swap(self, path: str, data: bytes, expected: str) -> str:
+        with self._lock:
+            if not self._fs.isfile(path) or self.read_versioned(path)[1] != expected:
+                raise AlreadyExists(f"memory://{path} was changed by another writer: read it again")
+            self._fs.pipe_file(path, data)
+        return _version(data)
+
+    def size(self, path: str) -> int | None:
+        with self._lock:
+            return int(self._fs.info(path)["size"]) if self._fs.isfile(path) else None
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        with self._lock:
+            found = {name.lstrip("/"): int(file.size) for name, file in self._fs.store.items()}
+        return iter(sorted((path, size) for path, size in found.items() if path.startswith(prefix)))
+
+    def delete(self, path: str) -> None:
+        with self._lock:
+            if self._fs.isfile(path):
+                self._fs.rm_file(path)
+
+
+BACKEND = MemoryBackend()
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

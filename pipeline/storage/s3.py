@@ -1,0 +1,188 @@
+"""Objects in an S3-compatible store.
+
+All calls go through s3fs as single requests, so that the error code of the server decides the error class; `pa_fs`
+is Arrow's own client with the same settings. Retries are ours alone (both libraries' are off): a second layer
+would repeat a conditional write whose first reply was lost and then report somebody else's victory.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec.asyn
+import s3fs
+
+from pipeline.config import StorageConfig
+from pipeline.errors import AlreadyExists, NotFound, Transient
+from pipeline.storage.s3_errors import has_no_effect, is_missing_object, translated
+from pipeline.storage.s3_listing import Level, keys_in_order
+
+__all__ = ["S3Backend", "backend_for"]
+
+T = TypeVar("T")
+
+_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.2, 10.0
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+_CA_BUNDLE = "AWS_CA_BUNDLE"
+
+_backends: dict[tuple[int, StorageConfig], tuple[int, "S3Backend"]] = {}
+
+
+def backend_for(config: StorageConfig) -> "S3Backend":
+    """This process's client for `config`: s3fs must not cross a fork, and new credentials need a new client."""
+    identity = hash(tuple(os.environ.get(name) for name in _CREDENTIALS))
+    key = (os.getpid(), config)
+    found = _backends.get(key)
+    if found is None or found[0] != identity:
+        found = _backends[key] = (identity, S3Backend(config))
+    return found[1]
+
+
+class S3Backend:
+    """Paths are "bucket/key"; the version of an object is its ETag."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._config = config
+        self._where = config.endpoint or f"AWS ({config.region})"
+        self._known_buckets: set[str] = set()
+
+    @cached_property
+    def _fs(self) -> s3fs.S3FileSystem:
+        config = self._config
+        style = "path" if config.endpoint else "auto"  # as Arrow does
+        filesystem = s3fs.S3FileSystem(
+            endpoint_url=config.endpoint,
+            client_kwargs={"region_name": config.region, "verify": None if config.verify_tls else False},
+            config_kwargs={
+                "connect_timeout": config.connect_timeout_seconds,
+                "read_timeout": config.read_timeout_seconds,
+                "retries": {"total_max_attempts": 1},
+                "s3": {"addressing_style": style},
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        filesystem.retries = 1
+        return filesystem
+
+    @cached_property
+    def pa_fs(self) -> Any:
+        import pyarrow.fs
+
+        config = self._config
+        if not config.verify_tls:  # Arrow's Python class cannot skip the check
+            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
+        endpoint = urlsplit(config.endpoint or "https://")
+        return pyarrow.fs.S3FileSystem(
+            endpoint_override=endpoint.netloc + endpoint.path.rstrip("/") or None,
+            scheme=endpoint.scheme,
+            region=config.region,
+            connect_timeout=config.connect_timeout_seconds,
+            request_timeout=config.read_timeout_seconds,
+            allow_bucket_creation=False,
+            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=config.retries + 1),
+            tls_ca_file_path=os.environ.get(_CA_BUNDLE),
+        )
+
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        bucket, key = _split(path)
+
+        async def get() -> tuple[bytes, str]:
+            reply = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
+            async with reply["Body"] as body:
+                return await body.read(), reply["ETag"]
+
+        def request() -> tuple[bytes, str]:
+            data, version = fsspec.asyn.sync(self._fs.loop, get)
+            return data, version
+
+        return self._call(path, request)
+
+    def put(self, path: str, data: bytes) -> None:
+        self._call(path, lambda: self._put(path, data))
+
+    def create_once(self, path: str, data: bytes) -> str:
+        return self._call(path, lambda: self._put(path, data, IfNoneMatch="*"), conditional=True)
+
+    def compare_and_swap(self, path: str, data: bytes, expected: str) -> str:
+        try:
+            return self._call(path, lambda: self._put(path, data, IfMatch=expected), conditional=True)
+        except (AlreadyExists, NotFound) as error:
+            if isinstance(error, NotFound) and not is_missing_object(error.__cause__):
+                raise
+            raise AlreadyExists(f"s3://{path} was changed by another writer: read it again") from error
+
+    def size(self, path: str) -> int | None:
+        bucket, key = _split(path)
+
+        def head() -> int | None:
+            try:
+                return int(self._fs.call_s3("head_object", Bucket=bucket, Key=key)["ContentLength"])
+            except OSError as error:
+                if not is_missing_object(error):
+                    raise
+            if bucket not in self._known_buckets:  # the reply to HEAD does not say what is missing
+                self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+            return None
+
+        found = self._call(path, head)
+        self._known_buckets.add(bucket)
+        return found
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        bucket, start = _split(prefix)
+        for key, size in keys_in_order(lambda *args: self._page(bucket, *args), start):
+            yield f"{bucket}/{key}", size
+
+    def delete(self, path: str) -> None:
+        bucket, key = _split(path)
+        self._call(path, lambda: self._fs.call_s3("delete_object", Bucket=bucket, Key=key))
+
+    def _page(self, bucket: str, prefix: str, delimiter: str, token: str | None) -> Level:
+        more = {"ContinuationToken": token} if token else {}
+        reply = self._call(
+            f"{bucket}/{prefix}",
+            lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter=delimiter, **more),
+        )
+        return Level(
+            keys=[(item["Key"], int(item["Size"])) for item in reply.get("Contents", [])],
+            folders=[item["Prefix"] for item in reply.get("CommonPrefixes", [])],
+            token=reply.get("NextContinuationToken") if reply.get("IsTruncated") else None,
+            server=reply["ResponseMetadata"]["HTTPHeaders"].get("server", ""),
+        )
+
+    def _put(self, path: str, data: bytes, **condition: str) -> str:
+        """One request, so whole or not at all, with a checksum that the server verifies; the new ETag."""
+        bucket, key = _split(path)
+        return str(self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
+
+    def _call(self, path: str, request: Callable[[], T], *, conditional: bool = False) -> T:
+        """`request` with retries; a conditional one only while it surely changed nothing. Raises StorageError."""
+        attempt = 0
+        while True:
+            try:
+                return request()
+            except Exception as error:
+                failure = translated(error, path, self._where)
+                if failure is None:
+                    raise
+                again = isinstance(failure, Transient) and (not conditional or has_no_effect(error))
+                if not again or attempt >= self._config.retries:
+                    raise failure from error
+            _pause(attempt)
+            attempt += 1
+
+
+def _split(path: str) -> tuple[str, str]:
+    bucket, _, key = path.partition("/")
+    return bucket, key
+
+
+def _pause(attempt: int) -> None:
+    """Exponential back-off, spread over its upper half so that many workers do not return together."""
+    longest = min(_FIRST_DELAY_SECONDS * 2.0**attempt, _LONGEST_DELAY_SECONDS)
+    time.sleep(longest * secrets.SystemRandom().uniform(0.5, 1.0))

@@ -1,0 +1,85 @@
+"""Key order from any S3 server, a page at a time."""
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pipeline.errors import StorageError
+
+__all__ = ["Level", "Pager", "keys_in_order"]
+
+# Servers that list a folder's content at the place of the folder's name ("a/x" before "a b"), not in key order.
+_FOLDER_ORDERED = ("SeaweedFS",)
+
+
+class Level(NamedTuple):
+    """One page of a listing: objects (key, size in bytes), folders ("a/b/") when a delimiter was given."""
+
+    keys: list[tuple[str, int]]
+    folders: list[str]
+    token: str | None
+    server: str
+
+
+Pager = Callable[[str, str, str | None], Level]  # prefix, delimiter ("" or "/"), token of the page
+
+
+def keys_in_order(page: Pager, prefix: str) -> Iterator[tuple[str, int]]:
+    """(key, size) of every object under `prefix` in key order; keys that end in "/" are folder marks, not objects.
+
+    One flat listing where the server sorts by key; folder by folder where it does not (a request a folder).
+    Memory: one page, or one page a level. Raises StorageError when a server keeps neither order.
+    """
+    first = page(prefix, "", None)
+    if first.token and first.server.startswith(_FOLDER_ORDERED):
+        yield from _by_folder(page, prefix)
+        return
+    if not first.token:  # all there is: no need to trust the server's order
+        first = first._replace(keys=sorted(first.keys))
+    last = ""
+    for key, size in _flat(page, prefix, first):
+        if key < last:
+            raise StorageError(f"the server lists '{key}' after '{last}': it keeps no key order, so it cannot be used")
+        last = key
+        if not key.endswith("/"):
+            yield key, size
+
+
+def _flat(page: Pager, prefix: str, first: Level) -> Iterator[tuple[str, int]]:
+    yield from first.keys
+    token = first.token
+    while token:
+        level = page(prefix, "", token)
+        yield from level.keys
+        token = level.token
+
+
+def _by_folder(page: Pager, prefix: str) -> Iterator[tuple[str, int]]:
+    """Key order out of name order: a folder "a/" waits until no name below "a/" (such as "a b") can follow."""
+    waiting: list[tuple[str, int]] = []
+    for name, key, size in _names(page, prefix):
+        while waiting and waiting[0][0] <= name:
+            yield from _expanded(page, *heapq.heappop(waiting))
+        heapq.heappush(waiting, (key, size))
+    while waiting:
+        yield from _expanded(page, *heapq.heappop(waiting))
+
+
+def _names(page: Pager, prefix: str) -> Iterator[tuple[str, str, int]]:
+    """(name, key, size) of one level in name order; a folder's key ends in "/", its name does not."""
+    token: str | None = None
+    while True:
+        level = page(prefix, "/", token)
+        objects = [(key, key, size) for key, size in level.keys if not key.endswith("/")]
+        folders = [(folder.rstrip("/"), folder, 0) for folder in level.folders]
+        yield from sorted(objects + folders)
+        token = level.token
+        if not token:
+            return
+
+
+def _expanded(page: Pager, key: str, size: int) -> Iterator[tuple[str, int]]:
+    if key.endswith("/"):
+        yield from keys_in_order(page, key)
+    else:
+        yield key, size
