@@ -34,20 +34,20 @@ class MemoryBackend:
 
     def put(self, path: str, data: bytes) -> None:
         with self._lock:
-            self._fs.pipe_file(path, data)
+            self._write(path, data)
 
     def create_once(self, path: str, data: bytes) -> str:
         with self._lock:
             if self._fs.isfile(path):
                 raise AlreadyExists(f"memory://{path} exists already")
-            self._fs.pipe_file(path, data)
+            self._write(path, data)
         return _version(data)
 
     def compare_and_swap(self, path: str, data: bytes, expected: str) -> str:
         with self._lock:
             if not self._fs.isfile(path) or self.read_versioned(path)[1] != expected:
                 raise AlreadyExists(f"memory://{path} was changed by another writer: read it again")
-            self._fs.pipe_file(path, data)
+            self._write(path, data)
         return _version(data)
 
     def size(self, path: str) -> int | None:
@@ -63,6 +63,12 @@ class MemoryBackend:
         with self._lock:
             if self._fs.isfile(path):
                 self._fs.rm_file(path)
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
+            self._fs.pipe_file(path, data)
+        except FileExistsError as error:
+            raise NotFound(f"memory://{path} cannot be: one of its parent folders is a file") from error
 
 
 BACKEND = MemoryBackend()
