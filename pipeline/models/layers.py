@@ -1,0 +1,124 @@
+"""Building blocks of the U-Net, named and shaped as in diffusers so that weights move both ways.
+
+Activations are float [B, C, H, W], channels last in memory. `emb` is SiLU(time + class embedding), float [B, D], or
+[1, D] when the whole batch shares it. `words` are those of pipeline.models.dropout, None when nothing is dropped.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name everyone knows)
+from torch import Tensor, nn
+
+from pipeline.models.dropout import dropout_mask
+
+__all__ = [
+    "Attention",
+    "Downsample",
+    "ResnetBlock",
+    "TimestepEmbedding",
+    "Upsample",
+    "norm_silu",
+    "sinusoidal_embedding",
+]
+
+
+def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
+    """Position of each timestep: float32 [B, dim], sines then cosines (Vaswani et al. 2017, as in Ho et al. 2020).
+
+    t: [B], any number dtype, in 0..T-1. Frequencies fall from 1 to 1/10000, both ends included. An odd `dim` ends in 0.
+    """
+    half = dim // 2
+    rate = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
+    angles = t[:, None].float() * torch.exp(rate)[None, :]
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """SiLU(GroupNorm(x)); in place after the norm when no gradient will ask for the norm's output."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
+class TimestepEmbedding(nn.Module):
+    """Linear, SiLU, Linear: float [B, dim_in] -> [B, dim_out]."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim_in, dim_out)
+        self.linear_2 = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """x + conv2(drop(SiLU(norm2(conv1(SiLU(norm1(x))) + projected time)))), with a 1x1 shortcut if channels change.
+
+    layer: index of this block in the network, which is what its dropout masks depend on.
+    """
+
+    def __init__(self, channels: tuple[int, int], emb_dim: int, groups: int, eps: float, dropout: float) -> None:
+        super().__init__()
+        c_in, c_out = channels
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(emb_dim, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+        self.dropout = dropout
+        self.layer = 0
+
+    def forward(self, x: Tensor, emb: Tensor, words: Tensor | None) -> Tensor:
+        h = self.conv1(norm_silu(self.norm1, x)) + self.time_emb_proj(emb)[:, :, None, None]
+        h = norm_silu(self.norm2, h)
+        if words is not None:
+            h = h * dropout_mask(words[self.layer], h.shape, self.dropout)
+        out: Tensor = self.conv2(h)
+        return out + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nn.Module):
+    """x + out(softmax(q k^T / sqrt(C)) v) over the H*W positions, one head."""
+
+    def __init__(self, channels: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)
+        weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+        bias = torch.cat([self.to_q.bias, self.to_k.bias, self.to_v.bias])
+        q, k, v = F.linear(tokens, weight, bias).chunk(3, dim=-1)
+        out: Tensor = self.to_out[0](F.scaled_dot_product_attention(q, k, v))
+        return x + out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Halves height and width: zeros at the right and the bottom only, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out

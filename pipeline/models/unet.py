@@ -1,0 +1,230 @@
+"""The U-Net of Ho et al. 2020 (appendix B), parameter-compatible with diffusers' UNet2DModel.
+
+Fixed choices, those of google/ddpm-cifar10-32: one attention head, self-attention at `attention_levels` and in the
+middle, time embedding of 4 * block_out_channels[0] with sines first, stride-2 convolutions padded right and bottom,
+outputs of residual blocks not rescaled. The paper's CIFAR-10 network has 35,746,307 parameters.
+
+A class-conditional network has one class more than `num_classes`: `null_label`, the label of "no label", is what label
+dropout trains and what guidance needs.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
+from pipeline.models.dropout import DropoutKey
+from pipeline.models.layers import (
+    Attention,
+    Downsample,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    norm_silu,
+    sinusoidal_embedding,
+)
+
+__all__ = ["UNet", "init_weights"]
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, seed: int) -> None:
+    """Fill every parameter as a function of `seed` alone: the paper's initialisation.
+
+    Weights are uniform with variance 2 / (fan_in + fan_out), biases 0, and the last layer of each residual branch and
+    of the network is 0, so that every block starts as the identity and the network predicts 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if name.endswith(("conv2", "to_out.0", "conv_out")):
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.GroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class _Stage(nn.Module):
+    """Residual blocks, each followed by attention if the stage has it; optionally recomputed in the backward pass."""
+
+    def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], num_attentions: int) -> None:
+        super().__init__()
+        groups, eps = config.norm_num_groups, config.norm_eps
+        emb_dim = 4 * config.block_out_channels[0]
+        self.resnets = nn.ModuleList(ResnetBlock(pair, emb_dim, groups, eps, config.dropout) for pair in channels)
+        if num_attentions:
+            self.attentions = nn.ModuleList(Attention(channels[0][1], groups, eps) for _ in range(num_attentions))
+        self._recompute = config.gradient_checkpointing
+
+    def resnet(self, index: int, *inputs: Tensor | None) -> Tensor:
+        return self._run(self.resnets[index], *inputs)
+
+    def attention(self, index: int, h: Tensor) -> Tensor:
+        return self._run(self.attentions[index], h) if hasattr(self, "attentions") else h
+
+    def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        if self._recompute and torch.is_grad_enabled():
+            # Nothing in a block draws from a generator, so there is no state to restore.
+            out: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return out
+        return block(*inputs)
+
+
+class _DownStage(_Stage):
+    def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], attention: bool, last: bool) -> None:
+        super().__init__(config, channels, len(channels) if attention else 0)
+        if not last:
+            self.downsamplers = nn.ModuleList([Downsample(channels[-1][1])])
+
+    def forward(self, h: Tensor, emb: Tensor, words: Tensor | None, skips: list[Tensor]) -> Tensor:
+        """Appends to `skips` what the mirrored up stage will take."""
+        for index in range(len(self.resnets)):
+            h = self.attention(index, self.resnet(index, h, emb, words))
+            skips.append(h)
+        if hasattr(self, "downsamplers"):
+            h = self.downsamplers[0](h)
+            skips.append(h)
+        return h
+
+
+class _MidStage(_Stage):
+    def __init__(self, config: ModelConfig, channels: int) -> None:
+        super().__init__(config, [(channels, channels)] * 2, 1)
+
+    def forward(self, h: Tensor, emb: Tensor, words: Tensor | None) -> Tensor:
+        h = self.attention(0, self.resnet(0, h, emb, words))
+        return self.resnet(1, h, emb, words)
+
+
+class _UpStage(_Stage):
+    def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], attention: bool, last: bool) -> None:
+        super().__init__(config, channels, len(channels) if attention else 0)
+        if not last:
+            self.upsamplers = nn.ModuleList([Upsample(channels[-1][1])])
+
+    def forward(self, h: Tensor, emb: Tensor, words: Tensor | None, skips: list[Tensor]) -> Tensor:
+        for index in range(len(self.resnets)):
+            h = self.resnet(index, torch.cat([h, skips.pop()], dim=1), emb, words)
+            h = self.attention(index, h)
+        if hasattr(self, "upsamplers"):
+            h = self.upsamplers[0](h)
+        return h
+
+
+class UNet(nn.Module):
+    """Predicts from x_t and t, pixel by pixel, what the diffusion asks for (epsilon, say, or a mean and a variance).
+
+    Initialised by `init_weights(self, 0)`; the global random state is neither read nor changed. Under
+    `torch.device("meta")` the parameters have names and shapes only.
+    """
+
+    def __init__(self, config: ModelConfig, in_channels: int, out_channels: int, sample_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.in_channels, self.out_channels, self.sample_size = in_channels, out_channels, sample_size
+        self.num_layers = 0
+        if config.block_out_channels[0] < 4:
+            raise ConfigError("model.block_out_channels: the first must be at least 4, for the time embedding")
+        self._check_size(sample_size, sample_size)
+        device = torch.get_default_device()
+        with torch.device("meta"):
+            self._build()
+        for layer, block in enumerate(m for m in self.modules() if isinstance(m, ResnetBlock)):
+            block.layer = layer
+            self.num_layers = layer + 1
+        self.to_empty(device=device)
+        if device.type != "meta":
+            init_weights(self, 0)
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def _build(self) -> None:
+        config, widths = self.config, self.config.block_out_channels
+        depth, last = config.layers_per_block, len(widths) - 1
+        emb_dim = 4 * widths[0]
+        self.conv_in = nn.Conv2d(self.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], emb_dim)
+        if config.num_classes is not None:
+            self.class_embedding = nn.Embedding(config.num_classes + 1, emb_dim)
+        self.down_blocks = nn.ModuleList()
+        self.up_blocks = nn.ModuleList()
+        skips = [widths[0]]
+        for level, width in enumerate(widths):
+            pairs = [(widths[max(level - 1, 0)] if i == 0 else width, width) for i in range(depth)]
+            self.down_blocks.append(_DownStage(config, pairs, level in config.attention_levels, level == last))
+            skips += [width] * (depth + (level != last))
+        self.mid_block = _MidStage(config, widths[-1])
+        below = widths[-1]
+        for level in reversed(range(len(widths))):
+            inputs = [below] + [widths[level]] * depth
+            pairs = [(width + skips.pop(), widths[level]) for width in inputs]
+            self.up_blocks.append(_UpStage(config, pairs, level in config.attention_levels, level == 0))
+            below = widths[level]
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], self.out_channels, 3, padding=1)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label of "no label" in a class-conditional network."""
+        return self.config.num_classes
+
+    def forward(
+        self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, dropout: DropoutKey | None = None
+    ) -> Tensor:
+        """float [B, out_channels, H, W], channels last in memory.
+
+        x: float [B, in_channels, H, W]. t: int64 [B] in 0..T-1, or one element (any shape) for the whole batch, which
+        is cheaper. class_labels: int64 [B] (or [1]) in 0..num_classes, exactly when the network is conditional.
+        dropout: needed in training mode when config.dropout > 0, ignored otherwise. Raises ConfigError.
+        """
+        self._check_size(x.shape[2], x.shape[3])
+        emb = self._embed(t.reshape(-1), class_labels)
+        words = self._dropout_words(dropout)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for down in self.down_blocks:
+            h = down(h, emb, words, skips)
+        h = self.mid_block(h, emb, words)
+        for up in self.up_blocks:
+            h = up(h, emb, words, skips)
+        out: Tensor = self.conv_out(norm_silu(self.conv_norm_out, h))
+        return out
+
+    def _embed(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
+        """SiLU(time + class embedding), float [B or 1, D]: every block projects the same activation."""
+        dtype = self.conv_in.weight.dtype
+        emb: Tensor = self.time_embedding(sinusoidal_embedding(t, self.config.block_out_channels[0]).to(dtype))
+        if (class_labels is None) != (self.config.num_classes is None):
+            raise ConfigError(
+                "class_labels given to a network with no num_classes"
+                if self.config.num_classes is None
+                else f"a class-conditional network needs class_labels; {self.null_label} stands for no label"
+            )
+        if class_labels is not None:
+            emb = emb + self.class_embedding(class_labels)
+        return F.silu(emb)
+
+    def _dropout_words(self, dropout: DropoutKey | None) -> Tensor | None:
+        if not self.training or self.config.dropout == 0:
+            return None
+        if dropout is None:
+            raise ConfigError(f"model.dropout is {self.config.dropout}: training needs a DropoutKey with every batch")
+        return dropout.words(self.num_layers)
+
+    def _check_size(self, height: int, width: int) -> None:
+        step = 2 ** (len(self.config.block_out_channels) - 1)
+        if height % step or width % step:
+            raise ConfigError(
+                f"images of {height}x{width} pixels cannot be halved for every level: need multiples of {step}"
+            )
