@@ -37,8 +37,9 @@ class Ddim:
     @torch.no_grad()
     def _step(self, denoiser: Denoiser, x_t: Tensor, i: int, z: Tensor | None) -> tuple[Tensor, Tensor]:
         x_0 = self.grid.predict(denoiser, x_t, i).x_0
-        eps = self.grid.process.to_eps("x_0", x_0, x_t, self.grid.index(x_t, i))
-        alpha_bar_prev = self.grid.schedule.alpha_bars_prev[i].item()
-        variance = self.eta**2 * self.grid.schedule.posterior_variance[i].item()
-        x_prev = math.sqrt(alpha_bar_prev) * x_0 + math.sqrt(max(1.0 - alpha_bar_prev - variance, 0.0)) * eps
-        return (x_prev if z is None else x_prev + math.sqrt(variance) * z), x_0
+        eps = self.grid.eps(x_0, x_t, i)
+        signal, noise = self.grid.level(i - 1)
+        sigma = self.eta * math.sqrt(self.grid.schedule.posterior_variance[i].item())
+        # At eta = 1 the two can be equal but for rounding.
+        x_prev = signal * x_0 + math.sqrt(max(noise**2 - sigma**2, 0.0)) * eps
+        return (x_prev if z is None else x_prev + sigma * z), x_0

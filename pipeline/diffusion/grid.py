@@ -1,5 +1,6 @@
 """What every sampler stands on: the timesteps it visits, the network's answer there, the states it yields."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,6 +63,9 @@ class Grid:
         self.reverse = Reverse(self.process, prediction, variance)
         self.clip = clip
         self._t: list[int] = self.schedule.timesteps.tolist()
+        # (sqrt(alpha_bar), sqrt(1 - alpha_bar)) at index -1 (the data itself), 0, ..., S-1.
+        alpha_bars = [1.0, *self.schedule.alpha_bars.tolist()]
+        self._levels = [(math.sqrt(a), math.sqrt(1.0 - a)) for a in alpha_bars]
 
     @property
     def timesteps(self) -> list[int]:
@@ -72,11 +76,19 @@ class Grid:
         for step, i in enumerate(reversed(range(len(self._t)))):
             yield step, i, self._t[i]
 
+    def level(self, i: int) -> tuple[float, float]:
+        """Signal and noise scale of x at index i: sqrt(alpha_bar), sqrt(1 - alpha_bar); (1, 0) at i = -1."""
+        return self._levels[i + 1]
+
     def predict(self, denoiser: Denoiser, x_t: Tensor, i: int) -> Gaussian:
         """p_theta at index i: the network sees the original timestep, the tables the respaced index."""
         batch = x_t.shape[0]
         out = denoiser(x_t, torch.full((batch,), self._t[i], device=x_t.device))
         return self.reverse(out, x_t, self.index(x_t, i), self.clip)
+
+    def eps(self, x_0: Tensor, x_t: Tensor, i: int) -> Tensor:
+        """The eps that is consistent with x_t and this (possibly clipped) x_0."""
+        return self.process.to_eps("x_0", x_0, x_t, self.index(x_t, i))
 
     def index(self, x_t: Tensor, i: int) -> Tensor:
         """i for every row, int64 [B]."""

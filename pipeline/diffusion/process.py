@@ -43,7 +43,9 @@ class Process:
         """Table `name` at t, shaped [B, 1, 1, ...] to broadcast against `like`, in its dtype and on its device."""
         key = (name, like.dtype, like.device)
         if key not in self._cast:
-            self._cast[key] = self._float64[name].to(like)
+            # A table first cast while sampling in inference mode must still serve autograd later.
+            with torch.inference_mode(False):
+                self._cast[key] = self._float64[name].to(like)
         return self._cast[key][t].view(-1, *[1] * (like.ndim - 1))
 
     def q_step(self, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor:

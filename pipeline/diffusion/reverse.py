@@ -10,6 +10,8 @@ channels again for the variance:
     learned         log sigma^2 = log beta_t + out   (free, diagonal, as in Sohl-Dickstein et al. 2015; out = 0 is
                                                      fixed_large, so training starts from a sane place)
 
+A network with variance channels may be sampled with a fixed variance: the channels are then ignored.
+
 With `prediction: mean` the first channels are mu_theta itself, as in the baseline of Ho et al. 2020, Table 2.
 """
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from pipeline.diffusion.process import Prediction, Process
 
-__all__ = ["Clip", "Gaussian", "Reverse", "Variance"]
+__all__ = ["Clip", "Gaussian", "Reverse", "Variance", "split"]
 
 Variance = Literal["fixed_small", "fixed_large", "learned_range", "learned"]
 Clip = Callable[[Tensor], Tensor]
@@ -36,6 +38,15 @@ class Gaussian:
     log_variance: Tensor
 
 
+def split(out: Tensor, num_channels: int) -> tuple[Tensor, Tensor | None]:
+    """Raw output [B, C or 2C, H, W] -> prediction and variance channels, [B, C, H, W] each (None if not there)."""
+    if out.shape[1] == num_channels:
+        return out, None
+    if out.shape[1] != 2 * num_channels:
+        raise ValueError(f"the network gave {out.shape[1]} channels; {num_channels} or twice as many are expected")
+    return out[:, :num_channels], out[:, num_channels:]
+
+
 class Reverse:
     """Maps (raw output, x_t, t) to p_theta(x_{t-1} | x_t)."""
 
@@ -48,32 +59,26 @@ class Reverse:
     def learns_variance(self) -> bool:
         return self.variance in ("learned_range", "learned")
 
-    def split(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Raw output -> (prediction, variance channels or None)."""
-        if not self.learns_variance:
-            return out, None
-        prediction, variance = out.chunk(2, dim=1)
-        return prediction, variance
-
     def log_variance(self, raw: Tensor | None, t: Tensor, like: Tensor) -> Tensor:
         """log sigma_t^2, [B, 1, 1, 1] when fixed, [B, C, H, W] when learned."""
-        small = self.process.at("log_small", t, like)
         if self.variance == "fixed_small":
-            return small
-        if raw is None:
+            return self.process.at("log_small", t, like)
+        if self.variance == "fixed_large":
             return self.process.at("log_large", t, like)
+        if raw is None:
+            raise ValueError(f"variance '{self.variance}' needs a network with twice as many output channels")
         log_beta = self.process.at("log_beta", t, like)
         if self.variance == "learned":
             return log_beta + raw
         share = (raw + 1.0) / 2.0
-        return share * log_beta + (1.0 - share) * small
+        return share * log_beta + (1.0 - share) * self.process.at("log_small", t, like)
 
     def __call__(self, out: Tensor, x_t: Tensor, t: Tensor, clip: Clip | None = None) -> Gaussian:
         """`out` [B, C or 2C, H, W], x_t [B, C, H, W], t int64 [B].
 
         `clip` acts on the implied x_0 and through it on the mean.
         """
-        prediction, raw = self.split(out)
+        prediction, raw = split(out, x_t.shape[1])
         x_0 = self.process.to_x0(self.prediction, prediction, x_t, t)
         if clip is not None:
             x_0 = clip(x_0)

@@ -3,22 +3,45 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
-
 from pipeline.config import DiffusionConfig
 from pipeline.diffusion.ancestral import Ancestral
+from pipeline.diffusion.clipping import DynamicThreshold, clip_to_unit
 from pipeline.diffusion.ddim import Ddim
+from pipeline.diffusion.dpm_solver import DpmSolver2M
 from pipeline.diffusion.grid import Grid, NoiseSource, Sampler, State
-from pipeline.diffusion.reverse import Variance
+from pipeline.diffusion.heun import Heun
+from pipeline.diffusion.reverse import Clip, Variance
 from pipeline.diffusion.schedule import evenly_spaced, make_schedule
+from pipeline.errors import ConfigError
 
 __all__ = ["NoiseSource", "Sampler", "SamplerName", "State", "make_sampler"]
 
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"]
 
 
-def _to_unit_range(x_0: Tensor) -> Tensor:
-    return x_0.clamp(-1.0, 1.0)
+def _clip(clip: bool | float) -> Clip | None:
+    if isinstance(clip, bool):
+        return clip_to_unit if clip else None
+    if not 0.0 < clip <= 1.0:
+        raise ConfigError(f"clip: a dynamic threshold is a quantile in (0, 1], got {clip}")
+    return DynamicThreshold(clip)
+
+
+def _variance(diffusion: DiffusionConfig, override: Variance | None) -> Variance:
+    if override is None or override == diffusion.variance:
+        return diffusion.variance
+    if override in ("learned", "learned_range"):
+        raise ConfigError(f"variance: '{override}' was not learned; this model was trained with '{diffusion.variance}'")
+    return override
+
+
+def _timesteps(num_timesteps: int, steps: int | Sequence[int] | None) -> list[int]:
+    if steps is None:
+        return list(range(num_timesteps))
+    try:
+        return evenly_spaced(num_timesteps, steps) if isinstance(steps, int) else list(steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def make_sampler(
@@ -27,23 +50,26 @@ def make_sampler(
     steps: int | Sequence[int] | None,
     eta: float,
     variance: Variance | None,
-    clip: bool,
+    clip: bool | float,
 ) -> Sampler:
     """A sampler for a network trained with `diffusion`.
 
     steps: how many (evenly spaced, see `schedule.evenly_spaced`), or the ascending timestep indices themselves, or
-    None for all; eta: DDIM only; variance: DDPM only, None as trained; clip: predicted x_0 to [-1, 1].
-    Raises ValueError for steps outside the process.
+    None for all of them; eta: "ddim" only; variance: "ddpm" only, None as trained, a fixed one may replace a learned
+    one; clip: True for predicted x_0 in [-1, 1], False for none, a float for `clipping.DynamicThreshold`.
+    Raises ConfigError for steps outside the process and for a variance the model never learned.
     """
     schedule = make_schedule(diffusion)
-    if steps is None:
-        steps = schedule.num_timesteps
-    timesteps = evenly_spaced(schedule.num_timesteps, steps) if isinstance(steps, int) else list(steps)
-    grid = Grid(
-        schedule, timesteps, diffusion.prediction, variance or diffusion.variance, _to_unit_range if clip else None
-    )
+    timesteps = _timesteps(schedule.num_timesteps, steps)
+    grid = Grid(schedule, timesteps, diffusion.prediction, _variance(diffusion, variance), _clip(clip))
     match name:
         case "ddpm":
             return Ancestral(grid)
         case "ddim":
             return Ddim(grid, eta)
+        case "dpm++2m":
+            return DpmSolver2M(grid, stochastic=False)
+        case "dpm++2m-sde":
+            return DpmSolver2M(grid, stochastic=True)
+        case "heun":
+            return Heun(grid)

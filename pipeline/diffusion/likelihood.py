@@ -1,0 +1,67 @@
+"""Likelihood by the bound, in bits per dimension, and what the bits buy. Ho et al. 2020, Eq. 5 and section 4.3."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.bound import bound_term, prior_term
+from pipeline.diffusion.grid import NoiseSource
+from pipeline.diffusion.objective import Denoiser, Objective
+
+__all__ = ["Likelihood", "RatePoint", "bits_per_dim", "rate_distortion"]
+
+_GREY_LEVELS_PER_UNIT = 127.5  # [-1, 1] -> [0, 255]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Upper bound on -log2 p(x_0) per dimension, part by part; all float64 on the CPU."""
+
+    terms: Tensor  # [B, T], bits/dim: L_0 at code t = 0, else L_{t-1} of the paper
+    prior: Tensor  # [B], bits/dim: L_T
+    x_0_mse: Tensor  # [B, T]: mean squared error of the x_0 predicted at t, images in [-1, 1]
+
+    @property
+    def total(self) -> Tensor:
+        """[B], bits/dim; lower is better."""
+        return self.terms.sum(1) + self.prior
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """A receiver who has x_t: bits/dim sent so far, and RMSE of its best guess at x_0 in grey levels of 0..255."""
+
+    t: int
+    rate: float
+    distortion: float
+
+
+@torch.no_grad()
+def bits_per_dim(objective: Objective, denoiser: Denoiser, x_0: Tensor, noise: NoiseSource) -> Likelihood:
+    """Every term of the bound, one noise draw each: T network calls.
+
+    x_0 [B, C, H, W] on the grey levels k / 127.5 - 1; `noise.at(t)` is the noise of q(x_t | x_0). Whatever the
+    training objective was, the bound is that of `objective.reverse`.
+    """
+    terms, errors = [], []
+    for step in range(objective.process.schedule.num_timesteps):
+        t = torch.full((x_0.shape[0],), step, device=x_0.device)
+        x_t = objective.process.q_sample(x_0, t, noise.at(step))
+        p = objective.reverse(denoiser(x_t, t), x_t, t)
+        terms.append(bound_term(objective.process, p, x_0, x_t, t))
+        errors.append((p.x_0 - x_0).square().flatten(1).mean(1))
+    prior = prior_term(objective.process, x_0)
+    return Likelihood(*(part.double().cpu() for part in (torch.stack(terms, 1), prior, torch.stack(errors, 1))))
+
+
+def rate_distortion(likelihoods: Sequence[Likelihood]) -> list[RatePoint]:
+    """Figure 5: means over all samples, from t = T-1 (only L_T sent) down to t = 0 (all but L_0)."""
+    terms = torch.cat([part.terms for part in likelihoods]).mean(0)
+    prior = torch.cat([part.prior for part in likelihoods]).mean()
+    mse = torch.cat([part.x_0_mse for part in likelihoods]).mean(0)
+    # To hold x_t the receiver was sent L_T and the terms that led from T-1 down to t, those at code T-1..t+1.
+    sent = prior + terms.flip(0).cumsum(0).flip(0) - terms
+    rmse = _GREY_LEVELS_PER_UNIT * mse.sqrt()
+    return [RatePoint(t, sent[t].item(), rmse[t].item()) for t in reversed(range(len(terms)))]
