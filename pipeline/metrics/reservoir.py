@@ -1,0 +1,94 @@
+"""A bounded random sample of features, keyed by image id: the sketch under KID and the neighbour scores.
+
+Each id gets a pseudo-random 64-bit key; the sample is the `capacity` rows of smallest key. So it is a function
+of the set of ids alone: any split over workers, any order and any repeated delivery end in the same sample.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+from pipeline.metrics.fingerprint import Fingerprint
+from pipeline.metrics.packing import pack, unpack
+
+__all__ = ["Reservoir"]
+
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2: Final = np.uint64(0x94D049BB133111EB)
+
+
+def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014): a bijection of 64-bit words."""
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+def _keys(ids: NDArray[np.int64], seed: int, stream: int) -> NDArray[np.uint64]:
+    """uint64 [n], distinct for distinct ids; another (seed, stream) is another order."""
+    salt = _mixed(_mixed(np.array([seed], np.uint64) + _GOLDEN) + np.array([stream], np.uint64) * _GOLDEN)
+    return _mixed(ids.astype(np.uint64) * _GOLDEN + salt)
+
+
+@dataclass(frozen=True, eq=False)
+class Reservoir:
+    """ids int64 [n] and features float32 [n, D] in key order, n <= capacity. A value, methods return a new one."""
+
+    fingerprint: Fingerprint
+    capacity: int
+    seed: int
+    ids: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, fingerprint: Fingerprint, capacity: int, seed: int) -> "Reservoir":
+        dim = fingerprint.feature_dim
+        return cls(fingerprint, capacity, seed, np.empty(0, np.int64), np.empty((0, dim), np.float32))
+
+    def update(self, ids: NDArray[np.int64], features: NDArray[Any]) -> "Reservoir":
+        """With rows `features` [B, D] of images `ids` [B] offered. Raises DataError on wrong shapes."""
+        if features.shape != (len(ids), self.fingerprint.feature_dim):
+            raise DataError(f"need features [{len(ids)}, {self.fingerprint.feature_dim}], got {list(features.shape)}")
+        all_ids = np.concatenate([self.ids, np.asarray(ids, np.int64)])
+        rows = np.concatenate([self.features, np.asarray(features, np.float32)])
+        order = np.argsort(_keys(all_ids, self.seed, 0), kind="stable")
+        all_ids, rows = all_ids[order], rows[order]
+        repeated = np.flatnonzero(all_ids[1:] == all_ids[:-1]) + 1
+        for row in repeated:
+            if not np.array_equal(rows[row], rows[row - 1]):
+                raise DataError(f"image {all_ids[row]} was given twice with different features")
+        keep = np.delete(np.arange(len(all_ids)), repeated)[: self.capacity]
+        return Reservoir(self.fingerprint, self.capacity, self.seed, all_ids[keep], rows[keep])
+
+    def merge(self, other: "Reservoir") -> "Reservoir":
+        """The sample of both sets. Raises DataError when protocol, capacity or seed differ."""
+        self.fingerprint.require_same(other.fingerprint)
+        if (self.capacity, self.seed) != (other.capacity, other.seed):
+            raise DataError(
+                f"samples of capacity {self.capacity} and seed {self.seed} do not merge with "
+                f"capacity {other.capacity} and seed {other.seed}"
+            )
+        return self.update(other.ids, other.features)
+
+    def subset(self, index: int, size: int) -> NDArray[np.float64]:
+        """float64 [size, D]: the `index`-th random subset, again chosen by id. Raises DataError if there are fewer."""
+        if size > len(self.ids):
+            raise DataError(f"a subset of {size} images needs at least as many, got {len(self.ids)}")
+        chosen = np.argsort(_keys(self.ids, self.seed, index + 1), kind="stable")[:size]
+        return self.features[chosen].astype(np.float64)
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file; equal samples give equal bytes."""
+        header = {"capacity": self.capacity, "seed": self.seed, "fingerprint": asdict(self.fingerprint)}
+        return pack("reservoir", header, {"ids": self.ids, "features": self.features})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Reservoir":
+        """Inverse of `to_bytes`. Raises DataError."""
+        header, arrays = unpack("reservoir", data)
+        fingerprint = Fingerprint(**header["fingerprint"])
+        return cls(fingerprint, header["capacity"], header["seed"], arrays["ids"], arrays["features"])
