@@ -11,9 +11,11 @@ import torch.nn.functional as F  # noqa: N812 (the name everyone knows)
 from torch import Tensor, nn
 
 from pipeline.models.dropout import dropout_mask
+from pipeline.models.winograd import winograd_conv, winograd_pays
 
 __all__ = [
     "Attention",
+    "Conv3x3",
     "Downsample",
     "ResnetBlock",
     "TimestepEmbedding",
@@ -39,6 +41,31 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that keeps height and width, or doubles them first by nearest neighbour when `enlarge`.
+
+    `fast` allows Winograd's algorithm where it pays; False is torch's own convolution, always.
+    """
+
+    def __init__(self, c_in: int, c_out: int, enlarge: bool = False) -> None:
+        super().__init__(c_in, c_out, 3, padding=1)
+        self.enlarge = enlarge
+        self.fast = True
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """emb: [B or 1, c_out], added to every pixel; residual: [B, c_out, H', W'], added last."""
+        if self.fast and winograd_pays(x, self.weight, self.enlarge):
+            shift = self.bias[None] if emb is None else emb + self.bias
+            return winograd_conv(x, self.weight, shift, residual, self.enlarge)
+        if self.enlarge:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        shared = emb is not None and len(emb) == 1
+        out = F.conv2d(x, self.weight, self.bias + emb[0] if shared else self.bias, padding=1)
+        if emb is not None and not shared:
+            out = out + emb[:, :, None, None]
+        return out if residual is None else out + residual
+
+
 class TimestepEmbedding(nn.Module):
     """Linear, SiLU, Linear: float [B, dim_in] -> [B, dim_out]."""
 
@@ -62,21 +89,21 @@ class ResnetBlock(nn.Module):
         super().__init__()
         c_in, c_out = channels
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv1 = Conv3x3(c_in, c_out)
         self.time_emb_proj = nn.Linear(emb_dim, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv2 = Conv3x3(c_out, c_out)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.dropout = dropout
         self.layer = 0
 
     def forward(self, x: Tensor, emb: Tensor, words: Tensor | None) -> Tensor:
-        h = self.conv1(norm_silu(self.norm1, x)) + self.time_emb_proj(emb)[:, :, None, None]
+        h = self.conv1(norm_silu(self.norm1, x), self.time_emb_proj(emb))
         h = norm_silu(self.norm2, h)
         if words is not None:
             h = h * dropout_mask(words[self.layer], h.shape, self.dropout)
-        out: Tensor = self.conv2(h)
-        return out + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        out: Tensor = self.conv2(h, None, x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
 
 
 class Attention(nn.Module):
@@ -117,8 +144,8 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels, enlarge=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(x)
         return out
