@@ -5,6 +5,7 @@ Activations are float [B, C, H, W], channels last in memory. `emb` is SiLU(time 
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone knows)
@@ -54,14 +55,15 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor, emb: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """emb: [B or 1, c_out], added to every pixel; residual: [B, c_out, H', W'], added last."""
+        bias = cast(Tensor, self.bias)
         if self.fast and winograd_pays(x, self.weight, self.enlarge):
-            shift = self.bias[None] if emb is None else emb + self.bias
-            return winograd_conv(x, self.weight, shift, residual, self.enlarge)
+            return winograd_conv(x, self.weight, bias[None] if emb is None else emb + bias, residual, self.enlarge)
         if self.enlarge:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        shared = emb is not None and len(emb) == 1
-        out = F.conv2d(x, self.weight, self.bias + emb[0] if shared else self.bias, padding=1)
-        if emb is not None and not shared:
+        if emb is not None and len(emb) == 1:
+            bias, emb = bias + emb[0], None
+        out = F.conv2d(x, self.weight, bias, padding=1)
+        if emb is not None:
             out = out + emb[:, :, None, None]
         return out if residual is None else out + residual
 

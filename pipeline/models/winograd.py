@@ -71,7 +71,7 @@ _ENLARGED_BACK = _Tiling(6, 4, 2, _SAME.take, torch.kron(_ADD_PAIRS @ _A.T, _ADD
 
 
 def winograd_pays(x: Tensor, weight: Tensor, enlarge: bool = False) -> bool:
-    """Whether `winograd_conv` takes these and beats torch's own convolution: float32 on a CPU, whole tiles, enough work.
+    """Whether `winograd_conv` takes these and beats torch's own: float32 on a CPU, whole tiles, enough work.
 
     The thresholds are those of benchmarks/model.py's machine. A compiled graph keeps torch's convolution.
     """
@@ -106,7 +106,7 @@ def _taken(x: Tensor, rows: slice, tiling: _Tiling) -> Tensor:
 
 
 def _convolve(x: Tensor, filters: Tensor, tiling: _Tiling, add: list[Tensor]) -> Tensor:
-    """Convolution of x [B, H, W, C] with filters [36, C, K], plus every tensor of `add` ([B or 1, H or 1, W or 1, K])."""
+    """Convolution of x [B, H, W, C] by filters [36, C, K], plus each of `add` ([1 or B, 1 or H, 1 or W, K])."""
     batch, height, width, channels = x.shape
     k, p = filters.shape[2], tiling.pixels
     down, across = height // tiling.stride, width // tiling.stride
@@ -174,5 +174,6 @@ def winograd_conv(
     x: float [B, C, H, W], H and W multiples of 4, any layout. weight: [K, C, 3, 3]. shift: [1 or B, K], a bias or a
     bias plus something a sample has of its own. residual: [B, K, H', W']. Result: [B, K, H', W'], channels last.
     """
-    out: Tensor = _WinogradConv.apply(x.contiguous(memory_format=torch.channels_last), weight, shift, residual, enlarge)
+    x = x.contiguous(memory_format=torch.channels_last)
+    out: Tensor = _WinogradConv.apply(x, weight, shift, residual, enlarge)  # type: ignore[no-untyped-call]
     return out

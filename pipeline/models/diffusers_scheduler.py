@@ -1,0 +1,110 @@
+"""The forward process in the words of diffusers' DDPMScheduler.
+
+What a scheduler has no field for (objective, loss weighting, the sigmoid schedule) is in `_diffusion`: diffusers skips
+keys that begin with an underscore. When it is there, the public fields must agree with it. How to sample (clipping,
+thresholding, spacing of steps) is a request's business, not the model's: those fields are not read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import DiffusionConfig
+from pipeline.errors import ConfigError, DataError
+
+__all__ = ["DIFFUSERS_VERSION", "SCHEDULER_FILE", "diffusion_config", "scheduler_fields", "validated"]
+
+DIFFUSERS_VERSION = "0.33.0"  # the oldest that reads these fields
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+
+_SCHEDULES = {"linear": "linear", "quadratic": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+_PREDICTIONS = {"epsilon": "epsilon", "x_0": "sample", "v": "v_prediction"}
+_VARIANCES = {name: name for name in ("fixed_small", "fixed_large", "learned_range")}
+# What DDPMScheduler takes when a field is absent.
+_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "variance_type": "fixed_small",
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def validated(section: type[S], values: Any, file: str) -> S:
+    """The section with these values; the first one that does not fit is a DataError naming `file` and the field."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{file}: {'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}") from error
+
+
+def scheduler_fields(diffusion: DiffusionConfig, betas: Sequence[float] | None) -> dict[str, Any]:
+    """DDPMScheduler's constructor fields. Raises ConfigError for a diffusion that it cannot run.
+
+    betas: float64 [T], needed only when diffusers has no name for the schedule.
+    """
+    if diffusion.prediction not in _PREDICTIONS:
+        raise ConfigError(f"diffusion.prediction '{diffusion.prediction}': diffusers' scheduler has no such prediction")
+    if diffusion.variance not in _VARIANCES:
+        raise ConfigError("diffusion.variance 'learned': diffusers' scheduler only learns 'learned_range'")
+    named = diffusion.schedule in _SCHEDULES
+    if not named and (betas is None or len(betas) != diffusion.num_timesteps):
+        raise ConfigError(f"diffusion.schedule '{diffusion.schedule}': diffusers has no name for it, so pass its betas")
+    return {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "_diffusion": diffusion.model_dump(mode="json"),
+        "num_train_timesteps": diffusion.num_timesteps,
+        "beta_start": diffusion.beta_start,
+        "beta_end": diffusion.beta_end,
+        "beta_schedule": _SCHEDULES.get(diffusion.schedule, "linear"),
+        "trained_betas": None if named or betas is None else [float(beta) for beta in betas],
+        "variance_type": diffusion.variance,
+        "prediction_type": _PREDICTIONS[diffusion.prediction],
+        "rescale_betas_zero_snr": diffusion.zero_terminal_snr and named,
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+    }
+
+
+def diffusion_config(fields: dict[str, Any]) -> DiffusionConfig:
+    """Reads what `scheduler_fields` or diffusers wrote. Raises DataError naming the field."""
+    given = {name: fields.get(name, absent) for name, absent in _DEFAULTS.items()}
+    if "_diffusion" in fields:
+        diffusion = validated(DiffusionConfig, fields["_diffusion"], f"{SCHEDULER_FILE}: _diffusion")
+        try:
+            wanted = scheduler_fields(diffusion, given["trained_betas"])
+        except ConfigError as error:
+            raise DataError(f"{SCHEDULER_FILE}: _diffusion: {error}") from error
+        for name, value in given.items():
+            if wanted[name] != value:
+                raise DataError(f"{SCHEDULER_FILE}: {name} is {value!r}, but _diffusion says {wanted[name]!r}")
+        return diffusion
+    if given["trained_betas"] is not None:
+        raise DataError(f"{SCHEDULER_FILE}: trained_betas: a schedule without a name is not supported")
+    variance = _ours(_VARIANCES, "variance_type", given)
+    values = {
+        "num_timesteps": given["num_train_timesteps"],
+        "schedule": _ours(_SCHEDULES, "beta_schedule", given),
+        "beta_start": given["beta_start"],
+        "beta_end": given["beta_end"],
+        "zero_terminal_snr": given["rescale_betas_zero_snr"],
+        "prediction": _ours(_PREDICTIONS, "prediction_type", given),
+        "variance": variance,
+        "objective": "hybrid" if variance == "learned_range" else "simple",
+    }
+    return validated(DiffusionConfig, values, SCHEDULER_FILE)
+
+
+def _ours(names: Mapping[str, str], field: str, given: Mapping[str, Any]) -> str:
+    for ours, theirs in names.items():
+        if theirs == given[field]:
+            return ours
+    raise DataError(f"{SCHEDULER_FILE}: {field} is {given[field]!r}, not one of {sorted(names.values())}")
