@@ -92,11 +92,16 @@ class RayConfig(Section):
         return int(self.workers.rpartition("..")[2])
 
 
+def _as_int(value: Any) -> Any:
+    """A flag's text to a number, so that Literal can compare it."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
 class IngestConfig(Section):
     """From source images to shuffled Parquet shards."""
 
     image_size: int = Field(32, ge=1, le=4096, description="height and width of the stored images, pixels")
-    channels: Literal[1, 3] = Field(3, description="1 is grey, 3 is RGB")
+    channels: Annotated[Literal[1, 3], BeforeValidator(_as_int)] = Field(3, description="1 is grey, 3 is RGB")
     background: int = Field(255, ge=0, le=255, description="grey level under transparent pixels")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="share kept from training, chosen by content hash")
     shard_rows: int = Field(1024, ge=1, description="images a shard; a shard is the unit that a training lane reads")

@@ -1,0 +1,22 @@
+"""`ddpm ingest --source S --dataset URI`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.ingest import ingest
+
+    return ingest(call.config, call.arguments.source, call.arguments.dataset, dry_run=call.dry_run)
+
+
+VERB = Verb(
+    name="ingest",
+    purpose="Turn images into a dataset: shuffled Parquet shards and a manifest.",
+    arguments=(
+        Argument("--source", "a folder of images, an IDX file (*-ubyte.gz), or 'digits'", required=True),
+        Argument("--dataset", "URI of the dataset's folder", required=True),
+        Argument("--image-size", "height and width of the stored images, pixels", path="ingest.image_size"),
+        Argument("--channels", "1 is grey, 3 is RGB", path="ingest.channels"),
+    ),
+    run=_run,
+)

@@ -1,0 +1,146 @@
+"""Optimisation of the denoiser: one global batch a step, the same step for any number of workers.
+
+Everything random about a training image (timestep, noise, flip, dropout) is a function of (seed, epoch, sample id),
+so it does not matter which worker handles it, or how often the run was restarted.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Config, TrainConfig
+from pipeline.diffusion.noise import integers, normal, stream_key, uniform
+from pipeline.diffusion.objective import Objective
+from pipeline.models.dropout import DropoutKey
+from pipeline.models.ema import Ema
+from pipeline.models.unet import UNet, init_weights
+
+__all__ = ["MicroBatch", "StepResult", "Trainer", "learning_rate", "training_inputs"]
+
+EMA = "ema"
+"""Name of the averaged weights in checkpoints."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam remembers of a parameter, besides its step count."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """x_0 float32 [B, C, H, W] in [-1, 1]; ids int64 [B]; labels int64 [B] or None; the epoch they are drawn in."""
+
+    x_0: Tensor
+    ids: Tensor
+    labels: Tensor | None
+    epoch: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: this worker's mean over its micro-batches, a 0-d tensor; grad_norm: global, before clipping, 0-d."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up to `lr` over `warmup_steps`; `step` counts from 0."""
+    return config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+
+
+def training_inputs(
+    batch: MicroBatch, config: TrainConfig, num_timesteps: int
+) -> tuple[Tensor, Tensor, Tensor, DropoutKey]:
+    """(x_0 possibly flipped, t int64 [B], eps like x_0, dropout key): functions of (seed, epoch, sample id)."""
+    x_0, ids, epoch = batch.x_0, batch.ids, batch.epoch
+    if config.flip:
+        flipped = uniform(stream_key(config.seed, "flip"), ids, epoch, 1)[:, 0] < 0.5
+        x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
+    t = integers(stream_key(config.seed, "t"), ids, epoch, num_timesteps)
+    eps = normal(stream_key(config.seed, "eps"), ids, epoch, tuple(x_0.shape[1:]))
+    return x_0, t, eps, DropoutKey(ids, stream_key(config.seed, "dropout"), epoch)
+
+
+class Trainer:
+    """The model, its average and its optimiser, advanced one global batch at a time.
+
+    wrap: makes the module that gradients flow through, e.g. DistributedDataParallel; the identity when alone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        image_size: int,
+        channels: int,
+        device: torch.device,
+        wrap: Callable[[UNet], nn.Module] = lambda model: model,
+    ) -> None:
+        self.config = config
+        self.objective = Objective(config.diffusion, channels)
+        model = UNet(config.model, channels, self.objective.out_channels, image_size)
+        init_weights(model, config.train.seed)
+        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.network = wrap(self.model)
+        self.ema = Ema(self.model, config.train.ema.decay, config.train.ema.warmup)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.train.lr,
+            betas=(config.train.adam_beta1, config.train.adam_beta2),
+            weight_decay=config.train.weight_decay,
+            fused=True,
+        )
+        self.steps_done = 0
+
+    def step(self, batches: Sequence[MicroBatch]) -> StepResult:
+        """One optimiser step on this worker's micro-batches of a global batch; no host synchronisation."""
+        lr = learning_rate(self.config.train, self.steps_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.train()
+        loss = torch.zeros((), device=next(self.model.parameters()).device)
+        for number, batch in enumerate(batches, start=1):
+            with nullcontext() if number == len(batches) else self._without_sync():
+                part = self._loss(batch) / len(batches)
+                part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
+        self.optimizer.step()
+        self.steps_done += 1
+        self.ema.update(self.steps_done)
+        return StepResult(loss, grad_norm.detach(), lr)
+
+    def _loss(self, batch: MicroBatch) -> Tensor:
+        x_0, t, eps, dropout = training_inputs(batch, self.config.train, self.config.diffusion.num_timesteps)
+        labels = batch.labels if self.config.model.num_classes is not None else None
+        dropout_key = dropout if self.config.model.dropout > 0 else None
+
+        def denoiser(x_t: Tensor, at: Tensor) -> Tensor:
+            out: Tensor = self.network(x_t, at, labels, dropout_key)
+            return out
+
+        return self.objective(denoiser, x_0, t, eps).mean()
+
+    def _without_sync(self) -> AbstractContextManager[None]:
+        no_sync = getattr(self.network, "no_sync", None)
+        return nullcontext() if no_sync is None else no_sync()  # type: ignore[no-any-return]
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that a checkpoint holds besides its manifest: file stem -> named tensors."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        optimizer = {
+            f"{names[id(p)]}.{key}": value for p, state in self.optimizer.state.items() for key, value in state.items()
+        }
+        return {"model": dict(self.model.state_dict()), EMA: dict(self.ema.shadow), "optimizer": optimizer}
+
+    def load(self, tensors: dict[str, dict[str, Tensor]], steps_done: int) -> None:
+        """Take the place that `tensors()` described, `steps_done` steps into the run."""
+        self.model.load_state_dict(tensors["model"])
+        self.ema.load(tensors[EMA])
+        state = tensors["optimizer"]
+        for name, parameter in self.model.named_parameters():
+            moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}
+            self.optimizer.state[parameter] = {"step": state[f"{name}.step"].clone(), **moments}
+        self.steps_done = steps_done

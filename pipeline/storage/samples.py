@@ -1,0 +1,178 @@
+"""Exactly-once samples: plan, data, marker, manifest, in that order and each by one atomic put.
+
+    PLAN  plan.json                    create-once; an equal plan is joined, a different one refused
+    DATA  data/shard-N-<attempt>.parquet   one put under a name that nobody else uses
+    MARK  commits/shard-N.json         create-once; whoever creates it owns shard N for ever
+    SEAL  manifest.json                create-once, all markers in it; then _SUCCESS for outside readers
+    GC    data files that no marker names, after the seal
+
+A shard goes ABSENT -> DATA only -> COMMITTED -> SEALED and never back. Readers take the manifest, never a listing.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound, Transient
+from pipeline.manifests import Marker, SampleManifest, SamplePlan, parse
+from pipeline.planning import sample_shards, shard_range
+from pipeline.schema import STATUS_OK
+from pipeline.storage.shards import document, parquet_bytes
+from pipeline.storage.store import Store
+
+__all__ = [
+    "collect_garbage",
+    "commit_shard",
+    "committed_shards",
+    "create_plan",
+    "marker_key",
+    "read_manifest",
+    "read_marker",
+    "read_plan",
+    "seal",
+]
+
+PLAN = "plan.json"
+MANIFEST = "manifest.json"
+SUCCESS = "_SUCCESS"
+ROW_GROUP_ROWS = 1000
+_MARKER = re.compile(r"^commits/shard-(\d{9})\.json$")
+_DATA = re.compile(r"^data/shard-(\d{9})-")
+MARK_ATTEMPTS = 5
+
+
+def marker_key(shard: int) -> str:
+    """Where shard N's marker is, relative to the job."""
+    return f"commits/shard-{shard:09d}.json"
+
+
+def create_plan(job: Store, plan: SamplePlan) -> SamplePlan:
+    """Fix what the job makes, or join the job that is there. Raises ConfigError when that one makes something else."""
+    try:
+        job.create_once(PLAN, document(plan))
+        return plan
+    except AlreadyExists:
+        existing = read_plan(job)
+    if existing.fingerprint != plan.fingerprint:
+        ours, theirs = plan.model_dump(), existing.model_dump()
+        different = [name for name in ours if ours[name] != theirs[name] and name != "model_uri"]
+        details = ", ".join(f"{name} {theirs[name]!r} there, {ours[name]!r} asked" for name in different)
+        raise ConfigError(f"{job.uri} holds another job ({details}): choose another --out or ask for the same")
+    return existing
+
+
+def read_plan(job: Store) -> SamplePlan:
+    """Raises DataError when there is no job."""
+    try:
+        return parse(SamplePlan, job.read(PLAN), job.location(PLAN))
+    except NotFound as error:
+        raise DataError(f"no samples at {job.uri}: {PLAN} is missing (ddpm generate makes them)") from error
+
+
+def read_marker(job: Store, shard: int) -> Marker | None:
+    """The marker of a committed shard, or None."""
+    try:
+        return parse(Marker, job.read(marker_key(shard)), job.location(marker_key(shard)))
+    except NotFound:
+        return None
+
+
+def committed_shards(job: Store) -> Iterator[int]:
+    """Shards that have a marker, ascending."""
+    for entry in job.list("commits/"):
+        if match := _MARKER.match(entry.key):
+            yield int(match.group(1))
+
+
+def commit_shard(job: Store, plan: SamplePlan, shard: int, table: pa.Table, attempt: str) -> Marker:
+    """DATA then MARK; returns the marker that owns the shard: ours, or that of a faster attempt.
+
+    Raises Transient when the store does not say whether the marker was made; our data file then stays for the
+    garbage collection, since a delayed request may still name it.
+    """
+    ids = table.column("sample_id").to_pylist()
+    expected = shard_range(shard, plan.num_samples, plan.shard_size)
+    if ids != list(expected):
+        raise DataError(f"shard {shard} must hold samples {expected.start}..{expected.stop - 1} in order, once each")
+    data = parquet_bytes(table, ROW_GROUP_ROWS)
+    marker = Marker(
+        key=f"data/shard-{shard:09d}-{attempt}.parquet",
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        shard=shard,
+        rows=len(ids),
+        first_id=expected.start,
+        last_id=expected.stop - 1,
+        failed=sum(status != STATUS_OK for status in table.column("status").to_pylist()),
+        plan=plan.fingerprint,
+        attempt=attempt,
+    )
+    job.put(marker.key, data)
+    owner = _mark(job, marker)
+    if owner.attempt != attempt:
+        job.delete(marker.key)
+    return owner
+
+
+def _mark(job: Store, marker: Marker) -> Marker:
+    """Create the marker, or read whose it is: a lost reply may hide that it was ours. Same bytes at each attempt."""
+    for remaining in reversed(range(MARK_ATTEMPTS)):
+        try:
+            job.create_once(marker_key(marker.shard), document(marker))
+            return marker
+        except AlreadyExists:
+            owner = read_marker(job, marker.shard)
+            if owner is not None:
+                return owner
+        except Transient:
+            if not remaining:
+                raise
+    raise Transient(f"{job.location(marker_key(marker.shard))} exists and cannot be read: try again")
+
+
+def seal(job: Store, plan: SamplePlan) -> SampleManifest:
+    """Make the job's samples one finished set. Raises DataError while a shard is missing or belongs to another plan."""
+    markers = []
+    for shard in range(sample_shards(plan.num_samples, plan.shard_size)):
+        marker = read_marker(job, shard)
+        if marker is None:
+            raise DataError(f"{job.uri} cannot be sealed: shard {shard} has no marker; run the same command again")
+        if marker.plan != plan.fingerprint:
+            raise DataError(f"{job.location(marker_key(shard))} belongs to another plan: {marker.plan}")
+        markers.append(marker)
+    manifest = SampleManifest(
+        plan=plan.fingerprint,
+        rows=sum(m.rows for m in markers),
+        failed=sum(m.failed for m in markers),
+        shards=tuple(markers),
+    )
+    try:
+        job.create_once(MANIFEST, document(manifest))
+    except AlreadyExists:
+        sealed = read_manifest(job)
+        if sealed != manifest:
+            raise DataError(f"{job.location(MANIFEST)} is sealed with other shards than its markers name") from None
+    job.put(SUCCESS, b"")
+    return manifest
+
+
+def read_manifest(job: Store) -> SampleManifest:
+    """Raises DataError before the seal."""
+    try:
+        return parse(SampleManifest, job.read(MANIFEST), job.location(MANIFEST))
+    except NotFound as error:
+        raise DataError(f"{job.uri} is not sealed: {MANIFEST} is missing (run the same ddpm generate again)") from error
+
+
+def collect_garbage(job: Store, manifest: SampleManifest) -> int:
+    """Delete data files of sealed shards that no marker names; returns how many."""
+    named = {marker.shard: marker.key for marker in manifest.shards}
+    removed = 0
+    for entry in job.list("data/"):
+        match = _DATA.match(entry.key)
+        if match and named.get(int(match.group(1)), entry.key) != entry.key:
+            job.delete(entry.key)
+            removed += 1
+    return removed

@@ -1,0 +1,69 @@
+"""Datasets at rest: shuffled Parquet shards and the manifest that names them."""
+
+import hashlib
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Section
+from pipeline.errors import DataError, NotFound, VerificationFailed
+from pipeline.manifests import DatasetManifest, FileEntry, parse
+from pipeline.storage.store import Store
+
+__all__ = ["document", "parquet_bytes", "put_file", "read_dataset", "read_parquet", "read_verified", "write_dataset"]
+
+MANIFEST = "manifest.json"
+
+
+def document(model: Section) -> bytes:
+    """A manifest as indented JSON, keys in the model's order."""
+    return (json.dumps(model.model_dump(mode="json"), indent=1) + "\n").encode()
+
+
+def parquet_bytes(table: pa.Table, row_group_rows: int) -> bytes:
+    """A Parquet file in memory, so that it is put whole. Image bytes are compressed already: no dictionary for them."""
+    sink = io.BytesIO()
+    plain = [name for name in table.column_names if name != "image"]
+    pq.write_table(table, sink, row_group_size=row_group_rows, use_dictionary=plain, compression="zstd")
+    return sink.getvalue()
+
+
+def put_file(store: Store, key: str, data: bytes) -> FileEntry:
+    """Store bytes and say what was stored."""
+    store.put(key, data)
+    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def read_verified(store: Store, entry: FileEntry) -> bytes:
+    """The bytes of a manifest's file. Raises VerificationFailed when they are not those that were written."""
+    try:
+        data = store.read(entry.key)
+    except NotFound as error:
+        raise VerificationFailed(f"{store.location(entry.key)} is named by its manifest but missing") from error
+    if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise VerificationFailed(
+            f"{store.location(entry.key)} is not what its manifest names: {len(data)} bytes with another sha256 or "
+            f"length than the {entry.bytes} written; restore it or make the artefact again"
+        )
+    return data
+
+
+def read_parquet(store: Store, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
+    """A verified Parquet file as a table."""
+    return pq.read_table(pa.BufferReader(read_verified(store, entry)), columns=columns)
+
+
+def read_dataset(store: Store) -> DatasetManifest:
+    """The manifest of a dataset. Raises DataError when there is none."""
+    try:
+        data = store.read(MANIFEST)
+    except NotFound as error:
+        raise DataError(f"no dataset at {store.uri}: {MANIFEST} is missing (ddpm ingest makes one)") from error
+    return parse(DatasetManifest, data, store.location(MANIFEST))
+
+
+def write_dataset(store: Store, manifest: DatasetManifest) -> None:
+    """Commit a dataset: its manifest, once. Raises AlreadyExists."""
+    store.create_once(MANIFEST, document(manifest))
