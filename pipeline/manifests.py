@@ -16,6 +16,7 @@ __all__ = [
     "DatasetManifest",
     "FileEntry",
     "Marker",
+    "RunPlan",
     "RunSuccess",
     "SampleManifest",
     "SamplePlan",
@@ -25,6 +26,12 @@ __all__ = [
 ]
 
 Split = Literal["train", "heldout"]
+FREE_TO_CHANGE = {
+    f"train.{name}"
+    for name in ("steps", "checkpoint_every", "keep_checkpoints", "grid_every", "grid_size", "grid_sampling_steps")
+}
+"""Settings of a run that may differ when it is resumed: they do not touch the path of the weights."""
+
 T = TypeVar("T", bound=Section)
 
 
@@ -97,10 +104,32 @@ class CheckpointManifest(Section):
         return digest_of(list(self.lane_digests))
 
 
+class RunPlan(Section):
+    """`<run>/run.json`, created once: what the run trains, on what."""
+
+    kind: Literal["run"] = "run"
+    schema_version: int = SCHEMA_VERSION
+    dataset_uri: str
+    dataset_digest: str
+    config: dict[str, Any]
+
+    def differences(self, other: "RunPlan") -> list[str]:
+        """Dotted names of the settings that decide the weights and are not equal in the two plans."""
+        names = [] if self.dataset_digest == other.dataset_digest else ["dataset"]
+        for section in ("model", "diffusion", "train"):
+            ours, theirs = self.config[section], other.config[section]
+            names += [
+                f"{section}.{key}"
+                for key in sorted(ours.keys() | theirs.keys())
+                if f"{section}.{key}" not in FREE_TO_CHANGE and ours.get(key) != theirs.get(key)
+            ]
+        return names
+
+
 class RunSuccess(Section):
     """`<run>/_SUCCESS.json`: the run took all its steps."""
 
-    kind: Literal["run"] = "run"
+    kind: Literal["success"] = "success"
     step: int
     images: int
     checkpoint: str  # relative to the run

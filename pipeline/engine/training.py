@@ -81,7 +81,7 @@ class Trainer:
         self.objective = Objective(config.diffusion, channels)
         model = UNet(config.model, channels, self.objective.out_channels, image_size)
         init_weights(model, config.train.seed)
-        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.model = model.to(device)
         self.network = wrap(self.model)
         self.ema = Ema(self.model, config.train.ema.decay, config.train.ema.warmup)
         self.optimizer = torch.optim.AdamW(

@@ -44,7 +44,7 @@ def _start(config: RayConfig, num_cpus: int) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     local = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if own else {}
     try:
-        ray.init(address=config.address, log_to_driver=True, logging_level=logging.ERROR, **local)
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"no Ray cluster at {config.address!r}: {first} (--address local starts one)") from error

@@ -1,0 +1,117 @@
+"""Lanes of training images as Ray Data streams: planned reads, decoded ahead of the trainer, in exact order."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import DataContext, Dataset
+
+from pipeline.engine.images import decode_pixels, to_model
+from pipeline.engine.training import MicroBatch
+from pipeline.errors import PipelineError
+from pipeline.manifests import DatasetManifest
+from pipeline.planning import Cursor, TrainPlan, Unit
+from pipeline.storage.checkpoints import latest_checkpoint
+from pipeline.storage.shards import read_parquet
+from pipeline.storage.store import Store
+
+__all__ = ["LaneDataset", "LaneStream", "lane_name"]
+
+TASK_ROWS = 1024
+"""Small shards are read several to a task, so that a task is worth its start."""
+BLOCK_BYTES = 16 * 2**20
+READ_CPUS = 0.25
+"""A lane's reader mostly waits: for storage, and for the trainer to take what it decoded."""
+PREFETCH_BATCHES = 2
+
+
+def lane_name(lane: int) -> str:
+    """Name of a lane among the trainer's datasets."""
+    return f"lane-{lane}"
+
+
+@dataclass(frozen=True)
+class LaneDataset:
+    """Called by Ray Train whenever its workers start: the lane from the run's latest checkpoint to its end."""
+
+    run: Store
+    dataset: Store
+    manifest: DatasetManifest
+    plan: TrainPlan
+    lane: int
+    total_steps: int
+
+    def __call__(self) -> Dataset:
+        checkpoint = latest_checkpoint(self.run)
+        cursor = Cursor() if checkpoint is None else Cursor(checkpoint.epoch, checkpoint.batches, checkpoint.step)
+        units = [asdict(unit) for unit in self.plan.remaining(self.lane, cursor, self.total_steps)]
+        rows = self.manifest.split("train")[0].rows
+        units_per_task = max(1, TASK_ROWS // rows)
+        context = DataContext.get_current()
+        context.target_max_block_size = BLOCK_BYTES
+        context.enable_progress_bars = False
+        table = pa.Table.from_pylist(units, schema=UNITS)
+        blocks = [table.slice(start, units_per_task) for start in range(0, len(units), units_per_task)]
+        return ray.data.from_arrow(blocks or [table]).map_batches(
+            read_units,
+            fn_kwargs={"dataset": self.dataset, "manifest": self.manifest, "plan": self.plan},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=READ_CPUS,
+            compute=ray.data.TaskPoolStrategy(1),
+        )
+
+
+UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "first_batch", "skip", "take")])
+
+
+def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
+    """Units (UNITS) -> one batch a micro-batch: image uint8 [B, H, W, C], sample_id, label (-1: none), epoch, batch."""
+    shards = manifest.split("train")
+    limit = manifest.image_size**2
+    for row in batch.to_pylist():
+        unit = Unit(**row)
+        table = read_parquet(dataset, shards[unit.shard], ["sample_id", "image", "label"])
+        table = table.take(pa.array(plan.rows(unit)))
+        for number in range(unit.take - unit.skip):
+            part = table.slice(number * plan.micro_batch, plan.micro_batch)
+            pixels = [decode_pixels(image["bytes"], limit) for image in part["image"].to_pylist()]
+            yield {
+                "image": np.stack(pixels),
+                "sample_id": part["sample_id"].to_numpy(),
+                "label": part["label"].fill_null(-1).to_numpy().astype(np.int64),
+                "epoch": np.full(len(pixels), unit.epoch),
+                "batch": np.full(len(pixels), unit.first_batch + unit.skip + number),
+            }
+
+
+class LaneStream:
+    """A lane's micro-batches on `device`, each checked to be the one that the plan has next."""
+
+    def __init__(self, iterator: Any, micro_batch: int, device: torch.device) -> None:
+        self._batches = iter(
+            iterator.iter_batches(batch_size=micro_batch, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES)
+        )
+        self._device = device
+
+    def next(self) -> tuple[MicroBatch, int]:
+        """The next micro-batch and the number of its global batch in its epoch."""
+        rows = next(self._batches, None)
+        if rows is None:
+            raise PipelineError("a lane ended before its run: the feed and the plan disagree")
+        positions = {(int(e), int(b)) for e, b in zip(rows["epoch"], rows["batch"], strict=True)}
+        if len(positions) != 1:
+            raise PipelineError(f"a micro-batch mixes global batches {sorted(positions)}")
+        epoch, number = positions.pop()
+        labels = torch.from_numpy(rows["label"].copy()).to(self._device)
+        batch = MicroBatch(
+            x_0=to_model(rows["image"]).to(self._device),
+            ids=torch.from_numpy(rows["sample_id"].copy()).to(self._device),
+            labels=labels,
+            epoch=epoch,
+        )
+        return batch, number
