@@ -86,8 +86,14 @@ class Store:
 
     def path(self, key: str = "") -> str:
         """Path of `key` (or of the root) for `pa_fs`: no scheme."""
-        root = self.uri.partition("://")[2] if "://" in self.uri else self.uri
-        return _join(root, _checked(key, self.uri)) if key else root
+        return self._object(key) if key else self._root
+
+    @property
+    def _root(self) -> str:
+        return self.uri.partition("://")[2] if "://" in self.uri else self.uri
+
+    def _object(self, key: str) -> str:
+        return _join(self._root, _checked(key, self.uri))
 
     def location(self, key: str = "") -> str:
         """URI of `key` (or of the root), for messages and manifests."""
@@ -95,7 +101,7 @@ class Store:
 
     def child(self, *parts: str) -> "Store":
         """The store rooted at a sub-folder of this one."""
-        key = "/".join(part.strip("/") for part in parts)
+        key = "/".join(part.rstrip("/") for part in parts)
         return Store(_join(self.uri, _checked(key, self.uri)), self.config)
 
     def read(self, key: str) -> bytes:
@@ -104,11 +110,11 @@ class Store:
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         """The whole object and the version that `compare_and_swap` expects (equal bytes may have equal versions)."""
-        return self._backend.read_versioned(self.path(key))
+        return self._backend.read_versioned(self._object(key))
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace the object in one step; readers see the old or the new bytes, whole."""
-        self._backend.put(self.path(key), data)
+        self._backend.put(self._object(key), data)
 
     def create_once(self, key: str, data: bytes) -> None:
         """Write the object if there is none, else raise AlreadyExists.
@@ -117,7 +123,7 @@ class Store:
         outcome is unknown (the reply may be lost, the request may land later). In both cases the caller reads the
         object back and decides by its content; retrying with the same bytes is safe.
         """
-        self._backend.create_once(self.path(key), data)
+        self._backend.create_once(self._object(key), data)
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         """Replace the object if its version still is `expected` (None: must not exist); the new version.
@@ -126,31 +132,31 @@ class Store:
         the outcome is unknown: read back.
         """
         if expected is None:
-            return self._backend.create_once(self.path(key), data)
-        return self._backend.compare_and_swap(self.path(key), data, expected)
+            return self._backend.create_once(self._object(key), data)
+        return self._backend.compare_and_swap(self._object(key), data, expected)
 
     def exists(self, key: str) -> bool:
         """True when there is an object at `key` (a folder is not an object). Raises NotFound for a missing bucket."""
-        return self._backend.size(self.path(key)) is not None
+        return self._backend.size(self._object(key)) is not None
 
     def size(self, key: str) -> int:
         """Size of the object in bytes. Raises NotFound."""
-        size = self._backend.size(self.path(key))
+        size = self._backend.size(self._object(key))
         if size is None:
             raise NotFound(f"no object {self.location(key)}: check the URI")
         return size
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Every object whose key begins with `prefix`, in key order, page by page (a folder: end it with "/")."""
-        root = self.path() if self.path().endswith("/") else self.path() + "/"
+        root = _join(self._root, "")
         if prefix:
-            _checked(prefix.rstrip("/") or prefix, self.uri)
+            _checked(prefix.removesuffix("/"), self.uri)
         for path, size in self._backend.list(root + prefix):
             yield Entry(path[len(root) :], size)
 
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is fine."""
-        self._backend.delete(self.path(key))
+        self._backend.delete(self._object(key))
 
     def read_json(self, key: str) -> Any:
         """The object parsed as JSON. Raises NotFound, DataError."""
