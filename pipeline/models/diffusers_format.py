@@ -5,8 +5,8 @@
     unet/diffusion_pytorch_model.safetensors      weights, under the names both sides share
     scheduler/scheduler_config.json               constructor fields of DDPMScheduler
 
-diffusers reads ours and we read theirs, 2022's attention names included. Fields that our U-Net cannot vary must hold the
-one value it implements; a folder is refused otherwise. `num_class_embeds` is num_classes + 1, the last row being
+diffusers reads ours and we read theirs, 2022's attention names included. Fields that our U-Net cannot vary must hold
+the one value it implements; a folder is refused otherwise. `num_class_embeds` is num_classes + 1, the last row being
 "no label" (pipeline.models.unet); another's folder is read by the same rule.
 """
 
@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig, ModelConfig
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.models.diffusers_scheduler import (
     DIFFUSERS_VERSION,
     SCHEDULER_FILE,
@@ -128,8 +128,11 @@ def from_files(files: Mapping[str, bytes]) -> DiffusersModel:
             f"'{diffusion.variance}' make {times * in_channels}"
         )
     sample_size = _whole(fields, "sample_size")
-    with torch.device("meta"):
-        expected = UNet(model, in_channels, out_channels, sample_size).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = UNet(model, in_channels, out_channels, sample_size).state_dict()
+    except ConfigError as error:
+        raise DataError(f"{UNET_FILE}: {error}") from error
     return DiffusersModel(model, in_channels, sample_size, diffusion, _weights(files, expected))
 
 
@@ -193,8 +196,9 @@ def _accepted(name: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _model_config(fields: dict[str, Any]) -> ModelConfig:
     for name, kind in _LISTS.items():
-        if not isinstance(fields.get(name), list) or not all(isinstance(entry, kind) for entry in fields[name]):
-            raise DataError(f"{UNET_FILE}: {name} is {fields.get(name)!r}, not a list of {kind.__name__}")
+        value = fields.get(name)
+        if not isinstance(value, list) or not value or not all(isinstance(entry, kind) for entry in value):
+            raise DataError(f"{UNET_FILE}: {name} is {value!r}, not a list of {kind.__name__}")
     for name, (_, absent) in _FIXED.items():
         value, accepted = fields.get(name, absent), _accepted(name, fields)
         if value not in accepted:

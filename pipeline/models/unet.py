@@ -44,11 +44,13 @@ def init_weights(model: nn.Module, seed: int) -> None:
             if name.endswith(("conv2", "to_out.0", "conv_out")):
                 nn.init.zeros_(module.weight)
             else:
-                nn.init.xavier_uniform_(module.weight, generator=generator)
+                # Drawn in index order, so that the layout in memory does not matter.
+                drawn = torch.empty(module.weight.shape)
+                module.weight.copy_(nn.init.xavier_uniform_(drawn, generator=generator))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, generator=generator)
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
         elif isinstance(module, nn.GroupNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)

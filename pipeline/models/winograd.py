@@ -12,8 +12,9 @@ Everything is linear. Over flattened tiles, with take = B^T (x) B^T, give = A^T 
 and both gradients are the same three steps in another order. The convolution of a twofold nearest-neighbour
 enlargement only needs another `take`, because an enlarged tile is a linear map of a 4x4 tile of the small image.
 
-The points 0, 1, -1, 1/2, -2 and infinity decide the rounding error: in float32, for standard normal inputs, rms 2.6
-times that of the direct convolution; the textbook's 0, 1, -1, 2, -2 give 4 times.
+The points 0, 1, -1, 1/2, -2 and infinity decide the rounding error. For standard normal outputs in float32 its rms is
+1e-6 to 2.5e-6; the textbook's 0, 1, -1, 2, -2 give 1.5 times that, and torch's own convolution has 2e-7 (channels
+first) to 1.1e-6 (channels last).
 
 Work goes through scratch of `_SCRATCH_BYTES`, a few images or a few rows of tiles at a time, to stay in the cache.
 """
