@@ -1,0 +1,118 @@
+"""What a report says, as plain values. A section whose part is empty does not appear on the page."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "Anchor",
+    "Chart",
+    "Fact",
+    "MetricRow",
+    "Picture",
+    "Report",
+    "Series",
+    "ThroughputRow",
+    "Verdict",
+    "Verification",
+]
+
+
+@dataclass(frozen=True)
+class Fact:
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The one sentence a reader takes away."""
+
+    kind: Literal["good", "warning", "bad"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points (x, y) in order of x; y may hold NaN, which is a gap. A muted series is drawn as background."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    muted: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"series {self.label!r} has {len(self.x)} x and {len(self.y)} y values")
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    x_label: str
+    unit: str
+    series: tuple[Series, ...]
+    log: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG; `alt` says in words what it shows."""
+
+    caption: str
+    alt: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A score that a reader can judge another one by: what real, blurred or random images get."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One score. `n` images a side; `protocol` is everything that must be equal for a comparison."""
+
+    name: str
+    value: float
+    n: int
+    protocol: str
+    floor: Anchor | None = None
+    ceilings: tuple[Anchor, ...] = ()
+    interval: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ThroughputRow:
+    name: str
+    value: float
+    unit: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of checking the artefacts against their manifests."""
+
+    ok: bool
+    text: str
+    checks: tuple[Fact, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    subtitle: str = ""
+    verdict: Verdict | None = None
+    facts: tuple[Fact, ...] = ()
+    samples: tuple[Picture, ...] = ()
+    metrics: tuple[MetricRow, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    grids: tuple[Picture, ...] = ()
+    throughput: tuple[ThroughputRow, ...] = ()
+    verification: Verification | None = None
+    config_yaml: str = ""
