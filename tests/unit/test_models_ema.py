@@ -86,7 +86,8 @@ def test_applied_to_restores_the_weights_even_after_an_error():
             assert all(torch.allclose(p, torch.tensor(1.3, dtype=p.dtype)) for p in net.parameters())
             raise RuntimeError("inside")
 
-    pytest.raises(RuntimeError, fail)
+    with pytest.raises(RuntimeError):
+        fail()
     assert all((p == 4).all() for p in net.parameters())
     ema.copy_to(net)
     assert all(torch.equal(p, ema.shadow[name]) for name, p in net.named_parameters())
