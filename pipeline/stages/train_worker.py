@@ -203,7 +203,8 @@ class Worker:
         losses = torch.stack(self.pending.losses).double()
         if self.world_size > 1:
             dist.all_reduce(losses)
-        return losses / self.world_size
+        mean: Tensor = losses / self.world_size
+        return mean
 
     def _write(self, losses: Tensor) -> None:
         run, config, manifest = self.job.run, self.job.config, self.job.manifest

@@ -1,0 +1,87 @@
+"""Every bad setting is named at once, with its origin; what is printed can be fed back."""
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.config_sources import Layer, flag_layer, recipe_layer, resolve, to_yaml, yaml_layer
+from pipeline.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def test_later_layers_win_and_leave_the_rest():
+    config = resolve([Layer("a", {"train": {"lr": 1, "steps": 5}}), Layer("b", {"train": {"lr": 0.5}})])
+    assert (config.train.lr, config.train.steps) == (0.5, 5)
+
+
+def test_every_bad_field_is_named_with_value_and_origin():
+    layers = [
+        Layer("nightly.yaml", {"train": {"ema": {"decay": 2.0}, "lrr": 1}}),
+        Layer("command line", {"model": {"norm_num_groups": 0}, "generate": {"sampler": "magic"}}),
+    ]
+    with pytest.raises(ConfigError) as caught:
+        resolve(layers)
+    message = str(caught.value)
+    assert "train.ema.decay: must be less than 1 (got 2.0; from nightly.yaml)" in message
+    assert "train.lrr: unknown setting: did you mean train.lr? (from nightly.yaml)" in message
+    assert "model.norm_num_groups" in message
+    assert "generate.sampler" in message
+    assert "from command line" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"diffusion": {"variance": "learned"}}, "gets no gradient"),
+        ({"diffusion": {"objective": "hybrid"}}, "trains a learned variance"),
+        ({"diffusion": {"zero_terminal_snr": True}}, "no signal"),
+        ({"diffusion": {"beta_start": 0.5, "beta_end": 0.1}}, "beta_start"),
+        ({"model": {"block_out_channels": [30], "norm_num_groups": 8}}, "multiples"),
+        ({"model": {"attention_levels": [9]}}, "attention_levels"),
+        ({"ray": {"workers": "4..2"}}, "MIN"),
+    ],
+)
+def test_incompatible_choices_are_refused_with_the_reason(values, reason):
+    with pytest.raises(ConfigError, match=reason):
+        resolve([Layer("test", values)])
+
+
+def test_printed_config_is_an_equal_config(tmp_path):
+    config = resolve([Layer("test", {"train": {"lr": 3e-5}, "ray": {"workers": 2}, "model": {"num_classes": 10}})])
+    path = tmp_path / "printed.yaml"
+    path.write_text(to_yaml(config))
+    assert resolve([yaml_layer(path)]) == config
+
+
+def test_flags_reach_nested_fields_lists_and_nulls():
+    flags = ["--train.ema.decay=0.5", "--model.block_out_channels=32,64", "--model.num_classes=null"]
+    config = resolve([flag_layer([*flags, "--train.flip=true", "--ingest.channels=1"])])
+    assert config.train.ema.decay == 0.5
+    assert config.model.block_out_channels == (32, 64)
+    assert config.model.num_classes is None
+    assert config.train.flip is True
+    assert config.ingest.channels == 1
+
+
+def test_unknown_flag_gets_a_suggestion():
+    with pytest.raises(ConfigError, match=r"unknown flag --train\.lrr: did you mean --train\.lr\?"):
+        flag_layer(["--train.lrr=1"])
+
+
+def test_bad_files_end_in_one_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: [")
+    (tmp_path / "b.yaml").write_text("- 1")
+    for name, reason in (("a.yaml", "not valid YAML"), ("b.yaml", "mapping"), ("c.yaml", "cannot read")):
+        with pytest.raises(ConfigError, match=reason):
+            yaml_layer(tmp_path / name)
+
+
+def test_digest_ignores_where_things_run():
+    one = resolve([Layer("a", {"ray": {"workers": 4}, "storage": {"region": "eu-west-1"}})])
+    assert one.digest() == Config().digest()
+    assert resolve([Layer("a", {"train": {"seed": 1}})]).digest() != one.digest()
+
+
+def test_unknown_recipe_lists_the_known():
+    with pytest.raises(ConfigError, match="no recipe 'digit': did you mean digits"):
+        recipe_layer("digit")

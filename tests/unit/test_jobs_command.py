@@ -1,0 +1,79 @@
+"""The command line: exit codes, one clear line, no traceback."""
+
+import json
+
+import pytest
+
+from jobs.__main__ import VERBS, main
+from jobs.command import Argument, Verb, execute, split_dotted
+from pipeline.errors import DataError, StorageError
+
+pytestmark = pytest.mark.unit
+
+
+def verb(run):
+    arguments = (Argument("--run", "a URI", required=True), Argument("--seed", "seed", path="train.seed"))
+    return Verb("train", "test", arguments, run)
+
+
+@pytest.mark.parametrize(("error", "code"), [(DataError("no rows"), 3), (StorageError("down"), 4), (KeyError("x"), 1)])
+def test_errors_map_to_exit_codes(capsys, error, code):
+    def run(call):
+        raise error
+
+    assert execute(verb(run), ["--run", "x"]) == code
+    assert f"error: {error}" in capsys.readouterr().err or code == 1
+
+
+def test_a_pipeline_error_inside_a_wrapper_is_found(capsys):
+    def run(call):
+        error = RuntimeError("training failed")
+        error.worker_failures = {1: DataError("rank one found no rows")}
+        raise error
+
+    assert execute(verb(run), ["--run", "x"]) == 3
+    assert capsys.readouterr().err == "error: rank one found no rows\n"
+
+
+def test_json_is_the_last_line_and_short_names_are_settings(capsys):
+    def run(call):
+        return {"seed": call.config.train.seed, "run": call.arguments.run, "lr": call.config.train.lr, "summary": "ok"}
+
+    assert execute(verb(run), ["--train.lr", "0.5", "--run", "x", "--seed", "7", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ok"
+    assert json.loads(lines[-1]) == {"seed": 7, "run": "x", "lr": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["trian"], "did you mean train"),
+        (["train", "--runn", "x"], "unknown argument --runn: did you mean --run?"),
+        (["train"], "needs --dataset and --run"),
+        (["train", "--train.steps", "0", "--run", "x", "--dataset", "y"], "train.steps"),
+        (["train", "--run", "x", "--dataset", "ftp://host/x"], "ftp"),
+    ],
+)
+def test_bad_command_lines_exit_2(capsys, argv, text):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error
+
+
+def test_a_missing_dataset_is_exit_3(capsys, tmp_path):
+    assert main(["train", "--dataset", str(tmp_path / "none"), "--run", str(tmp_path / "run")]) == 3
+    assert "no dataset at" in capsys.readouterr().err
+
+
+def test_dotted_flags_keep_their_values():
+    assert split_dotted(["--a", "1", "--b.c", "2", "d", "--e.f=3"]) == (["--b.c=2", "--e.f=3"], ["--a", "1", "d"])
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_every_verb_shows_its_flags_and_prints_its_config(capsys, name):
+    assert main([name, "--help"]) == 0
+    assert "--train.lr" in capsys.readouterr().out
+    assert main([name, "--print-config"]) == 0
+    assert "diffusion:" in capsys.readouterr().out
