@@ -1,0 +1,192 @@
+"""Samples + dataset -> scores between a floor and two ceilings, on features of a classifier of the training split.
+
+Every side is measured against the whole training split, and every side has the same n images:
+
+    samples    the first n that the generation could make, in order of sample id
+    floor      the first n held-out real images: what perfect samples would get
+    blurred    the same images under a 3x3 box blur     noise    uniform noise
+
+Ray Data tasks turn parts of at most one shard into sketches, which stay at rest; the driver merges them in fixed
+order. So the scores are the same bits for any number of workers, and nothing is read twice, ever.
+"""
+
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.data
+
+from pipeline.config import Config
+from pipeline.errors import DataError
+from pipeline.manifests import DatasetManifest, SamplePlan
+from pipeline.metrics.anchors import BLUR_NAME, NOISE_NAME
+from pipeline.metrics.sketch import Kind, Score, merge_all_sketches, score
+from pipeline.progress import Progress
+from pipeline.stages.cluster import cluster
+from pipeline.stages.evaluate_plan import MEASURED, REFERENCE, Job
+from pipeline.stages.evaluate_worker import sketch_part, train_extractor
+from pipeline.storage.evaluations import (
+    Evaluation,
+    ExtractorRecord,
+    evaluation_key,
+    present_sketches,
+    read_evaluation,
+    read_extractor,
+    read_sketches,
+    write_evaluation,
+)
+from pipeline.storage.samples import read_manifest, read_plan
+from pipeline.storage.shards import read_dataset
+from pipeline.storage.store import resolve
+
+__all__ = ["evaluate"]
+
+
+def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
+    """Measure sealed samples; a result that is there already is returned as it is.
+
+    Raises DataError for unsealed samples, a missing dataset, images of different kinds, or fewer than 2 images a side.
+    """
+    job = _open(config, samples, dataset)
+    done = read_evaluation(job.samples, job.digest)
+    if done is not None:
+        return {**_result(job, done, "already done"), "images": 0, "seconds": 0.0}
+    if dry_run:
+        what = f"{job.n:,} of {job.num_usable:,} samples against {job.manifest.rows('train'):,} training images"
+        return {"summary": f"would measure {what} on features of {job.extractor_id} -> {job.samples.uri}"}
+    started = time.monotonic()
+    with cluster(config.ray, config.ray.max_workers + 1):
+        record = _extractor(job)
+        images = _sketch(job, record.weights_sha256)
+    scores = _scores(job)
+    evaluation = write_evaluation(job.samples, scores, _protocol(job, record, scores))
+    return {**_result(job, evaluation, "evaluated"), "images": images, "seconds": time.monotonic() - started}
+
+
+def _open(config: Config, samples: str, dataset: str) -> Job:
+    sample_store, data_store = resolve(samples, config.storage), resolve(dataset, config.storage)
+    plan, manifest = read_plan(sample_store), read_dataset(data_store)
+    job = Job(config, sample_store, data_store, plan, read_manifest(sample_store), manifest)
+    if job.sealed.plan != plan.fingerprint:
+        raise DataError(f"{job.samples.uri} is sealed under another plan than its plan.json: generate it again")
+    if (plan.image_size, plan.channels) != (manifest.image_size, manifest.channels):
+        raise DataError(
+            f"{job.samples.uri} has images of {_kind_of_image(plan)}, {job.dataset.uri} of {_kind_of_image(manifest)}: "
+            "give the dataset that the model was trained on"
+        )
+    if job.n < 2:
+        raise DataError(
+            f"scores need 2 images a side: {job.samples.uri} has {job.num_usable} usable samples, {job.dataset.uri} "
+            f"has {manifest.rows('heldout')} held-out images (ingest.heldout_share keeps more)"
+        )
+    return job
+
+
+def _kind_of_image(of: SamplePlan | DatasetManifest) -> str:
+    return f"{of.image_size}x{of.image_size}x{of.channels}"
+
+
+def _extractor(job: Job) -> ExtractorRecord:
+    found = read_extractor(job.dataset, job.extractor_id)
+    if found is not None:
+        return found[0]
+    record: ExtractorRecord = ray.get(ray.remote(num_cpus=1)(train_extractor).remote(job))
+    return record
+
+
+def _sketch(job: Job, weights_sha256: str) -> int:
+    """Make the sketches that are not there yet; returns how many images that took."""
+    parts = [part for side in (REFERENCE, *MEASURED) for part in job.parts(side)]
+    folders = {(part.home, part.key.rpartition("/")[0]) for part in parts}
+    present = {(home, key) for home, folder in folders for key in present_sketches(home, folder)}
+    missing = [part for part in parts if (part.home, part.key) not in present]
+    total = sum(part.take for part in missing)
+    if not missing:
+        return 0
+    items = [{"part": pickle.dumps(part)} for part in missing]
+    made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        sketch_part,
+        fn_kwargs={"job": job, "weights_sha256": weights_sha256},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(job.config.ray.max_workers),
+    )
+    progress, images = Progress("features", total, "img"), 0
+    for row in made.iter_rows():
+        images += row["images"]
+        progress.update(images)
+    progress.close()
+    return images
+
+
+def _scores(job: Job) -> tuple[Score, ...]:
+    """Every measured side against the training split, from the sketches at rest, merged in the order of the parts."""
+    merged = {
+        side: merge_all_sketches(read_sketches((part.home, part.key) for part in job.parts(side)))
+        for side in (REFERENCE, *MEASURED)
+    }
+    return tuple(score(merged[REFERENCE], {kind: merged[kind] for kind in MEASURED}))
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _protocol(job: Job, record: ExtractorRecord, scores: tuple[Score, ...]) -> dict[str, Any]:
+    """Fields of an Evaluation besides its scores."""
+    return {
+        "id": job.digest,
+        "dataset_digest": job.manifest.digest(),
+        "samples_plan": job.plan.fingerprint,
+        "reference": REFERENCE,
+        "n": job.n,
+        "failed": job.sealed.failed,
+        "extractor": record.name,
+        "weights_sha256": record.weights_sha256,
+        "preprocessing": record.preprocessing,
+        "feature_dim": record.feature_dim,
+        "heldout_accuracy": record.heldout_accuracy,
+        "warnings": tuple(_warnings(record, scores)),
+    }
+
+
+def _warnings(record: ExtractorRecord, scores: tuple[Score, ...]) -> Iterator[str]:
+    """What a reader must know before trusting the Frechet distances."""
+    distances = {s.kind: s for s in scores if s.metric == scores[0].metric}
+    n = min(distances["samples"].n, distances["samples"].reference_n)
+    if n <= record.feature_dim:
+        yield (
+            f"{n} images are not more than the {record.feature_dim} features: {scores[0].metric} is biased far "
+            "upward, and only its order means something (ingest.heldout_share and more samples raise n)"
+        )
+    if not distances["floor"].value < min(distances["blurred"].value, distances["noise"].value):
+        yield "held-out real images score no better than a ceiling: this extractor cannot judge these images"
+
+
+def _result(job: Job, evaluation: Evaluation, state: str) -> dict[str, Any]:
+    name = evaluation.frechet_name
+    value: dict[Kind, float] = {s.kind: s.value for s in evaluation.scores if s.metric == name}
+    text = (
+        f"{state}: {name} {value['samples']:.4g} at n = {evaluation.n:,} (floor {value['floor']:.4g}; "
+        f"{BLUR_NAME} {value['blurred']:.4g}; {NOISE_NAME} {value['noise']:.4g})"
+    )
+    if evaluation.failed:
+        text += f", {evaluation.failed:,} failed samples left out"
+    uri = job.samples.location(evaluation_key(evaluation.id))
+    return {
+        "state": state,
+        "uri": uri,
+        "digest": evaluation.id,
+        "metric": name,
+        "value": value["samples"],
+        "floor": value["floor"],
+        "ceilings": {BLUR_NAME: value["blurred"], NOISE_NAME: value["noise"]},
+        "scores": {s.metric: s.value for s in evaluation.scores if s.kind == "samples"},
+        "n": evaluation.n,
+        "failed": evaluation.failed,
+        "extractor": job.extractor_id,
+        "extractor_accuracy": evaluation.heldout_accuracy,
+        "warnings": list(evaluation.warnings),
+        "summary": "\n".join([f"{text} -> {uri}", *(f"warning: {line}" for line in evaluation.warnings)]),
+    }

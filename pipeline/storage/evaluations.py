@@ -1,0 +1,216 @@
+"""Evaluations at rest: extractors beside the dataset that trained them, sketches and scores beside the samples.
+
+    <dataset>/extractors/<id>.safetensors, <id>.json               weights, then the record that makes them exist
+    <dataset>/extractors/<id>/<side>-N-<take>-<source>.safetensors     sketches of real images and of the ceilings
+    <samples>/metrics/moments-<id>/samples-N-<take>-<source>.safetensors    sketches of samples
+    <samples>/metrics/evaluation-<id>.parquet, .json               scores as a table, then as a document
+
+The name of a sketch says of which images it is: the first `take` usable ones of shard N, a file of that hash. So
+whatever is there under the name can be used without reading an image.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from pipeline.config import Section
+from pipeline.errors import AlreadyExists, DataError, NotFound
+from pipeline.manifests import FileEntry, parse
+from pipeline.metrics.features import Classifier
+from pipeline.metrics.sketch import Kind, Score, Sketch
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.storage.shards import document, parquet_bytes, put_file
+from pipeline.storage.store import Store
+
+__all__ = [
+    "SCORES",
+    "Evaluation",
+    "ExtractorRecord",
+    "evaluation_key",
+    "extractor_folder",
+    "keep_weights",
+    "present_sketches",
+    "read_evaluation",
+    "read_evaluations",
+    "read_extractor",
+    "read_sketches",
+    "score_table",
+    "sketch_name",
+    "write_evaluation",
+    "write_extractor",
+    "write_sketch",
+]
+
+SCORES = pa.schema(
+    [
+        pa.field("metric", pa.string(), nullable=False),  # FD-<extractor>, KD-<extractor>, precision-<extractor>, ...
+        pa.field("kind", pa.string(), nullable=False),  # samples, or what they are to be judged by
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("spread", pa.float64()),  # standard deviation between random subsets
+        pa.field("n", pa.int64(), nullable=False),  # images measured
+        pa.field("reference_n", pa.int64(), nullable=False),  # real images measured against
+        pa.field("reference", pa.string(), nullable=False),  # split of the dataset
+        pa.field("dataset_digest", pa.string(), nullable=False),
+        pa.field("samples_plan", pa.string(), nullable=False),  # fingerprint of the samples' plan
+        pa.field("extractor", pa.string(), nullable=False),
+        pa.field("weights_sha256", pa.string(), nullable=False),
+        pa.field("preprocessing", pa.string(), nullable=False),
+        pa.field("feature_dim", pa.int64(), nullable=False),
+    ]
+)
+_PROTOCOL: Final = SCORES.names[SCORES.names.index("reference") :]
+
+
+class ExtractorRecord(Section):
+    """`<dataset>/extractors/<id>.json`: the extractor exists when this does."""
+
+    kind: Literal["extractor"] = "extractor"
+    schema_version: int = SCHEMA_VERSION
+    id: str  # name and digest of all that decides the weights
+    name: str
+    weights_sha256: str
+    preprocessing: str
+    feature_dim: int
+    heldout_accuracy: float  # share right on held-out images
+    heldout_images: int
+    train_images: int
+    made_from: dict[str, Any]  # what the id is the digest of
+
+
+class Evaluation(Section):
+    """`<samples>/metrics/evaluation-<id>.json`, created once after its table."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    schema_version: int = SCHEMA_VERSION
+    id: str  # sha256 of all that decides the scores
+    dataset_digest: str
+    samples_plan: str
+    reference: str
+    n: int
+    failed: int  # samples that the generation could not make; none of them is measured
+    extractor: str
+    weights_sha256: str
+    preprocessing: str
+    feature_dim: int
+    heldout_accuracy: float
+    warnings: tuple[str, ...]
+    scores: tuple[Score, ...]
+    table: FileEntry
+
+    def value(self, metric: str, kind: Kind) -> float | None:
+        """One score, or None when it was not measured."""
+        return next((s.value for s in self.scores if (s.metric, s.kind) == (metric, kind)), None)
+
+    @property
+    def frechet_name(self) -> str:
+        """Name of the first score, the Frechet distance."""
+        return self.scores[0].metric
+
+
+def score_table(scores: Iterable[Score], protocol: dict[str, Any]) -> pa.Table:
+    """SCORES: every row says by which protocol it was made."""
+    fixed = {name: protocol[name] for name in _PROTOCOL}
+    return pa.Table.from_pylist([{**score.model_dump(), **fixed} for score in scores], schema=SCORES)
+
+
+# --- extractors ------------------------------------------------------------------------------------------------------
+
+
+def extractor_folder(extractor_id: str) -> str:
+    """Of an extractor's sketches of the dataset's own images, relative to the dataset."""
+    return f"extractors/{extractor_id}"
+
+
+def keep_weights(dataset: Store, extractor_id: str, weights: bytes) -> Classifier:
+    """Store an extractor's weights once; whoever comes later gets the first ones, which may be of another machine."""
+    key = f"{extractor_folder(extractor_id)}.safetensors"
+    try:
+        dataset.create_once(key, weights)
+    except AlreadyExists:
+        weights = dataset.read(key)
+    return Classifier.from_bytes(weights)
+
+
+def write_extractor(dataset: Store, record: ExtractorRecord) -> ExtractorRecord:
+    """Make the extractor exist; returns the record that does, ours or a faster writer's."""
+    key = f"{extractor_folder(record.id)}.json"
+    try:
+        dataset.create_once(key, document(record))
+    except AlreadyExists:
+        return parse(ExtractorRecord, dataset.read(key), dataset.location(key))
+    return record
+
+
+def read_extractor(dataset: Store, extractor_id: str) -> tuple[ExtractorRecord, Classifier] | None:
+    """The record and the network, or None. Raises DataError when the weights are not those of the record."""
+    key = extractor_folder(extractor_id)
+    try:
+        record = parse(ExtractorRecord, dataset.read(f"{key}.json"), dataset.location(f"{key}.json"))
+    except NotFound:
+        return None
+    classifier = Classifier.from_bytes(dataset.read(f"{key}.safetensors"))
+    if classifier.weights_sha256 != record.weights_sha256:
+        raise DataError(
+            f"{dataset.location(f'{key}.safetensors')} is not what {key}.json names: delete both to train it again"
+        )
+    return record, classifier
+
+
+# --- sketches --------------------------------------------------------------------------------------------------------
+
+
+def sketch_name(side: str, number: int, take: int, source: str) -> str:
+    """File name of the sketch of the first `take` images of a source with this sha256 (hex)."""
+    return f"{side}-{number:09d}-{take}-{source[:16]}.safetensors"
+
+
+def write_sketch(store: Store, key: str, sketch: Sketch) -> None:
+    """Store one sketch; whoever does it again writes the same bytes."""
+    store.put(key, sketch.to_bytes())
+
+
+def present_sketches(store: Store, folder: str) -> set[str]:
+    """Keys of the sketches in a folder."""
+    return {entry.key for entry in store.list(f"{folder}/") if entry.key.endswith(".safetensors")}
+
+
+def read_sketches(places: Iterable[tuple[Store, str]]) -> Iterator[Sketch]:
+    """One at a time, in the order given."""
+    return (Sketch.from_bytes(store.read(key)) for store, key in places)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def evaluation_key(evaluation_id: str) -> str:
+    """Of the result's document, relative to the samples."""
+    return f"metrics/evaluation-{evaluation_id[:16]}.json"
+
+
+def write_evaluation(samples: Store, scores: tuple[Score, ...], protocol: dict[str, Any]) -> Evaluation:
+    """The table, then the document that makes it exist. An equal evaluation that was faster is taken as it is."""
+    key = evaluation_key(protocol["id"])
+    rows = score_table(scores, protocol)
+    table = put_file(samples, key.replace(".json", ".parquet"), parquet_bytes(rows, max(len(rows), 1)))
+    evaluation = Evaluation(scores=scores, table=table, **protocol)
+    try:
+        samples.create_once(key, document(evaluation))
+    except AlreadyExists:
+        return parse(Evaluation, samples.read(key), samples.location(key))
+    return evaluation
+
+
+def read_evaluation(samples: Store, evaluation_id: str) -> Evaluation | None:
+    """One result, or None."""
+    key = evaluation_key(evaluation_id)
+    try:
+        return parse(Evaluation, samples.read(key), samples.location(key))
+    except NotFound:
+        return None
+
+
+def read_evaluations(samples: Store) -> list[Evaluation]:
+    """Every result beside the samples, in order of key."""
+    keys = [entry.key for entry in samples.list("metrics/evaluation-") if entry.key.endswith(".json")]
+    return [parse(Evaluation, samples.read(key), samples.location(key)) for key in keys]
