@@ -38,10 +38,7 @@ def _variance(diffusion: DiffusionConfig, override: Variance | None) -> Variance
 def _timesteps(num_timesteps: int, steps: int | Sequence[int] | None) -> list[int]:
     if steps is None:
         return list(range(num_timesteps))
-    try:
-        return evenly_spaced(num_timesteps, steps) if isinstance(steps, int) else list(steps)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return evenly_spaced(num_timesteps, steps) if isinstance(steps, int) else list(steps)
 
 
 def make_sampler(

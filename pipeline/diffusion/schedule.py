@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig
+from pipeline.errors import ConfigError
 
 __all__ = ["Schedule", "evenly_spaced", "make_schedule", "respace", "schedule_from_betas"]
 
@@ -109,10 +110,10 @@ def evenly_spaced(num_timesteps: int, num: int) -> list[int]:
     """`num` of 0..T-1, ascending, evenly spaced and ending at T-1 ("trailing" in Lin et al. 2023, Table 2).
 
     The last one must be T-1 because sampling starts from N(0, I), which is the marginal at T-1 and nowhere before.
-    Raises ValueError unless 1 <= num <= T.
+    Raises ConfigError unless 1 <= num <= T.
     """
     if not 1 <= num <= num_timesteps:
-        raise ValueError(f"steps must lie in 1..{num_timesteps}, got {num}")
+        raise ConfigError(f"steps must lie in 1..{num_timesteps}, got {num}")
     return [round((k + 1) * num_timesteps / num) - 1 for k in range(num)]
 
 
@@ -120,10 +121,11 @@ def respace(schedule: Schedule, timesteps: Sequence[int]) -> Schedule:
     """The process seen only at `timesteps` (ascending, within 0..T-1): Nichol & Dhariwal 2021, Eq. 19.
 
     Marginals are those of the full process: alpha_bar'[k] = alpha_bar[timesteps[k]].
+    Raises ConfigError for anything but an ascending subset.
     """
     chosen = torch.as_tensor(timesteps, dtype=torch.int64)
     if len(chosen) == 0 or (chosen.diff() <= 0).any() or chosen[0] < 0 or chosen[-1] >= schedule.num_timesteps:
-        raise ValueError(f"timesteps must ascend within 0..{schedule.num_timesteps - 1}, got {list(timesteps)}")
+        raise ConfigError(f"timesteps must ascend within 0..{schedule.num_timesteps - 1}, got {list(timesteps)}")
     if len(chosen) == schedule.num_timesteps:
         return schedule
     alpha_bars = schedule.alpha_bars[chosen]

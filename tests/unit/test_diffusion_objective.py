@@ -106,7 +106,7 @@ def test_bound_with_fixed_variance_is_the_weighted_epsilon_error_of_equation_12(
 
 
 def test_hybrid_adds_a_bound_that_moves_the_variance_only():
-    settings = dict(prediction="epsilon", variance="learned_range")
+    settings = {"prediction": "epsilon", "variance": "learned_range"}
     hybrid = Objective(config(objective="hybrid", hybrid_weight=0.25, **settings), 2)
     bound = Objective(config(objective="bound", **settings), 2)
     simple = Objective(config(), 2)

@@ -7,12 +7,15 @@ import torch
 
 from pipeline.config import DiffusionConfig
 from pipeline.diffusion.schedule import evenly_spaced, make_schedule, respace, schedule_from_betas
+from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
 
 def close(got, expected, tolerance=1e-12):
-    torch.testing.assert_close(got.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        got.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
+    )
 
 
 def test_tables_of_three_steps_by_hand():
@@ -78,7 +81,7 @@ def test_evenly_spaced_ends_at_the_last_timestep():
 
 @pytest.mark.parametrize("num", [0, 11])
 def test_evenly_spaced_refuses_impossible_counts(num):
-    with pytest.raises(ValueError, match=r"1\.\.10"):
+    with pytest.raises(ConfigError, match=r"1\.\.10"):
         evenly_spaced(10, num)
 
 
@@ -99,7 +102,7 @@ def test_respacing_to_one_step_has_finite_tables():
 
 @pytest.mark.parametrize("timesteps", [[], [3, 2], [2, 2], [-1, 2], [0, 20]])
 def test_respacing_refuses_what_is_not_an_ascending_subset(timesteps):
-    with pytest.raises(ValueError, match="ascend"):
+    with pytest.raises(ConfigError, match="ascend"):
         respace(make_schedule(DiffusionConfig(num_timesteps=20)), timesteps)
 
 
