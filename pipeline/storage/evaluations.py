@@ -9,6 +9,7 @@ The name of a sketch says of which images it is: the first `take` usable ones of
 whatever is there under the name can be used without reading an image.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
@@ -20,7 +21,7 @@ from pipeline.manifests import FileEntry, parse
 from pipeline.metrics.features import Classifier
 from pipeline.metrics.sketch import Kind, Score, Sketch
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.shards import document, parquet_bytes, put_file
+from pipeline.storage.shards import document, parquet_bytes
 from pipeline.storage.store import Store
 
 __all__ = [
@@ -192,13 +193,22 @@ def write_evaluation(samples: Store, scores: tuple[Score, ...], protocol: dict[s
     """The table, then the document that makes it exist. An equal evaluation that was faster is taken as it is."""
     key = evaluation_key(protocol["id"])
     rows = score_table(scores, protocol)
-    table = put_file(samples, key.replace(".json", ".parquet"), parquet_bytes(rows, max(len(rows), 1)))
+    table = _keep_table(samples, key.replace(".json", ".parquet"), parquet_bytes(rows, max(len(rows), 1)))
     evaluation = Evaluation(scores=scores, table=table, **protocol)
     try:
         samples.create_once(key, document(evaluation))
     except AlreadyExists:
         return parse(Evaluation, samples.read(key), samples.location(key))
     return evaluation
+
+
+def _keep_table(samples: Store, key: str, data: bytes) -> FileEntry:
+    """Never replaced, since a document may already name it; another writer's differs in rounding at most."""
+    try:
+        samples.create_once(key, data)
+    except AlreadyExists:
+        data = samples.read(key)
+    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def read_evaluation(samples: Store, evaluation_id: str) -> Evaluation | None:
