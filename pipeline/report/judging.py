@@ -1,0 +1,63 @@
+"""Scores as a reader needs them: each between its floor and its ceilings, and one sentence for all."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from pipeline.metrics.anchors import BLUR_NAME, NOISE_NAME
+from pipeline.metrics.sketch import Kind, Score
+from pipeline.report.content import Anchor, MetricRow, Verdict
+from pipeline.report.scales import figures
+
+__all__ = ["FLOOR_NAME", "metric_rows", "verdict"]
+
+FLOOR_NAME: Final = "real, held out"
+_MEANING: Final = {
+    "FD": "Frechet distance of features, lower is better. It falls with n: compare at equal n and protocol only.",
+    "FID": "Frechet distance of Inception-v3 features, lower is better. It falls with n: compare at equal n only.",
+    "KD": "Kernel distance of features, lower is better, unbiased at every n.",
+    "KID": "Kernel distance of Inception-v3 features, lower is better, unbiased at every n.",
+    "precision": "Share of samples that lie among real images: fidelity.",
+    "recall": "Share of real images that lie among samples: diversity.",
+    "density": "How deep among real images samples lie; real ones get about 1.",
+    "coverage": "Share of real images that have a sample nearby.",
+}
+
+
+def metric_rows(scores: Sequence[Score], protocol: str, name: str = "") -> tuple[MetricRow, ...]:
+    """One row a metric, in the order of `scores`; `name` says which samples, where a page has several."""
+    by_metric: dict[str, dict[Kind, Score]] = {}
+    for score in scores:
+        by_metric.setdefault(score.metric, {})[score.kind] = score
+    return tuple(_row(kinds, protocol, name) for kinds in by_metric.values() if "samples" in kinds)
+
+
+def _row(kinds: dict[Kind, Score], protocol: str, name: str) -> MetricRow:
+    of: Score = kinds["samples"]
+    spread = "" if of.spread is None else f" Standard deviation between subsets: {figures(of.spread)}."
+    ceilings: tuple[tuple[Kind, str], ...] = (("blurred", BLUR_NAME), ("noise", NOISE_NAME))
+    return MetricRow(
+        name=f"{of.metric}, {name}" if name else of.metric,
+        value=of.value,
+        n=of.n,
+        protocol=f"against {of.reference_n:,} real images · {protocol}",
+        floor=Anchor(FLOOR_NAME, kinds["floor"].value) if "floor" in kinds else None,
+        ceilings=tuple(Anchor(label, kinds[kind].value) for kind, label in ceilings if kind in kinds),
+        note=_MEANING.get(of.metric.partition("-")[0], "") + spread,
+    )
+
+
+def verdict(scores: Sequence[Score], warnings: Sequence[str] = ()) -> Verdict | None:
+    """About the first metric: good below both ceilings, bad above both, a warning between or when there is one."""
+    value = {score.kind: score.value for score in scores if score.metric == scores[0].metric}
+    if not {"samples", "floor", "blurred", "noise"} <= value.keys():
+        return None
+    text = (
+        f"{scores[0].metric} {figures(value['samples'])} at n = {scores[0].n:,}: {FLOOR_NAME} images get "
+        f"{figures(value['floor'])}, blurred ones {figures(value['blurred'])}, noise {figures(value['noise'])}."
+    )
+    low, high = sorted((value["blurred"], value["noise"]))
+    if value["samples"] >= high:
+        return Verdict("bad", text)
+    if warnings or value["samples"] >= low:
+        return Verdict("warning", " ".join([text, *(f"{line[0].upper()}{line[1:]}." for line in warnings)]))
+    return Verdict("good", text)
