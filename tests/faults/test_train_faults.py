@@ -14,7 +14,7 @@ from pipeline.storage.store import resolve
 from tiny import command, config, digits, run, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
-LONG = {"train": {"steps": 240, "checkpoint_every": 20, "grid_every": 240}, "ray": {"workers": 2}}
+LONG = {"train": {"steps": 120, "checkpoint_every": 20, "grid_every": 120}, "ray": {"workers": 2}}
 
 
 def wait_for(condition, seconds=120):
@@ -60,7 +60,7 @@ def test_driver_killed_mid_epoch_and_rerun(kind, request, tmp_path, undisturbed)
     assert driver.poll() is None, driver.communicate()
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
-    assert committed_steps(store)[-1] < 240
+    assert committed_steps(store)[-1] < 120
     again = run(words)
     assert again.returncode == 0, again.stderr
     assert finished(uri) == undisturbed
