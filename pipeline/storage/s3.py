@@ -5,6 +5,7 @@ is Arrow's own client with the same settings. Retries are ours alone (both libra
 would repeat a conditional write whose first reply was lost and then report somebody else's victory.
 """
 
+import asyncio
 import os
 import secrets
 import time
@@ -26,6 +27,7 @@ __all__ = ["S3Backend", "backend_for"]
 T = TypeVar("T")
 
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.2, 10.0
+_SLOWEST_BYTES_A_SECOND = 256 * 1024  # an upload below this counts as stalled
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _CA_BUNDLE = "AWS_CA_BUNDLE"
 
@@ -158,7 +160,16 @@ class S3Backend:
     def _put(self, path: str, data: bytes, **condition: str) -> str:
         """One request, so whole or not at all, with a checksum that the server verifies; the new ETag."""
         bucket, key = _split(path)
-        return str(self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
+        config = self._config
+        # aiohttp starts its read timeout after the body is sent: a server that stalls before would hold us for ever.
+        limit = config.connect_timeout_seconds + config.read_timeout_seconds + len(data) / _SLOWEST_BYTES_A_SECOND
+
+        async def send() -> Any:
+            await self._fs.set_session()  # slow the first time, and no fault of the server
+            async with asyncio.timeout(limit):
+                return await self._fs._call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+
+        return str(fsspec.asyn.sync(self._fs.loop, send)["ETag"])
 
     def _call(self, path: str, request: Callable[[], T], *, conditional: bool = False) -> T:
         """`request` with retries; a conditional one only while it surely changed nothing. Raises StorageError."""
