@@ -204,7 +204,7 @@ def resolve(uri: str, config: StorageConfig) -> Store:
 
 def _local_root(uri: str) -> str:
     parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+    if parts.netloc not in ("", "localhost") or not uri[5:].startswith("//") or not parts.path.startswith("/"):
         raise ConfigError(f"'{uri}' must be file:///absolute/path")
     return _absolute(unquote(uri.partition("://")[2].removeprefix("localhost")))
 
