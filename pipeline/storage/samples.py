@@ -11,9 +11,13 @@ A shard goes ABSENT -> DATA only -> COMMITTED -> SEALED and never back. Readers 
 
 import hashlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound, Transient
 from pipeline.manifests import Marker, SampleManifest, SamplePlan, parse
@@ -23,10 +27,16 @@ from pipeline.storage.shards import document, parquet_bytes
 from pipeline.storage.store import Store
 
 __all__ = [
+    "CARD",
+    "PLAN",
+    "SHARD_LOG",
+    "ShardLog",
     "collect_garbage",
     "commit_shard",
     "committed_shards",
     "create_plan",
+    "is_sealed",
+    "join_plan",
     "marker_key",
     "read_manifest",
     "read_marker",
@@ -37,10 +47,25 @@ __all__ = [
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
+CARD = "README.md"
+SHARD_LOG_KEY = "metrics/shards.parquet"
+SHARD_LOG = pa.schema(
+    [
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("failed", pa.int64(), nullable=False),
+        pa.field("started", pa.float64(), nullable=False),  # Unix seconds
+        pa.field("seconds", pa.float64(), nullable=False),  # in the network and the sampler
+        pa.field("img_s", pa.float64(), nullable=False),  # of the one actor that made the shard
+        pa.field("node", pa.string(), nullable=False),  # host name
+    ]
+)
+LOG_SECONDS = 60.0
 ROW_GROUP_ROWS = 1000
 _MARKER = re.compile(r"^commits/shard-(\d{9})\.json$")
 _DATA = re.compile(r"^data/shard-(\d{9})-")
 MARK_ATTEMPTS = 5
+MARKER_READERS = 16
 
 
 def marker_key(shard: int) -> str:
@@ -54,7 +79,12 @@ def create_plan(job: Store, plan: SamplePlan) -> SamplePlan:
         job.create_once(PLAN, document(plan))
         return plan
     except AlreadyExists:
-        existing = read_plan(job)
+        return join_plan(job, plan)
+
+
+def join_plan(job: Store, plan: SamplePlan) -> SamplePlan:
+    """The plan that is there. Raises ConfigError when it makes something else, DataError when there is none."""
+    existing = read_plan(job)
     if existing.fingerprint != plan.fingerprint:
         ours, theirs = plan.model_dump(), existing.model_dump()
         different = [name for name in ours if ours[name] != theirs[name] and name != "model_uri"]
@@ -135,8 +165,8 @@ def _mark(job: Store, marker: Marker) -> Marker:
 def seal(job: Store, plan: SamplePlan) -> SampleManifest:
     """Make the job's samples one finished set. Raises DataError while a shard is missing or belongs to another plan."""
     markers = []
-    for shard in range(sample_shards(plan.num_samples, plan.shard_size)):
-        marker = read_marker(job, shard)
+    shards = range(sample_shards(plan.num_samples, plan.shard_size))
+    for shard, marker in zip(shards, _read_markers(job, shards), strict=True):
         if marker is None:
             raise DataError(f"{job.uri} cannot be sealed: shard {shard} has no marker; run the same command again")
         if marker.plan != plan.fingerprint:
@@ -158,12 +188,23 @@ def seal(job: Store, plan: SamplePlan) -> SampleManifest:
     return manifest
 
 
+def _read_markers(job: Store, shards: range) -> Iterator[Marker | None]:
+    """Many at a time: on an object store one alone takes milliseconds."""
+    with ThreadPoolExecutor(MARKER_READERS) as pool:
+        yield from pool.map(lambda shard: read_marker(job, shard), shards)
+
+
 def read_manifest(job: Store) -> SampleManifest:
     """Raises DataError before the seal."""
     try:
         return parse(SampleManifest, job.read(MANIFEST), job.location(MANIFEST))
     except NotFound as error:
         raise DataError(f"{job.uri} is not sealed: {MANIFEST} is missing (run the same ddpm generate again)") from error
+
+
+def is_sealed(job: Store) -> bool:
+    """True when the seal is complete: manifest and success file."""
+    return job.exists(SUCCESS) and job.exists(MANIFEST)
 
 
 def collect_garbage(job: Store, manifest: SampleManifest) -> int:
@@ -176,3 +217,35 @@ def collect_garbage(job: Store, manifest: SampleManifest) -> int:
             job.delete(entry.key)
             removed += 1
     return removed
+
+
+class ShardLog:
+    """`metrics/shards.parquet`: what each shard cost, over all invocations. A courtesy: a killed driver loses a minute.
+
+    Rows of at most a minute are Python objects, the others are Arrow's.
+    """
+
+    def __init__(self, job: Store) -> None:
+        self._job = job
+        self._rows: list[dict[str, Any]] = []
+        try:
+            self._table = pq.read_table(pa.BufferReader(job.read(SHARD_LOG_KEY)), schema=SHARD_LOG)
+        except NotFound:
+            self._table = SHARD_LOG.empty_table()
+        self._written = time.monotonic()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Note one committed shard (columns of SHARD_LOG; others are ignored); writes once a minute."""
+        self._rows.append({name: row[name] for name in SHARD_LOG.names})
+        if time.monotonic() - self._written >= LOG_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is new."""
+        self._written = time.monotonic()
+        if not self._rows:
+            return
+        new = pa.Table.from_pylist(self._rows, schema=SHARD_LOG)
+        self._table = pa.concat_tables([self._table, new]).sort_by("shard")
+        self._rows = []
+        self._job.put(SHARD_LOG_KEY, parquet_bytes(self._table, ROW_GROUP_ROWS))

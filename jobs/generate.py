@@ -1,0 +1,22 @@
+"""`ddpm generate --model URI --out URI --num-samples N --seed S`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.generate import generate
+
+    return generate(call.config, call.arguments.model, call.arguments.out, dry_run=call.dry_run)
+
+
+VERB = Verb(
+    name="generate",
+    purpose="Draw samples from a model, each exactly once. The same command finishes what is missing.",
+    arguments=(
+        Argument("--model", "URI of a run (its latest checkpoint), a checkpoint or a diffusers folder", required=True),
+        Argument("--out", "URI of the job's folder: made, or finished", required=True),
+        Argument("--num-samples", "how many images", path="generate.num_samples"),
+        Argument("--seed", "seed of the samples' noise", path="generate.seed"),
+    ),
+    run=_run,
+)
