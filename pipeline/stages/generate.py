@@ -167,8 +167,7 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Returns figures. Raises the error that used up ray.max_failures, or one that no repetition can cure."""
         missing = self._missing()
-        self._done = self._plan.num_samples - self._count(missing)
-        self._progress = Progress("generate", self._plan.num_samples, "images", self._done)
+        self._progress = Progress("generate", self._plan.num_samples, "images", self._made_before(missing))
         failures, limit = 0, self._ray.max_failures
         while missing:
             try:
@@ -194,12 +193,16 @@ class _Run:
         shards = range(sample_shards(self._plan.num_samples, self._plan.shard_size))
         return sorted(set(shards).difference(committed_shards(self._job)))
 
-    def _count(self, shards: Sequence[int]) -> int:
-        return sum(len(shard_range(shard, self._plan.num_samples, self._plan.shard_size)) for shard in shards)
+    def _made_before(self, missing: Sequence[int]) -> int:
+        return self._plan.num_samples - sum(map(self._rows_of, missing))
+
+    def _rows_of(self, shard: int) -> int:
+        return len(shard_range(shard, self._plan.num_samples, self._plan.shard_size))
 
     def _round(self, missing: Sequence[int]) -> None:
         """One pass over the missing shards. Raises the last error of a shard, or Ray's own."""
         self._working.clear()
+        self._done = self._made_before(missing)
         error: Exception | None = None
         row_errors = 0
         for row in self._rows(missing):
@@ -243,7 +246,7 @@ class _Run:
             self._working[shard] = row["rows"]
         else:
             self._working.pop(shard, None)
-            self._done += self._count([shard])
+            self._done += self._rows_of(shard)
         if row["state"] == COMMITTED:
             self._log.add(row)
             self._images += row["rows"]

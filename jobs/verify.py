@@ -1,0 +1,17 @@
+"""`ddpm verify URI`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.verify import verify
+
+    return verify(call.config, call.arguments.uri)
+
+
+VERB = Verb(
+    name="verify",
+    purpose="Prove a dataset, a run, a checkpoint or a samples folder from the store alone.",
+    arguments=(Argument("uri", "URI of the artefact", required=True, nargs="?"),),
+    run=_run,
+)

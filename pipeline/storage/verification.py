@@ -1,0 +1,52 @@
+"""Proof of an artefact from the store alone: every claim of its manifest is checked against what is there.
+
+What the URI is (a dataset, a checkpoint, a run, a samples folder) is seen from its documents. One file is in memory at
+a time. Contradictions are listed; only when there is nothing to verify an error is raised.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.config import StorageConfig
+from pipeline.errors import DataError
+from pipeline.storage.checkpoints import committed_steps
+from pipeline.storage.findings import Decode, Findings
+from pipeline.storage.models import checkpoint_place
+from pipeline.storage.samples import MANIFEST, PLAN
+from pipeline.storage.store import resolve
+from pipeline.storage.verify_dataset import verify_dataset
+from pipeline.storage.verify_run import RUN, verify_checkpoint, verify_run
+from pipeline.storage.verify_samples import verify_samples
+
+__all__ = ["Report", "verify"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """kind: dataset, checkpoint, run or samples; counts of what was checked; the first findings and how many in all."""
+
+    kind: str
+    uri: str
+    counts: dict[str, int]
+    findings: tuple[str, ...]
+    total_findings: int
+
+
+def verify(uri: str, config: StorageConfig, decode: Decode) -> Report:
+    """Raises DataError when there is nothing that could be verified, StorageError when the store does not answer."""
+    store, found = resolve(uri, config), Findings()
+    place = checkpoint_place(uri, config)
+    if place is not None:
+        kind = "checkpoint"
+        verify_checkpoint(*place, found)
+    elif store.exists(PLAN) or any(True for _ in store.list("commits/")):
+        kind = "samples"
+        verify_samples(store, decode, found)
+    elif store.exists(RUN) or committed_steps(store):
+        kind = "run"
+        verify_run(store, found)
+    elif store.exists(MANIFEST):
+        kind = "dataset"
+        verify_dataset(store, decode, found)
+    else:
+        raise DataError(f"nothing to verify at {store.uri}: no dataset, checkpoint, run or samples")
+    return Report(kind, store.uri, dict(found.counts), tuple(found.kept), found.total)

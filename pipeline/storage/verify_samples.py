@@ -1,0 +1,128 @@
+"""A samples folder: one plan, a marker a shard, a manifest of exactly those markers, and the rows that they promise.
+
+no gap, no duplicate    every shard of the plan once, its ids the plan's range in order
+nothing altered         sha256 of every file and of every image, which decodes to the plan's size
+one origin              markers and rows carry the plan's fingerprint, seed, model and sampler
+order                   the success file only beside a manifest
+"""
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.manifests import Marker, SampleManifest, SamplePlan
+from pipeline.planning import sample_shards, shard_range
+from pipeline.schema import SAMPLES, STATUS_FAILED, STATUS_OK
+from pipeline.storage.findings import Decode, Findings
+from pipeline.storage.samples import MANIFEST, SUCCESS, committed_shards, read_manifest, read_marker, read_plan
+from pipeline.storage.store import Store
+
+__all__ = ["verify_samples"]
+
+
+def verify_samples(job: Store, decode: Decode, found: Findings) -> None:
+    """Counts samples, failed, shards and unnamed (data files of no marker, which readers never see)."""
+    plan = found.attempt(lambda: read_plan(job))
+    sealed, success = job.exists(MANIFEST), job.exists(SUCCESS)
+    found.expect(sealed or not success, f"{job.location(SUCCESS)} is there without {MANIFEST}")
+    if plan is None:
+        return
+    shards = sample_shards(plan.num_samples, plan.shard_size)
+    if not sealed:
+        done = sum(1 for _ in committed_shards(job))
+        found.add(f"{job.uri} is not sealed: {done} of {shards} shards have a marker (ddpm generate finishes it)")
+        return
+    found.expect(success, f"{job.location(SUCCESS)} is missing: the seal was interrupted (ddpm generate finishes it)")
+    with found.noting():
+        manifest = read_manifest(job)
+        _check_manifest(job, plan, manifest, found)
+        _check_markers(job, manifest, found)
+        for marker in manifest.shards:
+            _check_shard(job, plan, marker, decode, found)
+        named = {marker.key for marker in manifest.shards}
+        found.counts["unnamed"] = sum(1 for entry in job.list("data/") if entry.key not in named)
+
+
+def _check_manifest(job: Store, plan: SamplePlan, manifest: SampleManifest, found: Findings) -> None:
+    where, markers = job.location(MANIFEST), manifest.shards
+    found.expect(manifest.plan == plan.fingerprint, f"{where} is of plan {manifest.plan}, not {plan.fingerprint}")
+    numbers, shards = [marker.shard for marker in markers], sample_shards(plan.num_samples, plan.shard_size)
+    if numbers != list(range(shards)):
+        missing = sorted(set(range(shards)) - set(numbers))
+        found.add(f"{where} must name shards 0..{shards - 1} once each, in order: {len(numbers)} named, gaps {missing}")
+    found.expect(
+        manifest.rows == sum(marker.rows for marker in markers) == plan.num_samples,
+        f"{where} counts {manifest.rows} rows, its shards {sum(m.rows for m in markers)}, the plan {plan.num_samples}",
+    )
+    failed = sum(marker.failed for marker in markers)
+    found.expect(manifest.failed == failed, f"{where} counts {manifest.failed} failed samples, its shards {failed}")
+
+
+def _check_markers(job: Store, manifest: SampleManifest, found: Findings) -> None:
+    """The manifest names what the markers name, and there are no others."""
+    named = {marker.shard: marker for marker in manifest.shards}
+    for shard in committed_shards(job):
+        with found.noting():
+            where, marker = f"the marker of shard {shard}", read_marker(job, shard)
+            if shard not in named:
+                found.add(f"{where} is in no manifest")
+            elif marker != named.pop(shard):
+                found.add(f"{where} differs from the manifest")
+    for shard in named:
+        found.add(f"the marker of shard {shard} is missing")
+
+
+def _check_shard(job: Store, plan: SamplePlan, marker: Marker, decode: Decode, found: Findings) -> None:
+    where = job.location(marker.key)
+    found.counts["shards"] += 1
+    found.expect(marker.plan == plan.fingerprint, f"shard {marker.shard} is of plan {marker.plan}")
+    ids = shard_range(marker.shard, plan.num_samples, plan.shard_size)
+    found.expect(
+        (marker.rows, marker.first_id, marker.last_id) == (len(ids), ids.start, ids.stop - 1),
+        f"shard {marker.shard} claims samples {marker.first_id}..{marker.last_id}, {marker.rows} in all; "
+        f"by the plan it has {ids.start}..{ids.stop - 1}",
+    )
+    table = found.table(job, marker, SAMPLES)
+    if table is None:
+        return
+    found.expect(
+        table["sample_id"].to_pylist() == list(ids),
+        f"{where} does not hold samples {ids.start}..{ids.stop - 1} in order, once each",
+    )
+    _check_origin(where, plan, table, found)
+    failed = 0
+    for row in table.select(["sample_id", "image", "sha256", "status", "error"]).to_pylist():
+        failed += row["status"] != STATUS_OK
+        _check_row(f"sample {row['sample_id']} in {where}", plan, row, decode, found)
+    found.expect(failed == marker.failed, f"{where} has {failed} failed samples, its marker says {marker.failed}")
+    found.counts["samples"] += table.num_rows
+    found.counts["failed"] += failed
+
+
+def _check_origin(where: str, plan: SamplePlan, table: pa.Table, found: Findings) -> None:
+    planned: dict[str, Any] = {
+        "seed": plan.seed,
+        "model_digest": plan.model_digest,
+        "ema": plan.weights,
+        "sampler": plan.sampler,
+        "steps": plan.steps,
+        "eta": plan.eta,
+        "width": plan.image_size,
+        "height": plan.image_size,
+    }
+    for name, value in planned.items():
+        stored = table[name].unique().to_pylist()
+        found.expect(stored == [value], f"{where}: column {name} holds {stored[:3]}, the plan says {value}")
+
+
+def _check_row(where: str, plan: SamplePlan, row: dict[str, Any], decode: Decode, found: Findings) -> None:
+    data = None if row["image"] is None else row["image"]["bytes"]
+    if row["status"] == STATUS_FAILED:
+        found.expect(data is None and bool(row["error"]), f"{where} failed, but has an image or no error")
+    elif row["status"] != STATUS_OK or data is None:
+        found.add(f"{where} has status {row['status']!r} and {'no image' if data is None else 'an image'}")
+    elif hashlib.sha256(data).hexdigest() != row["sha256"]:
+        found.add(f"{where} has an image with another sha256 than its row names")
+    else:
+        found.pixels(where, data, (plan.image_size, plan.image_size, plan.channels), decode)
