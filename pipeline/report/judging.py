@@ -10,7 +10,7 @@ from pipeline.report.scales import figures
 
 __all__ = ["FLOOR_NAME", "metric_rows", "verdict"]
 
-FLOOR_NAME: Final = "real, held out"
+FLOOR_NAME: Final = "held-out real"
 _MEANING: Final = {
     "FD": "Frechet distance of features, lower is better. It falls with n: compare at equal n and protocol only.",
     "FID": "Frechet distance of Inception-v3 features, lower is better. It falls with n: compare at equal n only.",

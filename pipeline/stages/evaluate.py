@@ -22,19 +22,17 @@ from pipeline.config import Config
 from pipeline.errors import DataError
 from pipeline.manifests import DatasetManifest, SamplePlan
 from pipeline.metrics.anchors import BLUR_NAME, NOISE_NAME
-from pipeline.metrics.sketch import Kind, Score, merge_all_sketches, score
+from pipeline.metrics.sketch import Kind, Score
 from pipeline.progress import Progress
 from pipeline.stages.cluster import cluster
-from pipeline.stages.sketching import MEASURED, REFERENCE, Job, sketch_part, train_extractor
+from pipeline.stages.sketching import MEASURED, REFERENCE, Job, score_sketches, sketch_part, train_extractor
 from pipeline.storage.evaluations import (
     Evaluation,
     ExtractorRecord,
     evaluation_key,
-    extractor_folder,
     present_sketches,
     read_evaluation,
     read_extractor,
-    read_sketches,
     write_evaluation,
 )
 from pipeline.storage.samples import read_manifest, read_plan
@@ -60,7 +58,7 @@ def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) 
     with cluster(config.ray, config.ray.max_workers + 1):
         record = _extractor(job)
         images = _sketch(job, record.weights_sha256)
-    scores = _scores(job, record)
+        scores: tuple[Score, ...] = ray.get(ray.remote(num_cpus=1)(score_sketches).remote(job, record))
     evaluation = write_evaluation(job.samples, scores, _protocol(job, record, scores))
     return {**_result(job, evaluation, "evaluated"), "images": images, "seconds": time.monotonic() - started}
 
@@ -119,23 +117,6 @@ def _sketch(job: Job, weights_sha256: str) -> int:
         progress.update(images)
     progress.close()
     return images
-
-
-def _scores(job: Job, record: ExtractorRecord) -> tuple[Score, ...]:
-    """Every measured side against the training split, from the sketches at rest, merged in the order of the parts.
-
-    Raises DataError when they were made with other weights than the extractor's.
-    """
-    merged = {
-        side: merge_all_sketches(read_sketches((part.home, part.key) for part in job.parts(side)))
-        for side in (REFERENCE, *MEASURED)
-    }
-    if merged[REFERENCE].moments.fingerprint.weights_sha256 != record.weights_sha256:
-        raise DataError(
-            f"{job.dataset.location(extractor_folder(record.id))} holds sketches of another training of {record.name}: "
-            "delete that folder, and the samples' metrics"
-        )
-    return tuple(score(merged[REFERENCE], {kind: merged[kind] for kind in MEASURED}))
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -168,9 +168,9 @@ def _run(store: Store, name: str) -> Part:
     if checkpoint is None:
         raise DataError(f"{store.uri} has no checkpoint yet: its curves appear with the first one")
     curves = read_metrics(store, checkpoint)
-    state = "finished" if read_success(store) else f"of {checkpoint.config['train']['steps']:,}, unfinished"
+    state = "" if read_success(store) else f" of {checkpoint.config['train']['steps']:,}, unfinished"
     facts = (
-        Fact("Training", f"{checkpoint.step:,} steps, {state}; {checkpoint.images:,} images"),
+        Fact("Training", f"{checkpoint.step:,} steps{state}; {checkpoint.images:,} images"),
         Fact("Images", f"{checkpoint.image_size} x {checkpoint.image_size} x {checkpoint.channels}"),
         Fact("Workers", str(checkpoint.world_size)),
         Fact("Dataset digest", checkpoint.dataset_digest[:16]),

@@ -1,4 +1,4 @@
-"""Images of an evaluation, as sketches: which there are to make, and the tasks that make them.
+"""Images of an evaluation, as sketches: which there are to make, and the tasks that make and score them.
 
 A `Job` cuts every side of the evaluation into parts of at most one shard, a function of manifests and settings alone.
 """
@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.manifests import DatasetManifest, FileEntry, Marker, SampleManifest, SamplePlan, ShardEntry
 from pipeline.metrics.anchors import blurred, noise_images
 from pipeline.metrics.features import CLASS_CNN, ROTATION_CNN, Classifier, fingerprint_of, train_classifier
-from pipeline.metrics.sketch import CONSTANTS, Kind, Sketch
+from pipeline.metrics.sketch import CONSTANTS, Kind, Score, Sketch, merge_all_sketches, score
 from pipeline.progress import Progress
 from pipeline.schema import STATUS_OK
 from pipeline.storage.evaluations import (
@@ -28,6 +28,7 @@ from pipeline.storage.evaluations import (
     extractor_folder,
     keep_weights,
     read_extractor,
+    read_sketches,
     sketch_name,
     write_extractor,
     write_sketch,
@@ -35,7 +36,7 @@ from pipeline.storage.evaluations import (
 from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["MEASURED", "REFERENCE", "Job", "Part", "Side", "sketch_part", "train_extractor"]
+__all__ = ["MEASURED", "REFERENCE", "Job", "Part", "Side", "score_sketches", "sketch_part", "train_extractor"]
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -219,10 +220,11 @@ def _images(job: Job, part: Part) -> tuple[NDArray[np.int64], Pixels]:
     if part.shard is None:
         ids = np.arange(part.first_id, part.first_id + part.take)
         return ids, noise_images(part.take, job.shape, job.config.evaluate.seed, part.first_id)
-    store = job.samples if part.side == "samples" else job.dataset
-    table = read_parquet(store, part.shard)
     if part.side == "samples":
+        store, table = job.samples, read_parquet(job.samples, part.shard, ["sample_id", "image", "status"])
         table = table.filter(pc.equal(table["status"], STATUS_OK))
+    else:
+        store, table = job.dataset, read_parquet(job.dataset, part.shard, ["sample_id", "image"])
     table = table.slice(0, part.take)
     if len(table) != part.take:
         raise DataError(f"{store.location(part.shard.key)} has {len(table)} usable rows, not {part.take}: verify it")
@@ -238,3 +240,21 @@ def _decoded(table: pa.Table, shape: tuple[int, int, int]) -> Pixels:
     if other is not None:
         raise DataError(f"an image is {other} where its manifest says {shape}")
     return np.stack(images)
+
+
+def score_sketches(job: Job, record: ExtractorRecord) -> tuple[Score, ...]:
+    """A task: every measured side against the training split, from sketches merged in the order of the parts.
+
+    As a task it has one compute thread, wherever it runs. Raises DataError when the sketches were made with
+    other weights than the extractor's.
+    """
+    merged = {
+        side: merge_all_sketches(read_sketches((part.home, part.key) for part in job.parts(side)))
+        for side in (REFERENCE, *MEASURED)
+    }
+    if merged[REFERENCE].moments.fingerprint.weights_sha256 != record.weights_sha256:
+        raise DataError(
+            f"{job.dataset.location(extractor_folder(record.id))} holds sketches of another training of {record.name}: "
+            "delete that folder, and the samples' metrics"
+        )
+    return tuple(score(merged[REFERENCE], {kind: merged[kind] for kind in MEASURED}))
