@@ -14,13 +14,8 @@ def _run(call: Call) -> Result:
     from pipeline.stages.train import train
     from pipeline.stages.verify import verify
 
-    root = call.arguments.root or str(Path("demo-output").resolve())
-    config, dataset, run, samples = (
-        call.config,
-        f"{root}/datasets/digits",
-        f"{root}/runs/digits",
-        f"{root}/samples/digits",
-    )
+    root, config = call.arguments.root or str(Path("demo-output").resolve()), call.config
+    dataset, run, samples = (f"{root}/{kind}/digits" for kind in ("datasets", "runs", "samples"))
     results = {}
     with cluster(config.ray, config.ray.max_workers + 2):
         results["ingest"] = ingest(config, "digits", dataset)

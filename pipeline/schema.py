@@ -31,7 +31,7 @@ def _with_features(fields: list[pa.Field]) -> pa.Schema:
 DATASET = _with_features(
     [
         pa.field("sample_id", pa.int64(), nullable=False),  # 0..rows-1 over the whole dataset, in shuffled order
-        pa.field("image", IMAGE, nullable=False),
+        pa.field("image", IMAGE),  # never null, but `datasets` decodes only a field that says it may be
         pa.field("label", pa.int32()),  # index into the manifest's class names
         pa.field("width", pa.int32(), nullable=False),  # pixels
         pa.field("height", pa.int32(), nullable=False),  # pixels

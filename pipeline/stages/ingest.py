@@ -33,7 +33,9 @@ IntArray = npt.NDArray[np.int64]
 Counts = dict[str, int]
 
 LOCAL_CPUS = 3
-MAX_SHUFFLE_PARTITIONS = 200
+MIN_SHUFFLE_PARTITIONS = 4
+SHUFFLE_BYTES = 64 * 2**20
+"""About what one task of the shuffle holds at a time."""
 UNREADABLE = "unreadable"
 INDEX = ["partition", "row", "source", "sha256", "reason", "sums"]
 
@@ -206,8 +208,9 @@ def _write_shards(
     rows = prepared.filter(expr=col("reason").is_null()).map_batches(
         assign_ids, fn_kwargs={"ids": ids, "num_train": num_train, "config": config}, batch_format="pyarrow"
     )
-    num_shards = sum(-(-n // config.shard_rows) for n in (num_train, sum(map(len, ids.values())) - num_train))
-    written = rows.groupby("shard", num_partitions=min(num_shards, MAX_SHUFFLE_PARTITIONS)).map_groups(
+    total_bytes = sum(map(len, ids.values())) * config.image_size**2 * config.channels
+    partitions = max(MIN_SHUFFLE_PARTITIONS, total_bytes // SHUFFLE_BYTES)
+    written = rows.groupby("shard", num_partitions=partitions).map_groups(
         write_shard, fn_kwargs={"store": store, "num_train": num_train, "config": config}, batch_format="pyarrow"
     )
     entries = [ShardEntry(**row) for row in written.take_all()]

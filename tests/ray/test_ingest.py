@@ -1,0 +1,153 @@
+"""Every source image ends once: in the dataset or among the rejects; content alone decides order and split."""
+
+import gzip
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.config import StorageConfig
+from pipeline.engine.images import decode_pixels
+from pipeline.errors import ConfigError, DataError
+from pipeline.stages.ingest import ingest, is_heldout
+from pipeline.storage.shards import read_dataset, read_parquet
+from pipeline.storage.store import resolve
+from tiny import config
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, ray_cluster):
+    """The digits dataset and what `ingest` said of it."""
+    return ingest(config(), "digits", str(tmp_path_factory.mktemp("digits") / "dataset"))
+
+
+def pictures(folder, count=20, size=12, channels=3):
+    """PNG and JPEG files of random pixels in two class folders, one of them with spaces and an umlaut in its name."""
+    generator = np.random.default_rng(5)
+    for number in range(count):
+        name = ("cats", "größe dogs")[number % 2]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (size, size, channels), np.uint8)
+        suffix = "png" if number % 3 else "jpg"
+        Image.fromarray(pixels).save(folder / name / f"{number:03d}.{suffix}")
+
+
+def rows_of(uri):
+    store = resolve(uri, StorageConfig())
+    manifest = read_dataset(store)
+    rows = [row for shard in manifest.shards for row in read_parquet(store, shard).to_pylist()]
+    return manifest, rows
+
+
+def test_good_images_are_kept_and_bad_ones_listed_with_reasons(tmp_path):
+    source = tmp_path / "source"
+    pictures(source)
+    whole = (source / "cats" / "002.png").read_bytes()
+    (source / "cats" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (source / "cats" / "text.png").write_text("this is no picture")
+    (source / "cats" / "zero.png").write_bytes(b"")
+    result = ingest(config(ingest={"channels": 3}), str(source), str(tmp_path / "dataset"))
+    assert result["rejects"] == {"empty": 1, "not-an-image": 1, "truncated": 1}
+    manifest, rows = rows_of(result["uri"])
+    rejects = pq.read_table(tmp_path / "dataset" / manifest.rejects[0].key).to_pylist()
+    assert {row["source"]: row["reason"] for row in rejects} == {
+        "cats/cut.png": "truncated",
+        "cats/text.png": "not-an-image",
+        "cats/zero.png": "empty",
+    }
+    assert len(rows) == 20
+    assert manifest.source_rows == 23 == len(rows) + len(rejects)
+    assert manifest.classes == ("cats", "größe dogs")
+    assert all(row["image"]["path"].startswith(manifest.classes[row["label"]]) for row in rows)
+
+
+def test_rows_are_what_the_schema_says(made):
+    result = made
+    manifest, rows = rows_of(made["uri"])
+    assert [row["sample_id"] for row in rows] == list(range(1797))
+    assert result["train"] + result["heldout"] == 1797
+    for row in rows[::50]:
+        pixels = decode_pixels(row["image"]["bytes"], 64)
+        assert pixels.shape == (8, 8, 1) == (row["height"], row["width"], 1)
+        assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256"]
+        assert is_heldout(row["sha256"], 0.25) == (row["sample_id"] >= result["train"])
+    levels = np.stack([decode_pixels(row["image"]["bytes"], 64) for row in rows]) / 127.5 - 1.0
+    assert manifest.channel_mean[0] == pytest.approx(levels.mean(), abs=1e-9)
+    assert manifest.channel_std[0] == pytest.approx(levels.std(), abs=1e-9)
+    assert abs(result["heldout"] / 1797 - 0.25) < 0.04
+    sizes = [shard.rows for shard in manifest.split("train")]
+    assert set(sizes[:-1]) == {32}
+
+
+def test_the_dataset_does_not_depend_on_how_it_was_made(made, tmp_path):
+    def files(result):
+        return {shard.sha256 for shard in rows_of(result["uri"])[0].shards}
+
+    many = ingest(config(ingest={"partition_rows": 100, "seed": 0}), "digits", str(tmp_path / "many"))
+    other = ingest(config(ingest={"seed": 1}), "digits", str(tmp_path / "other"))
+    assert files(many) == files(made)
+    assert files(other) != files(made)
+
+
+def test_order_is_shuffled(made):
+    _, rows = rows_of(made["uri"])
+    numbers = np.array([int(row["image"]["path"].partition("#")[2]) for row in rows[: made["train"]]])
+    assert abs(np.corrcoef(numbers, np.arange(len(numbers)))[0, 1]) < 0.1
+
+
+def test_a_dataset_is_made_once(made):
+    again = ingest(config(), "digits", made["uri"])
+    assert (made["state"], again["state"]) == ("ingested", "already done")
+    assert made["digest"] == again["digest"]
+    with pytest.raises(ConfigError, match="shard_rows"):
+        ingest(config(ingest={"shard_rows": 64}), "digits", made["uri"])
+
+
+def idx(path, array):
+    header = struct.pack(">I", 0x0800 | array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_idx_files_bring_their_labels(tmp_path, s3_uri):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8)
+    idx(tmp_path / "t-images-idx3-ubyte.gz", images)
+    idx(tmp_path / "t-labels-idx1-ubyte.gz", np.arange(50, dtype=np.uint8) % 7)
+    result = ingest(config(), str(tmp_path / "t-images-idx3-ubyte.gz"), f"{s3_uri}/dataset")
+    manifest, rows = rows_of(result["uri"])
+    assert manifest.classes == tuple("0123456")
+    for row in rows:
+        number = int(row["image"]["path"].partition("#")[2])
+        assert row["label"] == number % 7
+        assert np.array_equal(decode_pixels(row["image"]["bytes"], 64)[:, :, 0], images[number])
+
+
+def test_it_loads_as_a_hugging_face_dataset(made, tmp_path):
+    from datasets import load_dataset
+
+    files = sorted(str(path) for path in (Path(made["uri"]) / "data").glob("train-*.parquet"))
+    loaded = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.num_rows == made["train"]
+    assert loaded[0]["image"].size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "all bad", "too many bad"])
+def test_useless_sources_end_with_exit_3(tmp_path, kind):
+    source = tmp_path / "source"
+    if kind != "missing":
+        source.mkdir()
+    if kind == "all bad":
+        (source / "a.png").write_bytes(b"")
+    if kind == "too many bad":
+        pictures(source, 4)
+        (source / "cats" / "a.png").write_bytes(b"")
+    settings = config(ingest={"max_reject_share": 0.1})
+    with pytest.raises(DataError) as caught:
+        ingest(settings, str(source), str(tmp_path / "dataset"))
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "dataset" / "manifest.json").exists()
