@@ -28,7 +28,7 @@ def verify(config: Config, uri: str) -> dict[str, Any]:
         raise VerificationFailed(
             "\n".join(
                 [
-                    f"verification failed: {report.kind} {report.uri} has contradictions: {report.total_findings:,} ({counts})",
+                    f"verification failed: {report.kind} {report.uri}: {report.total_findings:,} contradictions ({counts})",
                     *report.findings[:MAX_LISTED],
                     *([f"... and {more:,} more"] if more > 0 else []),
                 ]

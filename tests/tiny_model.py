@@ -1,0 +1,46 @@
+"""A checkpoint with weights that were never trained but are not zero, for tests of what comes after training."""
+
+import torch
+
+from pipeline.config import Config
+from pipeline.engine.training import Trainer
+from pipeline.manifests import CheckpointManifest, RunPlan
+from pipeline.storage.checkpoints import checkpoint_key, write_checkpoint, write_tensors
+from pipeline.storage.shards import document
+from pipeline.storage.store import resolve
+
+SIZE, CHANNELS = 8, 1
+SPREAD = 0.05
+
+
+def write_model(uri: str, config: Config, step: int = 1) -> str:
+    """A run with one checkpoint; returns the checkpoint's URI."""
+    run = resolve(uri, config.storage)
+    trainer = Trainer(config, SIZE, CHANNELS, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(step)
+    for weights in (trainer.ema.shadow, dict(trainer.model.named_parameters())):
+        for weight in weights.values():
+            weight.data += SPREAD * torch.randn(weight.shape, generator=generator)
+    run.create_once(
+        "run.json",
+        document(RunPlan(dataset_uri="d", dataset_digest="digest", config=config.model_dump(mode="json"))),
+    )
+    manifest = CheckpointManifest(
+        step=step,
+        images=32 * step,
+        epoch=0,
+        batches=step,
+        world_size=1,
+        dataset_digest="digest",
+        image_size=SIZE,
+        channels=CHANNELS,
+        classes=None,
+        config=config.model_dump(mode="json"),
+        config_digest=config.digest(),
+        lane_digests=(),
+        metric_parts=(),
+        ema=("ema",),
+        files=write_tensors(run, step, trainer.tensors()),
+    )
+    write_checkpoint(run, manifest)
+    return run.location(checkpoint_key(step))
