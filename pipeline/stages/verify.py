@@ -25,15 +25,10 @@ def verify(config: Config, uri: str) -> dict[str, Any]:
     counts = ", ".join(f"{count:,} {name}" for name, count in sorted(report.counts.items()))
     if report.total_findings:
         more = report.total_findings - MAX_LISTED
-        raise VerificationFailed(
-            "\n".join(
-                [
-                    f"verification failed: {report.kind} {report.uri}: {report.total_findings:,} contradictions ({counts})",
-                    *report.findings[:MAX_LISTED],
-                    *([f"... and {more:,} more"] if more > 0 else []),
-                ]
-            )
-        )
+        head = f"{report.kind} {report.uri}: {report.total_findings:,} contradictions ({counts})"
+        rest = [f"... and {more:,} more"] if more > 0 else []
+        lines = [f"verification failed: {head}", *report.findings[:MAX_LISTED], *rest]
+        raise VerificationFailed("\n".join(lines))
     return {
         "state": "verified",
         "kind": report.kind,

@@ -2,10 +2,11 @@
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig, ModelConfig, digest_of
-from pipeline.errors import DataError
+from pipeline.errors import DataError, VerificationFailed
 from pipeline.manifests import CheckpointManifest, RunPlan, parse
 from pipeline.schema import METRICS
 from pipeline.storage.checkpoints import (
@@ -81,13 +82,22 @@ def _check_groups(run: Store, folder: Store, manifest: CheckpointManifest, found
     for name, file in groups.items():
         found.counts["files"] += 1
         found.counts["bytes"] += file.bytes
+        where = folder.location(file.key)
         with found.noting():
-            tensors = read_tensors(run, manifest, name)[name]
+            tensors = _tensors(run, manifest, name)
             for key, value in tensors.items():
                 finite = not value.is_floating_point() or bool(value.isfinite().all())
-                found.expect(finite, f"{folder.location(file.key)}: {key} holds NaN or infinity")
+                found.expect(finite, f"{where}: {key} holds NaN or infinity")
             if name in (RAW_GROUP, *manifest.ema):
-                _check_shapes(folder.location(file.key), manifest, tensors, found)
+                _check_shapes(where, manifest, tensors, found)
+
+
+def _tensors(run: Store, manifest: CheckpointManifest, name: str) -> dict[str, Tensor]:
+    try:
+        return read_tensors(run, manifest, name)[name]
+    except SafetensorError as error:
+        place = run.location(checkpoint_key(manifest.step))
+        raise VerificationFailed(f"{place}/{name}.safetensors is not a safetensors file: {error}") from error
 
 
 def _check_shapes(where: str, manifest: CheckpointManifest, tensors: dict[str, Tensor], found: Findings) -> None:
