@@ -28,7 +28,6 @@ class Process:
             "sqrt_beta": schedule.betas.sqrt(),
             "signal": alpha_bars.sqrt(),
             "noise": (1.0 - alpha_bars).sqrt(),
-            "alpha_bar_prev": schedule.alpha_bars_prev,
             "posterior_variance": schedule.posterior_variance,
             "coef_x0": schedule.posterior_mean_coef_x0,
             "coef_xt": schedule.posterior_mean_coef_xt,

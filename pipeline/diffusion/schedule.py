@@ -66,7 +66,7 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor | None = None) -> Sched
 
 
 def _betas_of(alpha_bar: Tensor) -> Tensor:
-    """alpha_bar at the T + 1 points 0, 1/T, ..., 1 -> betas [T], capped."""
+    """alpha_bar, up to a constant factor, at the T + 1 points 0, 1/T, ..., 1 -> betas [T], capped."""
     return (1.0 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_MAX_BETA)
 
 
@@ -80,7 +80,7 @@ def _cosine(num: int) -> Tensor:
 def _sigmoid(num: int) -> Tensor:
     """Jabri et al. 2022 (arXiv 2212.11972), Algorithm 5 with start = -3, end = 3, tau = 1."""
     falling = torch.linspace(3.0, -3.0, num + 1, dtype=torch.float64).sigmoid()
-    return _betas_of((falling - falling[-1]) / (falling[0] - falling[-1]))
+    return _betas_of(falling - falling[-1])
 
 
 def _zero_terminal_snr(betas: Tensor) -> Tensor:

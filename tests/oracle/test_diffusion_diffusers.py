@@ -1,8 +1,7 @@
 """Sampler trajectories, step by step, against diffusers' schedulers with the same noise and the same network.
 
 diffusers keeps its tables in float32. Where its step is dtype-neutral (DDPM, DDIM) we give the scheduler float64 tables
-and ask for agreement to 1e-9; DPM-Solver++ casts to float32 inside, so there it is 1e-5 of
-the largest pixel.
+and ask for agreement to 1e-9; DPM-Solver++ casts to float32 inside, so there it is 1e-5.
 """
 
 import pytest
@@ -232,5 +231,6 @@ def test_dpm_solver(name, algorithm, kind, steps):
     x = Replay(torch.float32).initial()
     for state in sampler.run(network, Replay(torch.float32)):
         out = network(x, torch.full((2,), state.t))
-        x = scheduler.step(out, state.t, x, generator=generator(state.t)).prev_sample
-        torch.testing.assert_close(state.x_t, x, rtol=0, atol=1e-5 * x.abs().max().clamp(min=1).item())
+        theirs = scheduler.step(out, state.t, x, generator=generator(state.t)).prev_sample
+        torch.testing.assert_close(state.x_t, theirs, rtol=1e-5, atol=1e-5)
+        x = state.x_t  # each step from the same state: rounding does not add up over a hundred of them
