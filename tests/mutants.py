@@ -3,7 +3,7 @@
     python tests/mutants.py [--only schedule,process] [--jobs 2] [--list]
 
 Each mutant is one edit of one syntax tree: a number or a term tripled, a term or a factor dropped, an operator or a
-pair of coefficients swapped, a function left out. The tree is compiled in memory (no file is touched) inside a fork of a
+pair of coefficients swapped, a function left out. The tree is compiled in memory (no file is touched) in a fork of a
 process that has already imported torch, and the diffusion unit and oracle tests run on it until the first red one.
 A mutant that leaves them green survives. Exit 1 if any does that `EQUIVALENT` does not list with a reason.
 """
@@ -34,7 +34,7 @@ DEADLINE_SECONDS = 120
 SAMPLING = ["unit/test_diffusion_sampler.py", "oracle/test_diffusion_gaussian.py", "oracle/test_diffusion_diffusers.py"]
 NEAREST = {
     "clipping": ["unit/test_diffusion_reverse.py"],
-    **{module: SAMPLING for module in ("grid", "sampler", "ancestral", "ddim", "dpm_solver", "heun")},
+    **dict.fromkeys(("grid", "sampler", "ancestral", "ddim", "dpm_solver", "heun"), SAMPLING),
 }
 
 # (module, source of the line, mutation) -> why no test can tell.

@@ -1,4 +1,4 @@
-"""DPM-Solver++ (2M) and its SDE form: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2 and section 5.
+"""DPM-Solver++ (2M) and its SDE form: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2.
 
 With signal a and noise s at a timestep, lambda = log(a / s) is half the log-SNR and h the rise in lambda over a step.
 The probability-flow ODE is solved exactly but for x_0, which is extrapolated linearly in lambda from the last two
@@ -50,7 +50,7 @@ class DpmSolver2M:
         return self._rise(i) / (2.0 * self._rise(i + 1))
 
     def _step(self, x_t: Tensor, x_0: Tensor, i: int, z: Tensor | None) -> Tensor:
-        """Eq. 9 (ODE) or its SDE counterpart, with x_0 held over the step."""
+        """The exact solution of the ODE, or of the SDE given its noise z, with x_0 held over the step."""
         _, s = self.grid.level(i)
         a_prev, s_prev = self.grid.level(i - 1)
         decay = math.exp(-self._rise(i))

@@ -68,7 +68,7 @@ class Objective:
     def _min_snr_weight(self, gamma: float, t: Tensor, like: Tensor) -> Tensor:
         """min(SNR, gamma) as a weight on the x_0 error, carried over to the error predicted, [B].
 
-        Hang et al. 2023 (arXiv 2303.09556), section 3.4: the x_0 error is the epsilon error / SNR and the v error
+        Hang et al. 2023 (arXiv 2303.09556): the x_0 error is the epsilon error / SNR and the v error
         / (SNR + 1).
         """
         snr = self.process.at("snr", t, like).flatten()
