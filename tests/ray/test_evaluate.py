@@ -1,5 +1,6 @@
 """Evaluation over Ray Data: the scores are ordered as the images are good, and the same for any number of tasks."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from pipeline.config import Config, StorageConfig
 from pipeline.engine.images import encode_png
 from pipeline.errors import DataError
 from pipeline.manifests import DatasetManifest, SamplePlan, ShardEntry
-from pipeline.metrics.anchors import noise_images
+from pipeline.metrics.anchors import blurred, noise_images
+from pipeline.metrics.features import fingerprint_of
+from pipeline.metrics.frechet import frechet
+from pipeline.metrics.moments import Moments
 from pipeline.schema import DATASET, IMAGE, SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.stages.evaluate import evaluate
-from pipeline.storage.evaluations import Evaluation, read_evaluations
+from pipeline.storage.evaluations import Evaluation, read_evaluations, read_extractor
 from pipeline.storage.samples import commit_shard, create_plan, seal
 from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
 from pipeline.storage.store import Store, resolve
@@ -35,9 +39,10 @@ EVALUATE = {"classifier_epochs": 5, "seed": 3}
 
 @dataclass(frozen=True)
 class World:
-    """A dataset of digits, and further real digits that are in neither of its splits."""
+    """A dataset of digits, its images in order of id, and further real digits that are in neither of its splits."""
 
     dataset: Store
+    images: np.ndarray
     unseen: np.ndarray
 
     def run(self, samples: Store, workers: int = 1, **settings: int) -> dict:
@@ -151,7 +156,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     used = NUM_TRAIN + NUM_HELDOUT
     dataset = _store(tmp_path_factory.mktemp("world") / "dataset")
     _make_dataset(dataset, images[:used], labels[:used])
-    return World(dataset, images[used:])
+    return World(dataset, images[:used], images[used:])
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +172,8 @@ def test_real_images_as_samples_score_about_the_floor(real_samples: tuple[Store,
     assert result["failed"] == 1
     assert result["metric"] == "FD-class-cnn"
     assert "FID" not in str(result).replace("FD-class-cnn", "")
-    blurred, noise = result["ceilings"].values()
-    assert result["floor"] < blurred < noise
+    blur, noise = result["ceilings"].values()
+    assert result["floor"] < blur < noise
     assert 0.5 < result["value"] / result["floor"] < 2
     assert result["extractor_accuracy"] > 0.9
     assert result["warnings"] == []
@@ -177,6 +182,26 @@ def test_real_images_as_samples_score_about_the_floor(real_samples: tuple[Store,
     for metric in ("KD-class-cnn", "precision-class-cnn", "recall-class-cnn", "coverage-class-cnn"):
         of = [evaluation.value(metric, kind) for kind in ("samples", "floor", "noise")]
         assert abs(of[0] - of[1]) < 0.25 * abs(of[1] - of[2]), metric
+
+
+def test_every_side_is_of_the_images_that_it_names(world: World, real_samples: tuple[Store, dict]):
+    """The same distances once more, from the images in memory and all at once."""
+    _, result = real_samples
+    _, extractor = read_extractor(world.dataset, result["extractor"])
+    heldout = world.images[NUM_TRAIN:]
+    sides = {
+        "samples": world.unseen[:NUM_HELDOUT],
+        "floor": heldout,
+        "blurred": blurred(heldout),
+        "noise": noise_images(NUM_HELDOUT, (SIZE, SIZE, 1), EVALUATE["seed"]),
+    }
+
+    def moments(images: np.ndarray) -> Moments:
+        return Moments.empty(fingerprint_of(extractor, "train")).update(extractor.features(images))
+
+    reference = moments(world.images[:NUM_TRAIN])
+    measured = [result["value"], result["floor"], *result["ceilings"].values()]
+    assert measured == pytest.approx([frechet(moments(i), reference).value for i in sides.values()], rel=1e-9)
 
 
 def test_noise_as_samples_scores_about_the_noise_ceiling(world: World, tmp_path: Path):
@@ -188,7 +213,7 @@ def test_noise_as_samples_scores_about_the_noise_ceiling(world: World, tmp_path:
 
 def test_the_same_bits_for_one_and_three_tasks(world: World, real_samples: tuple[Store, dict], tmp_path: Path):
     one, first = real_samples
-    other = World(_store(tmp_path / "dataset"), world.unseen)
+    other = dataclasses.replace(world, dataset=_store(tmp_path / "dataset"))
     for key, data in _files(world.dataset, "").items():
         if not key.startswith("extractors/") or key.count("/") == 1:  # data and extractor, but no sketch
             other.dataset.put(key, data)
@@ -235,9 +260,8 @@ def test_the_table_says_by_which_protocol(world: World, real_samples: tuple[Stor
 
 
 def test_without_labels_the_extractor_learns_rotations(world: World, tmp_path: Path):
-    images, _ = _digits()
-    dataset = World(_store(tmp_path / "dataset"), world.unseen)
-    _make_dataset(dataset.dataset, images[: NUM_TRAIN + NUM_HELDOUT], None)
+    dataset = dataclasses.replace(world, dataset=_store(tmp_path / "dataset"))
+    _make_dataset(dataset.dataset, world.images, None)
     samples = _make_samples(_store(tmp_path / "samples"), world.unseen[:250])
     result = dataset.run(samples, workers=2)
     assert result["metric"] == "FD-rotation-cnn"
@@ -257,4 +281,4 @@ def test_what_cannot_be_measured_is_one_clear_error(world: World, tmp_path: Path
         world.run(colour)
     grey = _make_samples(_store(tmp_path / "grey"), images)
     with pytest.raises(DataError, match="no dataset at"):
-        World(_store(tmp_path / "nowhere"), images).run(grey)
+        dataclasses.replace(world, dataset=_store(tmp_path / "nowhere")).run(grey)
