@@ -99,19 +99,32 @@ def training_rate(name: str, table: pa.Table) -> ThroughputRow | None:
     waited = float(_floats(table, "data_wait_seconds").sum()) / seconds
     workers = sorted(set(table["world_size"].to_pylist()))
     note = f"{' then '.join(map(str, workers))} worker{'s' if workers != [1] else ''}, {waited:.1%} waiting for data"
-    return ThroughputRow(name, float(_images_a_step(table).sum()) / seconds, "img/s", note)
+    return ThroughputRow(f"Training of {name}", float(_images_a_step(table).sum()) / seconds, "img/s", note)
 
 
 def generation_rates(name: str, shards: pa.Table) -> tuple[ThroughputRow, ...]:
-    """From columns rows, seconds, img_s and node of every shard: the mean rate of one actor, and the slowest shard."""
-    seconds = float(_floats(shards, "seconds").sum()) if len(shards) else 0.0
-    if seconds <= 0:
+    """The rate of all actors together while any of them worked, and that of the slowest shard.
+
+    From columns shard, rows, started, seconds, img_s and node; time between invocations is no part of the rate.
+    """
+    busy = _covered_seconds(_floats(shards, "started"), _floats(shards, "seconds"))
+    if busy <= 0:
         return ()
-    rates, rows = _floats(shards, "img_s"), float(_floats(shards, "rows").sum())
-    nodes = len(set(shards["node"].to_pylist()))
-    where = f"{len(shards):,} shards on {nodes} node{'s' if nodes > 1 else ''}"
+    rates, nodes = _floats(shards, "img_s"), len(set(shards["node"].to_pylist()))
+    an_actor = _floats(shards, "rows").sum() / _floats(shards, "seconds").sum()
+    where = f"{len(shards):,} shards on {nodes} node{'s' if nodes > 1 else ''}, one actor {figures(an_actor)} img/s"
     slowest = shards["shard"][int(rates.argmin())].as_py()
     return (
-        ThroughputRow(name, rows / seconds, "img/s an actor", f"{where}, from {figures(rates.min())} img/s"),
-        ThroughputRow(f"{name}, slowest shard", float(rates.min()), "img/s", f"shard {slowest}"),
+        ThroughputRow(f"Generation of {name}", float(_floats(shards, "rows").sum()) / busy, "img/s", where),
+        ThroughputRow(f"Slowest shard of {name}", float(rates.min()), "img/s", f"shard {slowest}, one actor"),
     )
+
+
+def _covered_seconds(started: Float64, seconds: Float64) -> float:
+    """Length of the union of the intervals [started, started + seconds]."""
+    covered, end = 0.0, -math.inf
+    for index in np.argsort(started):
+        stop = started[index] + seconds[index]
+        covered += max(0.0, stop - max(started[index], end))
+        end = max(end, stop)
+    return covered

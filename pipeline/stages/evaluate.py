@@ -6,7 +6,7 @@ Every side is measured against the whole training split, and every side has the 
     floor      the first n held-out real images: what perfect samples would get
     blurred    the same images under a 3x3 box blur     noise    uniform noise
 
-Ray Data tasks turn parts of at most one shard into sketches, which stay at rest; the driver merges them in fixed
+Ray Data tasks turn parts of at most one shard into sketches, which stay at rest; a last one merges them in fixed
 order. So the scores are the same bits for any number of workers, and nothing is read twice, ever.
 """
 

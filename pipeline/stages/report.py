@@ -27,14 +27,13 @@ from pipeline.schema import STATUS_OK
 from pipeline.storage.checkpoints import latest_checkpoint, read_success
 from pipeline.storage.evaluations import Evaluation, read_evaluations
 from pipeline.storage.metrics import read_metrics
-from pipeline.storage.samples import read_manifest, read_plan
+from pipeline.storage.samples import SHARD_LOG_KEY, read_manifest, read_plan
 from pipeline.storage.shards import read_dataset, read_parquet
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["report"]
 
 PAGE: Final = "report.html"
-SHARD_TIMES: Final = "metrics/shards.parquet"
 MOST_GRIDS: Final = 24
 SHEET_PIXELS, SHEET_COLUMNS, SHEET_GAP = 640, 10, 2
 _GRID: Final = re.compile(r"^grids/step-(\d+)\.png$")
@@ -176,7 +175,7 @@ def _run(store: Store, name: str) -> Part:
         Fact("Dataset digest", checkpoint.dataset_digest[:16]),
         Fact("Configuration digest", checkpoint.config_digest[:16]),
     )
-    rate = training_rate("Training", curves)
+    rate = training_rate(name, curves)
     return Part(
         name=name,
         what="run",
@@ -219,7 +218,7 @@ def _samples(store: Store, name: str) -> Part:
         what="samples",
         facts=tuple(facts),
         samples=tuple(_sheet(_sample_images(store, sealed, plan), plan.image_size, f"samples of {name}")),
-        throughput=_rates(store),
+        throughput=_rates(store, name),
         evaluations=tuple(evaluations),
         config_yaml=_yaml(f"plan of samples {name}", plan),
     )
@@ -232,12 +231,12 @@ def _sample_images(store: Store, sealed: SampleManifest, plan: SamplePlan) -> It
         yield from _pngs(table.filter(pc.equal(table["status"], STATUS_OK)))
 
 
-def _rates(store: Store) -> tuple[ThroughputRow, ...]:
+def _rates(store: Store, name: str) -> tuple[ThroughputRow, ...]:
     try:
-        data = store.read(SHARD_TIMES)
+        data = store.read(SHARD_LOG_KEY)
     except NotFound:
         return ()
-    return generation_rates("Generation", pq.read_table(pa.BufferReader(data)))
+    return generation_rates(name, pq.read_table(pa.BufferReader(data)))
 
 
 def _dataset(store: Store, name: str) -> Part:

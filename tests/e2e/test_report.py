@@ -27,7 +27,7 @@ from pipeline.stages.report import report
 from pipeline.storage.checkpoints import write_checkpoint
 from pipeline.storage.evaluations import write_evaluation
 from pipeline.storage.metrics import write_metrics
-from pipeline.storage.samples import commit_shard, create_plan, seal
+from pipeline.storage.samples import ShardLog, commit_shard, create_plan, seal
 from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
 from pipeline.storage.store import Store, resolve
 
@@ -114,11 +114,15 @@ def make_samples(store: Store, num: int = 150) -> None:
         rows = [sample(i) for i in range(first, min(first + 64, num))]
         commit_shard(store, plan, shard, pa.Table.from_pylist(rows, schema=SAMPLES), "a")
     seal(store, plan)
-    times = [{"shard": i, "rows": n, "failed": 0, "seconds": s, "img_s": n / s, "node": "n"} for i, n, s in SHARDS]
-    store.put("metrics/shards.parquet", parquet_bytes(pa.Table.from_pylist(times), 10))
+    log = ShardLog(store)
+    for i, rows, started, seconds in SHARDS:
+        speed = {"started": started, "seconds": seconds, "img_s": rows / seconds}
+        log.add({"shard": i, "rows": rows, "failed": 0, "node": "n", **speed})
+    log.flush()
 
 
-SHARDS = ((0, 64, 2.0), (1, 64, 4.0), (2, 22, 2.0))
+SHARDS = ((0, 64, 1000.0, 2.0), (1, 64, 1001.0, 4.0), (2, 22, 9000.0, 2.0))
+"""Two actors for 5 seconds, and much later a rerun for the last shard."""
 
 
 def sample(sample_id: int) -> dict:
@@ -235,8 +239,9 @@ def test_a_run_and_its_samples_on_one_page(base: Store, tmp_path: Path):
     assert "Rejected images" in html
     assert "lr: 0.0003" in html
     assert "shard_size: 64" in html
-    assert f"{figures(150 / 8)} img/s an actor" in html
-    assert "shard 2" in html
+    assert f"{figures(150 / 7)} img/s" in html, "rows over the seconds in which any actor worked"
+    assert f"3 shards on 1 node, one actor {figures(150 / 8)} img/s" in html
+    assert "shard 2, one actor" in html
     assert not re.search(r'(?:src|href)="(?!data:)', html)
 
 
