@@ -1,0 +1,122 @@
+"""A training step: the right target, the right average, the same for any split of the batch, exact after a reload."""
+
+import pytest
+import torch
+
+from pipeline.engine.training import EMA, MicroBatch, Trainer, learning_rate, training_inputs
+from tiny import config
+
+pytestmark = pytest.mark.unit
+
+
+def batch(ids, epoch=0):
+    ids = torch.tensor(ids)
+    x_0 = torch.sin(ids[:, None].float() + torch.arange(64)[None, :]).reshape(-1, 1, 8, 8)
+    return MicroBatch(x_0, ids, None, epoch)
+
+
+def trainer(**sections):
+    return Trainer(config(**sections), 8, 1, torch.device("cpu"))
+
+
+def equal(one, other):
+    return all(torch.equal(a, other[group][name]) for group, t in one.items() for name, a in t.items())
+
+
+def test_inputs_are_a_function_of_seed_epoch_and_id():
+    settings = config(train={"flip": True}).train
+    whole = training_inputs(batch([3, 5, 8, 13]), settings, 1000)
+    parts = [training_inputs(batch(ids), settings, 1000) for ids in ([3], [5, 8], [13])]
+    for index in range(3):
+        assert torch.equal(whole[index], torch.cat([part[index] for part in parts]))
+    later = training_inputs(batch([3, 5, 8, 13], epoch=1), settings, 1000)
+    assert not torch.equal(whole[1], later[1])
+    assert not torch.equal(whole[2], later[2])
+
+
+def test_flips_happen_for_half_of_the_images_and_only_when_asked():
+    many = batch(list(range(400)))
+    flipped = training_inputs(many, config(train={"flip": True}).train, 1000)[0]
+    changed = (flipped != many.x_0).flatten(1).any(1)
+    assert 150 < int(changed.sum()) < 250
+    assert torch.equal(flipped[changed], many.x_0[changed].flip(-1))
+    assert torch.equal(training_inputs(many, config().train, 1000)[0], many.x_0)
+
+
+def test_the_loss_is_the_mean_squared_error_of_epsilon():
+    t = trainer()
+    one = batch([1, 2, 3])
+    x_0, at, eps, _ = training_inputs(one, t.config.train, 1000)
+    # A fresh network predicts exactly 0, so the loss is the mean square of the noise (Eq. 14).
+    assert t.step([one]).loss == pytest.approx(float(eps.square().mean()), rel=1e-5)
+    assert at.min() >= 0
+    assert x_0.shape == eps.shape
+
+
+def test_accumulated_lanes_are_the_mean_of_the_global_batch():
+    """Two micro-batches of 4 give the gradient of one batch of 8."""
+    split, whole = trainer(), trainer()
+    for _ in range(3):
+        split.step([batch([1, 2, 3, 4]), batch([5, 6, 7, 8])])
+        whole.step([batch([1, 2, 3, 4, 5, 6, 7, 8])])
+    for (name, a), b in zip(split.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert (a - b).abs().max() < 2e-4, name
+
+
+def test_a_reloaded_trainer_goes_on_bit_identically():
+    one = trainer(train={"warmup_steps": 3})
+    for step in range(4):
+        one.step([batch([step, step + 10])])
+    other = trainer(train={"warmup_steps": 3, "seed": 0})
+    saved = {group: {k: v.detach().clone() for k, v in t.items()} for group, t in one.tensors().items()}
+    other.load(saved, one.steps_done)
+    for step in range(4, 8):
+        one.step([batch([step, step + 10])])
+        other.step([batch([step, step + 10])])
+    assert equal(one.tensors(), other.tensors())
+    assert set(one.tensors()) == {"model", EMA, "optimizer"}
+
+
+def test_the_average_follows_the_weights():
+    t = trainer(train={"ema": {"decay": 0.9, "warmup": False}})
+    start = {name: value.clone() for name, value in t.ema.shadow.items()}
+    t.step([batch([1, 2])])
+    for name, weight in t.model.named_parameters():
+        expected = 0.9 * start[name] + 0.1 * weight.detach()
+        assert torch.allclose(t.ema.shadow[name], expected, atol=1e-7), name
+
+
+def test_gradients_are_clipped_to_the_norm():
+    t = trainer(train={"grad_clip": 1e-3})
+    norm = t.step([batch([1, 2])]).grad_norm
+    clipped = torch.stack([p.grad.norm() for p in t.model.parameters()]).norm()
+    assert norm > 1e-3
+    assert float(clipped) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_warm_up_is_linear_then_flat():
+    settings = config(train={"lr": 0.5, "warmup_steps": 10}).train
+    assert [learning_rate(settings, step) for step in (0, 4, 9, 10, 500)] == pytest.approx([0.05, 0.25, 0.5, 0.5, 0.5])
+    assert learning_rate(config(train={"lr": 0.5, "warmup_steps": 0}).train, 0) == 0.5
+
+
+def test_labels_reach_a_conditional_network():
+    t = trainer(model={"num_classes": 3})
+    one = batch([1, 2, 3])
+    for _ in range(4):  # the last layers begin at zero and must move before a gradient reaches the embedding
+        t.step([MicroBatch(one.x_0, one.ids, torch.tensor([0, 1, 2]), 0)])
+    gradient = t.model.class_embedding.weight.grad
+    assert gradient[:3].abs().sum() > 0
+    assert gradient[3].abs().sum() == 0
+
+
+def test_dropout_draws_by_sample_and_epoch():
+    """With the network's own key, two equal trainers stay equal; the epoch changes the masks."""
+    losses = []
+    for epoch in (0, 0, 1):
+        t = trainer(model={"dropout": 0.5})
+        t.step([batch([1, 2])])
+        t.step([batch([1, 2])])
+        losses.append(float(t.step([batch([1, 2], epoch)]).loss))
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
