@@ -120,11 +120,16 @@ def test_a_reader_sees_old_or_new_but_never_part(store: Store):
 
 
 def test_one_of_many_threads_creates(store: Store):
-    for number in range(2):
+    for number in range(_rounds(store)):
         outcomes = _race_in_threads(store, f"race/{number}", writers=4)
         assert sorted(outcomes.values()) == [False, False, False, True]
         winner = next(name for name, won in outcomes.items() if won)
         assert store.read(f"race/{number}") == winner * 300
+
+
+def _rounds(store: Store) -> int:
+    """A contended key takes SeaweedFS a second or more; elsewhere many rounds are needed to meet a narrow gap."""
+    return 3 if store.kind == "s3" else 150
 
 
 def _race_in_threads(store: Store, key: str, writers: int) -> dict[bytes, bool]:
@@ -153,11 +158,11 @@ def _creations(store: Store, keys: list[str]) -> list[bool]:
 
 @across_processes
 def test_one_of_many_processes_creates_and_a_pickled_store_works_there(store: Store):
-    keys = [f"race/{number}" for number in range(3)]
+    keys = [f"race/{number}" for number in range(_rounds(store))]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         rivals = [pool.submit(_creations, store, keys) for _ in range(2)]
         wins = list(zip(*[rival.result() for rival in rivals], strict=True))
-    assert [sum(pair) for pair in wins] == [1, 1, 1]
+    assert [sum(pair) for pair in wins] == [1] * len(keys)
 
 
 def test_a_created_object_stays_when_created_again(store: Store):
