@@ -125,7 +125,7 @@ class Trainer:
 
     def _without_sync(self) -> AbstractContextManager[None]:
         no_sync = getattr(self.network, "no_sync", None)
-        return nullcontext() if no_sync is None else no_sync()  # type: ignore[no-any-return]
+        return nullcontext() if no_sync is None else no_sync()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a checkpoint holds besides its manifest: file stem -> named tensors."""

@@ -39,7 +39,8 @@ from pipeline.storage.store import Store
 __all__ = ["TrainJob", "train_worker"]
 
 REPORT_SECONDS = 1.0
-GRID_SCALE, GRID_GAP = 4, 2
+GRID_PIXELS, GRID_GAP = 64, 2
+"""About the side of one image on a grid."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,8 @@ class Worker:
             *_, last = sampler.run(lambda x, t: model(x, t, labels), noise)
         images = to_uint8(last.x_t)
         columns = math.ceil(math.sqrt(len(images)))
-        png = encode_png(grid(images, columns, GRID_SCALE, GRID_GAP))
+        scale = max(1, GRID_PIXELS // manifest.image_size)
+        png = encode_png(grid(images, columns, scale, GRID_GAP))
         self.job.run.put(f"grids/step-{self.step:09d}.png", png)
         if self.tensorboard is not None:
             self.tensorboard.image("samples", png, self.step)

@@ -97,7 +97,7 @@ def test_the_run_folder_holds_what_the_design_says(root, undisturbed, tmp_path):
     assert any(key.startswith("tensorboard/events") for key in keys)
     assert not [key for key in keys if key.startswith("ray/")]
     (tmp_path / "grid.png").write_bytes(store.read("grids/step-000000048.png"))
-    assert Image.open(tmp_path / "grid.png").size == (3 * 32 + 2 * 2,) * 2
+    assert Image.open(tmp_path / "grid.png").size == (3 * 64 + 2 * 2,) * 2
     assert json.loads(store.read("_SUCCESS.json"))["step"] == 48
 
 
