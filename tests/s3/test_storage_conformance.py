@@ -129,7 +129,7 @@ def test_one_of_many_threads_creates(store: Store):
 
 def _rounds(store: Store) -> int:
     """A contended key takes SeaweedFS a second or more; elsewhere many rounds are needed to meet a narrow gap."""
-    return 3 if store.kind == "s3" else 150
+    return 2 if store.kind == "s3" else 150
 
 
 def _race_in_threads(store: Store, key: str, writers: int) -> dict[bytes, bool]:
