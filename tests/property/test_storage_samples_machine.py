@@ -1,8 +1,9 @@
 """The commit protocol under every order of events that Hypothesis can think of.
 
 Attempts and drivers run in threads of which one moves at a time, one store mutation a step. At each of them the
-process may die, the reply may be lost, the request may not arrive, or it may sleep for long (a zombie, woken when it
-likes, after the seal and the garbage collection too). Images of different attempts differ, as on different machines.
+process may die, the reply may be lost, the request may never arrive or do so much later, or the process may sleep for
+long (a zombie, woken when it likes, after the seal and the garbage collection too). Images of different attempts
+differ, as on different machines.
 
     I1 a marker never changes or goes             I4 what the manifest names is what the markers name
     I2 a marker names a complete file of its hash I5 ids 0..N-1, each once
@@ -12,6 +13,7 @@ likes, after the seal and the garbage collection too). Images of different attem
 import hashlib
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tiny_samples import sample_plan, shard_table
 
 from pipeline.config import Config, StorageConfig
-from pipeline.errors import DataError, PipelineError, Transient
+from pipeline.errors import AlreadyExists, DataError, PipelineError, Transient
 from pipeline.planning import sample_shards
 from pipeline.stages.verify import verify
 from pipeline.storage.samples import (
@@ -42,7 +44,7 @@ pytestmark = pytest.mark.property
 
 PLAN = sample_plan()
 SHARDS = sample_shards(PLAN.num_samples, PLAN.shard_size)
-GO, CRASH, LOST_REPLY, LOST_REQUEST = "go", "crash", "lost reply", "lost request"
+GO, CRASH, LOST_REPLY, LOST_REQUEST, LATE_REQUEST = "go", "crash", "lost reply", "lost request", "late request"
 
 
 class Died(BaseException):
@@ -85,9 +87,9 @@ class Process:
         self.turn.release()
         self.waits.acquire()
 
-    def finish(self) -> None:
+    def finish(self, how: str = GO) -> None:
         while not self.done:
-            self.step(GO)
+            self.step(how)
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,14 @@ class Stepping(Store):
     """A store whose mutations wait for their process's turn."""
 
     process: Process | None = None
+    late: list | None = None
 
     def _mutate(self, mutation, *arguments):
         assert self.process is not None
         how = self.process.pause()
-        if how != LOST_REQUEST:
+        if how == LATE_REQUEST:
+            self.late.append((mutation, arguments))
+        elif how != LOST_REQUEST:
             mutation(*arguments)
         if how != GO:
             raise Transient(how)
@@ -119,12 +124,13 @@ class Protocol(RuleBasedStateMachine):
         super().__init__()
         self.job = resolve(f"memory://{uuid.uuid4().hex}", StorageConfig())
         self.processes: list[Process] = []
+        self.late: list = []
         self.attempts = 0
         self.markers: dict[int, bytes] = {}
         self.sealed: bytes | None = None
 
     def spawn(self, work):
-        process = Process(lambda me: work(Stepping(self.job.uri, self.job.config, me)))
+        process = Process(lambda me: work(Stepping(self.job.uri, self.job.config, me, self.late)))
         self.processes.append(process)
         process.start()
 
@@ -152,14 +158,21 @@ class Protocol(RuleBasedStateMachine):
         return [process for process in self.processes if not process.done]
 
     @precondition(lambda self: self.alive())
-    @rule(data=st.data(), how=st.sampled_from([GO, GO, GO, CRASH, LOST_REPLY, LOST_REQUEST]))
+    @rule(data=st.data(), how=st.sampled_from([GO, GO, GO, CRASH, LOST_REPLY, LOST_REQUEST, LATE_REQUEST]))
     def step(self, data, how):
         data.draw(st.sampled_from(self.alive())).step(how)
 
     @precondition(lambda self: self.alive())
+    @rule(data=st.data(), how=st.sampled_from([GO, GO, LOST_REPLY, LATE_REQUEST]))
+    def run_to_its_end(self, data, how):
+        data.draw(st.sampled_from(self.alive())).finish(how)
+
+    @precondition(lambda self: self.late)
     @rule(data=st.data())
-    def run_to_its_end(self, data):
-        data.draw(st.sampled_from(self.alive())).finish()
+    def a_late_request_lands(self, data):
+        mutation, arguments = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
+        with suppress(AlreadyExists):
+            mutation(*arguments)
 
     @invariant()
     def markers_are_for_ever_and_name_whole_files(self):
@@ -204,6 +217,9 @@ class Protocol(RuleBasedStateMachine):
         self.the_manifest_is_final_and_names_what_the_markers_name()
         for process in self.alive():
             process.finish()
+        for mutation, arguments in self.late:
+            with suppress(AlreadyExists):
+                mutation(*arguments)
         self.markers_are_for_ever_and_name_whole_files()
         self.the_manifest_is_final_and_names_what_the_markers_name()
         collect_garbage(self.job, read_manifest(self.job))

@@ -1,0 +1,120 @@
+"""Killed at any moment and started again, a job ends with the undisturbed job's samples."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny_model import write_model
+
+from pipeline.config import StorageConfig
+from pipeline.stages.generate import generate
+from pipeline.stages.verify import verify
+from pipeline.storage.samples import committed_shards, read_manifest
+from pipeline.storage.shards import read_parquet
+from pipeline.storage.store import resolve
+from tiny import command, config, run, start
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
+
+SHARDS = 25
+LONG = {"generate": {"num_samples": 400, "steps": 40}, "ray": {"workers": 2}}
+"""25 shards; long enough to be killed in the middle."""
+ACTOR = "ray::MapWorker"
+
+
+def hashes(uri):
+    job = resolve(uri, StorageConfig())
+    rows = [row for marker in read_manifest(job).shards for row in read_parquet(job, marker).to_pylist()]
+    return [(row["sample_id"], row["sha256"]) for row in rows]
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def parents():
+    """Parent of every process on this machine."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    return found
+
+
+def actors(driver):
+    """Process ids of the generation actors under a driver, and of no other's."""
+    above, found = parents(), []
+    for pid in above:
+        ancestor = pid
+        while ancestor in above and ancestor != driver:
+            ancestor = above[ancestor]
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if ancestor == driver and ACTOR.encode() in title:
+            found.append(pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, ray_cluster):
+    root = str(tmp_path_factory.mktemp("undisturbed"))
+    write_model(f"{root}/run", config())
+    return hashes(generate(config(**LONG), f"{root}/run", f"{root}/samples")["uri"])
+
+
+@pytest.fixture(params=["local", "s3"])
+def job(request, tmp_path):
+    """A command line for a job that is not there yet, and its store."""
+    root = request.getfixturevalue("s3_uri") if request.param == "s3" else str(tmp_path)
+    write_model(f"{root}/run", config())
+    words = command(tmp_path, "generate", "--model", f"{root}/run", "--out", f"{root}/samples", **LONG)
+    return words, resolve(f"{root}/samples", StorageConfig())
+
+
+def started(words, store, shards=2):
+    """The driver's process, when some shards are committed and the others are not."""
+    driver = start(words)
+    wait_for(lambda: len(list(committed_shards(store))) >= shards or driver.poll() is not None)
+    assert driver.poll() is None, driver.communicate()
+    return driver
+
+
+def is_whole(store, undisturbed):
+    assert hashes(store.uri) == undisturbed
+    counts = verify(config(), store.uri)["counts"]
+    assert (counts["samples"], counts["shards"], counts["failed"]) == (400, SHARDS, 0)
+
+
+def test_an_actor_is_killed_and_the_same_driver_finishes(job, undisturbed):
+    words, store = job
+    driver = started(words, store)
+    victims = actors(driver.pid)
+    assert victims, "no actor to kill"
+    os.kill(victims[0], signal.SIGKILL)
+    assert len(list(committed_shards(store))) < SHARDS
+    _, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    is_whole(store, undisturbed)
+
+
+def test_the_driver_is_killed_and_the_same_command_finishes(job, undisturbed):
+    words, store = job
+    driver = started(words, store, shards=3)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    assert not store.exists("manifest.json")
+    again = run(words)
+    assert again.returncode == 0, again.stderr
+    assert "generated: 400 samples" in again.stdout
+    is_whole(store, undisturbed)
+    assert "already done" in run(words).stdout
+    assert run([*words[:3], "verify", store.uri]).returncode == 0
