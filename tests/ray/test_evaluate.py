@@ -226,6 +226,19 @@ def test_the_same_bits_for_one_and_three_tasks(world: World, real_samples: tuple
     assert _files(other.dataset, sketches) == _files(world.dataset, sketches)
 
 
+@pytest.mark.s3
+def test_on_s3_as_on_disk(world: World, real_samples: tuple[Store, dict], s3_uri: str):
+    local, first = real_samples
+    there = dataclasses.replace(world, dataset=resolve(f"{s3_uri}/dataset", StorageConfig()))
+    for key, data in _files(world.dataset, "data/").items():
+        there.dataset.put(key, data)
+    there.dataset.put("manifest.json", world.dataset.read("manifest.json"))
+    samples = _make_samples(resolve(f"{s3_uri}/samples", StorageConfig()), world.unseen[:300])
+    result = there.run(samples, workers=2)
+    assert result["scores"] == first["scores"]
+    assert _files(samples, "metrics/") == _files(local, "metrics/")
+
+
 def test_again_is_already_done_and_a_smaller_n_reads_only_what_it_cuts(
     world: World, real_samples: tuple[Store, dict], tmp_path: Path
 ):
