@@ -23,7 +23,7 @@ def _run(call: Call) -> Result:
         results["generate"] = generate(config, run, samples)
         results["verify"] = verify(config, samples)
         results["evaluate"] = evaluate(config, samples, dataset)
-        results["report"] = report(config, [run, samples])
+        results["report"] = report(config, [run, samples], verified=results["verify"]["summary"])
     lines = [result.pop("summary") for result in results.values()]
     return {**results, "summary": "\n".join(["", *lines])}
 
