@@ -26,8 +26,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import Config, EvaluateConfig
 from pipeline.diffusion.noise import SampleNoise
@@ -40,6 +39,7 @@ from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
 from pipeline.planning import keyed_permutation
 
+ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {
     "2015": {"prediction": "mean", "variance": "learned", "objective": "bound"},
     "mean-mse": {"prediction": "mean", "variance": "fixed_large", "objective": "simple"},
