@@ -44,6 +44,17 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return _betas_of(((u + s) / (1.0 + s) * (math.pi / 2)).cos() ** 2)",
         "((u + s) / (1.0 + s) * (math.pi / 2)).cos() ** 2: tripled",
     ): "betas are ratios of alpha_bars: a constant factor cancels",
+    (
+        "bound",
+        "_EDGE = 1.0 - 1e-3  # |x_0| beyond it is the outermost level, whatever the rounding",
+        "0.001 -> 0.003",
+    ): "the outermost levels are 0.0078 from their neighbours",
+    (
+        "bound",
+        "return torch.where(x_0.abs() > _EDGE, outer, inner)",
+        "x_0.abs() > _EDGE: operator swapped",
+    ): "no grey level lies at the threshold",
+    ("noise", "word = _words(key, ids, step, 1)[0]", "1 -> 3"): "later blocks are made and not used",
 }
 
 

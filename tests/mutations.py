@@ -120,7 +120,8 @@ def _of_call(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
             yield f"{text}: {name} left out", node.args[0] if on_module else node.func.value
     simple = (ast.Name, ast.Attribute, ast.Call, ast.BinOp)
     for k in range(len(node.args) - 1):
-        if isinstance(node.args[k], simple) and isinstance(node.args[k + 1], simple):
+        same = ast.dump(node.args[k]) == ast.dump(node.args[k + 1]) or name in ("maximum", "minimum")
+        if isinstance(node.args[k], simple) and isinstance(node.args[k + 1], simple) and not same:
             args = [*node.args[:k], node.args[k + 1], node.args[k], *node.args[k + 2 :]]
             yield f"{text}: arguments {k} and {k + 1} swapped", ast.Call(node.func, args, node.keywords)
 

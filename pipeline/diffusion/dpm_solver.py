@@ -43,7 +43,7 @@ class DpmSolver2M:
     def _rise(self, i: int) -> float:
         """h over the step that leaves index i; infinite into the data and out of zero SNR."""
         (a, s), (a_prev, s_prev) = self.grid.level(i), self.grid.level(i - 1)
-        return math.inf if a * s_prev == 0.0 else math.log(a_prev * s / (s_prev * a))
+        return math.inf if a == 0.0 or s_prev == 0.0 else math.log(a_prev * s / (s_prev * a))
 
     def _slope(self, i: int) -> float:
         """1 / (2 r), r = the last step's h / this one's."""

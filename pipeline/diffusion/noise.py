@@ -44,11 +44,11 @@ def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: Key) -> tuple[T
     k0, k1 = key
     for _ in range(_ROUNDS):
         product_0, product_1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        # c1 and c3 carry garbage above bit 31 (they are whole products): the mask after the xor drops it.
+        # c1, c3 and the keys carry garbage above bit 31 (whole products and sums): the mask after the xor drops it.
         c0 = ((product_1 >> 32) ^ c1 ^ k0) & _MASK
         c2 = ((product_0 >> 32) ^ c3 ^ k1) & _MASK
         c1, c3 = product_1, product_0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
     return c0, c1 & _MASK, c2, c3 & _MASK
 
 
@@ -66,7 +66,7 @@ def _words(key: Key, ids: Tensor, step: int | Tensor, blocks: int) -> tuple[Tens
         step = torch.full_like(ids, step)
     block = torch.arange(blocks, device=ids.device)[None, :]
     column = ids[:, None]
-    return _rounds(block, step[:, None], column & _MASK, (column >> 32) & _MASK, key)
+    return _rounds(block, step[:, None], column & _MASK, column >> 32, key)
 
 
 def _interleave(words: list[Tensor], num: int) -> Tensor:
@@ -74,20 +74,24 @@ def _interleave(words: list[Tensor], num: int) -> Tensor:
     return torch.stack(words, dim=-1).flatten(1)[:, :num]
 
 
+def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normals a pair of words, float32. (word + 1) / 2^32 is in (0, 1]: it has a logarithm."""
+    radius = ((radius_word + 1).double() * _INV_2_32).log_().mul_(-2.0).sqrt_()
+    angle = angle_word.double() * (2.0 * math.pi * _INV_2_32)
+    return (radius * angle.cos()).float(), (radius * angle.sin()).float()
+
+
 def normal(key: Key, ids: Tensor, step: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normals, float32 [B, *shape], |z| < 6.67; `ids` int64 [B], `step` an int or int64 [B] in [0, 2^32).
 
-    Box-Muller on (u1, u2) with u1 in (0, 1], so the logarithm is finite. It is done in float64 and rounded: CPU, GPU
-    and compiled code use different libraries for log and cos, and the rounding hides their last-bit differences in all
-    but about one value in 10^8.
+    Box-Muller is done in float64 and rounded: CPU, GPU and compiled code use different libraries for log and cos, and
+    the rounding hides their last-bit differences in all but about one value in 10^8.
     """
     num = math.prod(shape)
     w0, w1, w2, w3 = _words(key, ids, step, -(-num // 4))
     values: list[Tensor] = []
     for radius_word, angle_word in ((w0, w1), (w2, w3)):
-        radius = ((radius_word + 1).double() * _INV_2_32).log_().mul_(-2.0).sqrt_()
-        angle = angle_word.double() * (2.0 * math.pi * _INV_2_32)
-        values += [(radius * angle.cos()).float(), (radius * angle.sin()).float()]
+        values += _box_muller(radius_word, angle_word)
     return _interleave(values, num).reshape(ids.shape[0], *shape)
 
 

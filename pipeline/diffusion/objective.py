@@ -49,8 +49,7 @@ class Objective:
             case "bound":
                 return self._bound(out, x_0, x_t, t)
             case "hybrid":
-                prediction, raw = split(out, self.num_channels)
-                frozen = prediction.detach() if raw is None else torch.cat([prediction.detach(), raw], dim=1)
+                frozen = torch.cat([out[:, : self.num_channels].detach(), out[:, self.num_channels :]], dim=1)
                 bound = self._bound(frozen, x_0, x_t, t)
                 return self._mse(out, x_0, x_t, t, eps) + self.config.hybrid_weight * bound
 
@@ -59,19 +58,18 @@ class Objective:
         target = self.process.target(self.config.prediction, x_0, x_t, t, eps)
         mse = (prediction - target).square().flatten(1).mean(1)
         gamma = self.config.min_snr_gamma
-        return mse if gamma is None else self._min_snr_weight(gamma, t, x_0) * mse
+        return mse if gamma is None else self._min_snr_weight(gamma, self.process.at("snr", t, mse)) * mse
 
     def _bound(self, out: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         p = self.reverse(out, x_t, t)
         return self.config.num_timesteps * bound_term(self.process, p, x_0, x_t, t)
 
-    def _min_snr_weight(self, gamma: float, t: Tensor, like: Tensor) -> Tensor:
+    def _min_snr_weight(self, gamma: float, snr: Tensor) -> Tensor:
         """min(SNR, gamma) as a weight on the x_0 error, carried over to the error predicted, [B].
 
         Hang et al. 2023 (arXiv 2303.09556): the x_0 error is the epsilon error / SNR and the v error
         / (SNR + 1).
         """
-        snr = self.process.at("snr", t, like).flatten()
         weight = snr.clamp(max=gamma)
         match self.config.prediction:
             case "epsilon":

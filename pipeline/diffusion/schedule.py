@@ -32,7 +32,7 @@ class Schedule:
     posterior_mean_coef_x0: Tensor  # of x_0 in mu_tilde, Eq. 7
     posterior_mean_coef_xt: Tensor  # of x_t in mu_tilde, Eq. 7
     log_variance_small: Tensor  # log beta_tilde, its zero at t = 0 replaced by the value at t = 1
-    log_variance_large: Tensor  # log beta; at t = 0 as `log_variance_small`: a decoder of width beta_1 would be too wide
+    log_variance_large: Tensor  # log beta, except at t = 0: there as `log_variance_small`
     snr: Tensor  # alpha_bar / (1 - alpha_bar)
 
     @property

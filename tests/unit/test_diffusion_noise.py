@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.diffusion.noise import SampleNoise, integers, normal, philox_4x32, stream_key, uniform
+from pipeline.diffusion.noise import SampleNoise, _box_muller, integers, normal, philox_4x32, stream_key, uniform
 
 pytestmark = pytest.mark.unit
 
@@ -72,6 +72,12 @@ def test_normals_are_box_muller_of_the_same_words():
                 angle = 2 * math.pi * angle_word / 2**32
                 expected += [radius * math.cos(angle), radius * math.sin(angle)]
         np.testing.assert_allclose(got[row].flatten(), expected[:6], rtol=1e-6, atol=1e-7)
+
+
+def test_box_muller_at_the_ends_of_its_words():
+    words = torch.tensor([0, 1, 2**32 - 1])
+    z, _ = _box_muller(words, torch.zeros(3, dtype=torch.int64))
+    torch.testing.assert_close(z, torch.tensor([math.sqrt(64 * math.log(2)), math.sqrt(62 * math.log(2)), 0.0]))
 
 
 def test_integers_are_a_multiply_and_shift_of_the_first_word():

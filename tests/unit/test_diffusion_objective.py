@@ -105,11 +105,12 @@ def test_bound_with_fixed_variance_is_the_weighted_epsilon_error_of_equation_12(
     close(objective(prediction_only, x_0[1:], t, eps[1:]), 10 * weight * error / math.log(2))
 
 
-def test_hybrid_adds_a_bound_that_moves_the_variance_only():
-    settings = {"prediction": "epsilon", "variance": "learned_range"}
+@pytest.mark.parametrize("kind", ["epsilon", "v", "mean"])
+def test_hybrid_adds_a_bound_that_moves_the_variance_only(kind):
+    settings = {"prediction": kind, "variance": "learned_range"}
     hybrid = Objective(config(objective="hybrid", hybrid_weight=0.25, **settings), 2)
     bound = Objective(config(objective="bound", **settings), 2)
-    simple = Objective(config(), 2)
+    simple = Objective(config(prediction=kind), 2)
     x_0, eps = batch()
     loss = hybrid(network, x_0, T, eps)
     close(loss, simple(prediction_only, x_0, T, eps) + 0.25 * bound(network, x_0, T, eps))

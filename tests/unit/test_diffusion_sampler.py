@@ -50,17 +50,21 @@ def test_visits_every_timestep_downwards_and_ends_at_the_predicted_x_0(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_network_sees_the_original_timesteps(name):
-    seen = []
+def test_the_network_sees_the_original_timesteps_and_the_states(name):
+    seen, inputs = [], []
 
     def network(x_t, t):
         seen.append(t.tolist())
+        inputs.append(x_t)
         return denoiser(x_t, t)
 
     states = sample(name, [1, 5, 19], network=network)
     assert [s.t for s in states] == [19, 5, 1]
     calls = [19, 5, 5, 1, 1] if name == "heun" else [19, 5, 1]
     assert seen == [[t] * 3 for t in calls]
+    # And each state's x_t is what the network is shown next (Heun looks ahead once in between).
+    for x_t, state in zip(inputs[:: 2 if name == "heun" else 1], [None, *states], strict=False):
+        assert torch.equal(x_t, NOISE.initial() if state is None else state.x_t)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m-sde"])
