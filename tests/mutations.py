@@ -130,9 +130,13 @@ def places(node: ast.AST, path: tuple[tuple[str, int | None], ...] = ()) -> Iter
     """(path, node, parent) of every expression that computes: no annotations, messages, docstrings or type aliases."""
     for field, value in ast.iter_fields(node):
         if field == "args" and isinstance(node, ast.Call) and isinstance(value, list):
-            # `at(table, t, like)` takes a dtype and a device from `like`; `len` of one table is that of any other.
-            called = ast.unparse(node.func).rpartition(".")[2]
-            value = value[:2] if called == "at" else [] if called == "len" else value
+            # Of the tensor that says what to be like only dtype, device and batch matter, the same for all at hand;
+            # and all tables have one length.
+            match ast.unparse(node.func).rpartition(".")[2]:
+                case "at" | "log_variance":
+                    value = value[:2]
+                case "len" | "index":
+                    value = []
         if field in ("annotation", "returns", "decorator_list", "bases", "exc", "func") and not (
             field == "func" and isinstance(value, ast.Attribute)
         ):

@@ -52,6 +52,17 @@ def test_variance_channels_are_the_conditional_ones():
     torch.testing.assert_close(got, torch.cat([8 * X, 7 * X], 1))
 
 
+def test_one_sample_with_variance_channels_by_label():
+    x, t = torch.cat([X, X], 1)[:1], T[:1]
+
+    def network(x_t, t, labels):
+        label = labels.view(-1, 1, 1, 1)
+        return torch.cat([label * x_t, 10 * label * x_t], 1)
+
+    got = guided_by_label(network, torch.tensor([2]), torch.tensor([-1]), 3.0, (5, 5))(x, t)
+    torch.testing.assert_close(got, torch.cat([8 * x, 20 * x], 1))
+
+
 @pytest.mark.parametrize("interval", [None, (5, 5), (6, 9)])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_by_label_equals_two_denoisers_in_one_pass(scale, interval):

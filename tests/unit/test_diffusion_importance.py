@@ -65,6 +65,11 @@ def test_a_timestep_not_drawn_keeps_its_memory():
     assert state.mean_square[1].item() == pytest.approx(4.0)
 
 
+def test_a_timestep_never_drawn_stays_unknown_and_finite():
+    state = ImportanceTimesteps.fresh(2).absorb(LossTally.of(torch.tensor([0]), torch.tensor([3.0]), 2))
+    assert state.mean_square.tolist() == [9.0, 0.0]
+
+
 def test_draws_follow_the_probabilities_and_the_weights_undo_them():
     state = warm([1.0, 2.0, 5.0])
     u = (torch.arange(8000) + 0.5).double() / 8000

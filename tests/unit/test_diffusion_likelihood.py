@@ -11,9 +11,9 @@ from pipeline.diffusion.objective import Objective
 
 pytestmark = pytest.mark.unit
 
-OBJECTIVE = Objective(DiffusionConfig(num_timesteps=6, beta_start=0.05, beta_end=0.5), 1)
-NOISE = SampleNoise(0, torch.tensor([3, 8]), (1, 4, 4))
-X_0 = torch.randint(256, (2, 1, 4, 4), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
+OBJECTIVE = Objective(DiffusionConfig(num_timesteps=6, beta_start=0.05, beta_end=0.5), 3)
+NOISE = SampleNoise(0, torch.tensor([3, 8]), (3, 4, 4))
+X_0 = torch.randint(256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
 
 
 def denoiser(x_t, t):
@@ -36,7 +36,7 @@ def test_every_term_with_its_own_noise():
 
 
 def test_the_training_bound_is_its_mean_over_timesteps():
-    objective = Objective(DiffusionConfig(num_timesteps=6, beta_start=0.05, beta_end=0.5, objective="bound"), 1)
+    objective = Objective(DiffusionConfig(num_timesteps=6, beta_start=0.05, beta_end=0.5, objective="bound"), 3)
     got = bits_per_dim(objective, denoiser, X_0, NOISE)
     losses = [objective(denoiser, X_0, torch.full((2,), step), NOISE.at(step)) for step in range(6)]
     torch.testing.assert_close(torch.stack(losses).mean(0).double() + got.prior, got.total, rtol=1e-5, atol=1e-5)

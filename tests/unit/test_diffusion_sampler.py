@@ -123,6 +123,14 @@ def test_zero_terminal_snr_starts_without_dividing_by_zero(name):
     assert all(s.x_t.isfinite().all() for s in sample(name, 6, config=config))
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_ddim_with_eta_1_from_zero_terminal_snr_at_any_number_of_steps(schedule):
+    # Nothing of eps is left in that first step: 1 - alpha_bar - sigma^2 is 0 but for rounding, to either side.
+    config = DiffusionConfig(num_timesteps=20, schedule=schedule, zero_terminal_snr=True, prediction="v")
+    for steps in range(1, 21):
+        assert sample("ddim", steps, config=config)[-1].x_t.isfinite().all()
+
+
 def test_ddim_with_eta_1_is_ancestral_with_the_small_variance():
     for a, b in zip(sample("ddim", 7), sample("ddpm", 7, variance="fixed_small"), strict=True):
         torch.testing.assert_close(a.x_t, b.x_t, rtol=1e-5, atol=1e-5)
