@@ -5,7 +5,8 @@
     ├── DataError                 exit 3   images, datasets, checkpoints or samples that cannot be used
     ├── StorageError              exit 4   the store did not do what was asked
     │   ├── AlreadyExists                  create-once met an object that is there
-    │   ├── NotFound                       no such object, bucket or folder
+    │   ├── NotFound                       no such object or folder
+    │   ├── MissingBucket                  no such bucket: not an absent object, which may be a normal answer
     │   ├── Denied                         credentials are missing or refused
     │   └── Transient                      timeouts, 5xx, lost connections: the same call may work later
     ├── GateNotPassed             exit 5   a promotion threshold was missed
@@ -20,6 +21,7 @@ __all__ = [
     "DataError",
     "Denied",
     "GateNotPassed",
+    "MissingBucket",
     "NotFound",
     "PipelineError",
     "StorageError",
@@ -51,6 +53,10 @@ class AlreadyExists(StorageError):
 
 
 class NotFound(StorageError):
+    pass
+
+
+class MissingBucket(StorageError):
     pass
 
 

@@ -10,7 +10,7 @@ import aiohttp
 import botocore.exceptions as boto  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
-from pipeline.errors import AlreadyExists, Denied, NotFound, StorageError, Transient
+from pipeline.errors import AlreadyExists, Denied, MissingBucket, NotFound, StorageError, Transient
 
 __all__ = ["has_no_effect", "is_missing_object", "translated"]
 
@@ -85,7 +85,7 @@ def _reply(error: BaseException | None) -> tuple[str, int]:
 def _by_reply(code: str, status: int, path: str, where: str) -> StorageError:
     bucket = path.partition("/")[0]
     if code == "NoSuchBucket":
-        return NotFound(f"bucket '{bucket}' does not exist at {where}: create it or correct the URI")
+        return MissingBucket(f"bucket '{bucket}' does not exist at {where}: create it or correct the URI")
     if status == 404:
         return NotFound(f"no object s3://{path} at {where}: check the URI")
     if status == 412:

@@ -136,7 +136,7 @@ class Store:
         return self._backend.compare_and_swap(self._object(key), data, expected)
 
     def exists(self, key: str) -> bool:
-        """True when there is an object at `key` (a folder is not an object). Raises NotFound for a missing bucket."""
+        """True when there is an object at `key` (a folder is not an object). Raises MissingBucket."""
         return self._backend.size(self._object(key)) is not None
 
     def size(self, key: str) -> int:

@@ -28,7 +28,7 @@ def test_the_whole_line_on_s3_and_again(tmp_path, s3_uri):
     result = json.loads(first.stdout.splitlines()[-1])
     assert result["ingest"]["train"] + result["ingest"]["heldout"] == 1797
     assert result["train"]["step"] == 48
-    assert result["verify"]["rows"] == 80
+    assert result["verify"]["counts"]["samples"] == 80
     assert result["evaluate"]["scores"], result["evaluate"]
     began = time.monotonic()
     again = run(words)

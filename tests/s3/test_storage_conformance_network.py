@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 import pytest
 
 from pipeline.config import StorageConfig
-from pipeline.errors import AlreadyExists, Denied, NotFound, Transient
+from pipeline.errors import AlreadyExists, Denied, MissingBucket, Transient
 from pipeline.storage.seaweed import SeaweedServer
 from pipeline.storage.store import Store, resolve
 
@@ -89,7 +89,7 @@ def test_a_missing_bucket_is_named_and_never_made():
     store = resolve(f"s3://{MISSING_BUCKET}/prefix", StorageConfig())
     for _ in range(2):  # twice: had the first call made the bucket, the second would find it
         for call in _calls(store):
-            with pytest.raises(NotFound, match=f"bucket '{MISSING_BUCKET}' does not exist at http://127.0.0.1"):
+            with pytest.raises(MissingBucket, match=f"bucket '{MISSING_BUCKET}' does not exist at http://127.0.0.1"):
                 call()
     with pytest.raises(OSError, match=r"(?i)bucket"):
         store.pa_fs.create_dir(MISSING_BUCKET)

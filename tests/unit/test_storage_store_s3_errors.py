@@ -3,7 +3,7 @@
 import botocore.exceptions as boto
 import pytest
 
-from pipeline.errors import AlreadyExists, Denied, NotFound, StorageError, Transient
+from pipeline.errors import AlreadyExists, Denied, MissingBucket, NotFound, StorageError, Transient
 from pipeline.storage.s3_errors import has_no_effect, is_missing_object, translated
 
 pytestmark = pytest.mark.unit
@@ -27,7 +27,7 @@ def _wrapped(code: str, status: int) -> OSError:
         (
             "NoSuchBucket",
             404,
-            NotFound,
+            MissingBucket,
             "bucket 'bucket' does not exist at http://host:1: create it or correct the URI",
         ),
         ("PreconditionFailed", 412, AlreadyExists, "exists already"),
