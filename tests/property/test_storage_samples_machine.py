@@ -168,11 +168,12 @@ class Protocol(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.alive())).finish(how)
 
     @precondition(lambda self: self.late)
-    @rule(data=st.data())
-    def a_late_request_lands(self, data):
-        mutation, arguments = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
-        with suppress(AlreadyExists):
-            mutation(*arguments)
+    @rule()
+    def late_requests_land(self):
+        late, self.late[:] = list(self.late), []
+        for mutation, arguments in late:
+            with suppress(AlreadyExists):
+                mutation(*arguments)
 
     @invariant()
     def markers_are_for_ever_and_name_whole_files(self):
@@ -217,9 +218,7 @@ class Protocol(RuleBasedStateMachine):
         self.the_manifest_is_final_and_names_what_the_markers_name()
         for process in self.alive():
             process.finish()
-        for mutation, arguments in self.late:
-            with suppress(AlreadyExists):
-                mutation(*arguments)
+        self.late_requests_land()
         self.markers_are_for_ever_and_name_whole_files()
         self.the_manifest_is_final_and_names_what_the_markers_name()
         collect_garbage(self.job, read_manifest(self.job))
@@ -231,7 +230,7 @@ class Protocol(RuleBasedStateMachine):
 
 TestProtocol = Protocol.TestCase
 TestProtocol.settings = settings(
-    max_examples=60,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
