@@ -161,13 +161,15 @@ class _Run:
         self._ray, self._job, self._plan, self._model_uri = config.ray, job, plan, model_uri
         self._log = ShardLog(job)
         self._working: dict[int, int] = {}  # images finished in shards that are not
+        # Of the shards whose rows arrived; those of a block that was restarted may not.
         self._images, self._first_start, self._last_end = 0, float("inf"), 0.0
         self._done = 0
 
     def finish(self) -> dict[str, Any]:
         """Returns figures. Raises the error that used up ray.max_failures, or one that no repetition can cure."""
         missing = self._missing()
-        self._progress = Progress("generate", self._plan.num_samples, "images", self._made_before(missing))
+        before = self._made_before(missing)
+        self._progress = Progress("generate", self._plan.num_samples, "images", before)
         failures, limit = 0, self._ray.max_failures
         while missing:
             try:
@@ -186,8 +188,10 @@ class _Run:
                 self._log.flush()
         self._progress.update(self._plan.num_samples)
         self._progress.close()
-        seconds = max(self._last_end - self._first_start, 1e-9)
-        return {"images": self._images, "images_per_second": round(self._images / seconds, 2)} if self._images else {}
+        figures: dict[str, Any] = {"images": self._plan.num_samples - before}
+        if self._images:
+            figures["images_per_second"] = round(self._images / max(self._last_end - self._first_start, 1e-9), 2)
+        return figures
 
     def _missing(self) -> list[int]:
         shards = range(sample_shards(self._plan.num_samples, self._plan.shard_size))
