@@ -40,6 +40,5 @@ class Ddim:
         eps = self.grid.eps(x_0, x_t, i)
         signal, noise = self.grid.level(i - 1)
         sigma = self.eta * math.sqrt(self.grid.schedule.posterior_variance[i].item())
-        # At eta = 1 the two can be equal but for rounding.
-        x_prev = signal * x_0 + math.sqrt(max(noise**2 - sigma**2, 0.0)) * eps
+        x_prev = signal * x_0 + math.sqrt(noise**2 - sigma**2) * eps  # eta <= 1: not negative
         return (x_prev if z is None else x_prev + sigma * z), x_0

@@ -65,7 +65,7 @@ class ImportanceTimesteps:
         return uniform if total == 0 else (1.0 - _UNIFORM_SHARE) * root / total + _UNIFORM_SHARE * uniform
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniforms float64 [B] in [0, 1), as `noise.uniform` gives -> t int64 [B] and loss weights 1 / (T p_t), float32 [B]."""
+        """t int64 [B] and loss weights 1 / (T p_t), float32 [B], for `noise.uniform`'s u: float64 [B] in [0, 1)."""
         p = self.probabilities()
         # u reaches 1 - 2^-32 at most, well below where rounding may have left the last edge.
         t = torch.searchsorted(p.cumsum(0), u, right=True)

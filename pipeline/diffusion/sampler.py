@@ -54,7 +54,7 @@ def make_sampler(
     steps: how many (evenly spaced, see `schedule.evenly_spaced`), or the ascending timestep indices themselves, or
     None for all of them; eta: "ddim" only; variance: "ddpm" only, None as trained, a fixed one may replace a learned
     one; clip: True for predicted x_0 in [-1, 1], False for none, a float for `clipping.DynamicThreshold`.
-    Raises ConfigError for steps outside the process and for a variance the model never learned.
+    Raises ConfigError for steps outside the process, eta outside [0, 1], for a variance the model never learned.
     """
     schedule = make_schedule(diffusion)
     timesteps = _timesteps(schedule.num_timesteps, steps)
@@ -63,6 +63,8 @@ def make_sampler(
         case "ddpm":
             return Ancestral(grid)
         case "ddim":
+            if not 0.0 <= eta <= 1.0:
+                raise ConfigError(f"eta: must lie in [0, 1], got {eta}")
             return Ddim(grid, eta)
         case "dpm++2m":
             return DpmSolver2M(grid, stochastic=False)

@@ -125,7 +125,7 @@ def test_zero_terminal_snr_starts_without_dividing_by_zero(name):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_ddim_with_eta_1_from_zero_terminal_snr_at_any_number_of_steps(schedule):
-    # Nothing of eps is left in that first step: 1 - alpha_bar - sigma^2 is 0 but for rounding, to either side.
+    # Nothing of eps is left in that first step: 1 - alpha_bar - sigma^2 is exactly 0 and must not round below.
     config = DiffusionConfig(num_timesteps=20, schedule=schedule, zero_terminal_snr=True, prediction="v")
     for steps in range(1, 21):
         assert sample("ddim", steps, config=config)[-1].x_t.isfinite().all()
@@ -157,6 +157,12 @@ def test_a_learned_variance_is_used_unless_a_fixed_one_is_asked_for():
     assert not torch.allclose(wider, plain)
     fixed = sample("ddpm", 5, config=config, variance="fixed_large", network=both(2.0))[0].x_t
     torch.testing.assert_close(fixed, plain)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_refuses_an_eta_without_a_variance(eta):
+    with pytest.raises(ConfigError, match="eta"):
+        sampler("ddim", eta=eta)
 
 
 @pytest.mark.parametrize(
