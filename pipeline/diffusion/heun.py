@@ -2,8 +2,8 @@
 
 With a = sqrt(alpha_bar) = cos phi and s = sqrt(1 - alpha_bar) = sin phi the ODE is dx / d phi = v, where
 v = a eps - s x_0 (Salimans & Ho 2022, appendix D). EDM's Algorithm 1 (Karras et al. 2022) steps in s / a instead, which
-explodes where cosine and sigmoid schedules end: 16 of its steps on the cosine schedule leave Gaussian data with a
-hundred times its variance. phi stays within [0, pi / 2], zero SNR included.
+explodes where cosine and sigmoid schedules end: 16 of its steps on the cosine schedule leave Gaussian data with
+hundreds of times its variance. phi stays within [0, pi / 2], zero SNR included.
 """
 
 import math

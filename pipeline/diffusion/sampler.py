@@ -54,7 +54,7 @@ def make_sampler(
     steps: how many (evenly spaced, see `schedule.evenly_spaced`), or the ascending timestep indices themselves, or
     None for all of them; eta: "ddim" only; variance: "ddpm" only, None as trained, a fixed one may replace a learned
     one; clip: True for predicted x_0 in [-1, 1], False for none, a float for `clipping.DynamicThreshold`.
-    Raises ConfigError for steps outside the process, eta outside [0, 1], for a variance the model never learned.
+    Raises ConfigError for steps outside the process, eta outside [0, 1], and a variance the model never learned.
     """
     schedule = make_schedule(diffusion)
     timesteps = _timesteps(schedule.num_timesteps, steps)
