@@ -22,6 +22,7 @@ __all__ = [
     "EpochPlan",
     "TrainPlan",
     "Unit",
+    "is_heldout",
     "keyed_permutation",
     "lanes_of_worker",
     "sample_shards",
@@ -157,3 +158,8 @@ def sample_shards(num_samples: int, shard_size: int) -> int:
 def shard_range(shard: int, num_samples: int, shard_size: int) -> range:
     """The sample ids of one shard."""
     return range(shard * shard_size, min((shard + 1) * shard_size, num_samples))
+
+
+def is_heldout(sha256: str, share: float) -> bool:
+    """Whether an image with these pixels (sha256, hex) is kept from training: a function of its content only."""
+    return int(sha256[:16], 16) < share * 2.0**64

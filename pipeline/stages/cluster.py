@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 __all__ = ["cluster"]
 
 OBJECT_STORE_BYTES = 512 * 2**20
+IDLE_WORKERS = 16
 NO_PROGRESS_SECONDS = 30 * 60
 
 
@@ -42,6 +43,9 @@ def _start(config: RayConfig, num_cpus: int) -> None:
     if own:
         # Loopback only and gone with the driver: token files in the home directory would outlive it.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray ends idle workers beyond the CPU count; a lane's next read would start a process and import torch again.
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(IDLE_WORKERS))
     local = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if own else {}
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)

@@ -21,6 +21,7 @@ from pipeline.config import Config, IngestConfig
 from pipeline.engine.images import BadImage, encode_png, prepare
 from pipeline.errors import ConfigError, DataError
 from pipeline.manifests import DatasetManifest, FileEntry, ShardEntry, Split
+from pipeline.planning import is_heldout
 from pipeline.schema import DATASET, IMAGE, REJECTS
 from pipeline.stages.cluster import cluster
 from pipeline.storage.shards import MANIFEST, parquet_bytes, put_file, read_dataset, write_dataset
@@ -175,11 +176,6 @@ def _check_share(config: IngestConfig, source: Source, index: pa.Table, counts: 
             f"{rejected} of {index.num_rows} images of {source.name} were rejected ({reasons}), more than "
             f"ingest.max_reject_share = {config.max_reject_share}; the rejects are listed beside the dataset"
         )
-
-
-def is_heldout(sha256: str, share: float) -> bool:
-    """Whether an image with these pixels (sha256, hex) is kept from training: a function of its content only."""
-    return int(sha256[:16], 16) < share * 2.0**64
 
 
 def _order(index: pa.Table, config: IngestConfig) -> tuple[dict[int, IntArray], int]:

@@ -1,5 +1,6 @@
 """Lanes of training images as Ray Data streams: planned reads, decoded ahead of the trainer, in exact order."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +28,7 @@ BLOCK_BYTES = 16 * 2**20
 READ_CPUS = 0.25
 """A lane's reader mostly waits: for storage, and for the trainer to take what it decoded."""
 PREFETCH_BATCHES = 2
+STEP_SECONDS = 0.02
 
 
 def lane_name(lane: int) -> str:
@@ -54,6 +56,7 @@ class LaneDataset:
         context = DataContext.get_current()
         context.target_max_block_size = BLOCK_BYTES
         context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [Unhurried]
         table = pa.Table.from_pylist(units, schema=UNITS)
         blocks = [table.slice(start, units_per_task) for start in range(0, len(units), units_per_task)]
         return ray.data.from_arrow(blocks or [table]).map_batches(
@@ -64,6 +67,26 @@ class LaneDataset:
             num_cpus=READ_CPUS,
             compute=ray.data.TaskPoolStrategy(1),
         )
+
+
+class Unhurried:
+    """Rests between the steps of a lane's scheduler.
+
+    Ray Data's loop waits only while it has tasks under way. A lane that is read ahead has none, and then the loop runs
+    as fast as it can inside the training process: two lanes took half of a worker's core.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None:
+        pass
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(STEP_SECONDS)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        pass
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        pass
 
 
 UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "first_batch", "skip", "take")])

@@ -20,6 +20,7 @@ from pipeline.stages.cluster import cluster
 from pipeline.stages.lanes import READ_CPUS, LaneDataset, lane_name
 from pipeline.stages.train_worker import TrainJob, train_worker
 from pipeline.storage.checkpoints import (
+    RUN,
     SUCCESS,
     checkpoint_key,
     latest_checkpoint,
@@ -31,7 +32,6 @@ from pipeline.storage.store import Store, resolve
 
 __all__ = ["train"]
 
-RUN = "run.json"
 POLL_SECONDS = 0.5
 RAY_FOLDER = "ray"
 

@@ -6,6 +6,7 @@ A checkpoint without a valid manifest does not exist; there is no pointer to the
 import re
 from collections.abc import Mapping
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+RUN = "run.json"
 SUCCESS = "_SUCCESS.json"
 _FOLDER = re.compile(r"^checkpoints/step-(\d{9})/manifest\.json$")
 
@@ -93,7 +95,7 @@ def read_tensors(run: Store, manifest: CheckpointManifest, *names: str) -> dict[
 def _load(folder: Store, entry: FileEntry) -> dict[str, Tensor]:
     try:
         return load(read_verified(folder, entry))
-    except ValueError as error:
+    except (SafetensorError, ValueError) as error:
         raise VerificationFailed(f"{folder.location(entry.key)} is not a safetensors file: {error}") from error
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from pipeline.config import StorageConfig
 from pipeline.errors import DataError
-from pipeline.storage.checkpoints import committed_steps
+from pipeline.storage.checkpoints import RUN, committed_steps
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.models import checkpoint_place
 from pipeline.storage.samples import MANIFEST, PLAN
 from pipeline.storage.store import resolve
 from pipeline.storage.verify_dataset import verify_dataset
-from pipeline.storage.verify_run import RUN, verify_checkpoint, verify_run
+from pipeline.storage.verify_run import verify_checkpoint, verify_run
 from pipeline.storage.verify_samples import verify_samples
 
 __all__ = ["Report", "verify"]

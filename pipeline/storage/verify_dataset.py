@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from pipeline.manifests import DatasetManifest, ShardEntry
+from pipeline.planning import is_heldout
 from pipeline.schema import DATASET, REJECTS
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.shards import read_dataset
@@ -72,13 +73,8 @@ def _check_row(
     if sha256 != row["sha256"]:
         found.add(f"{where} has pixels with another sha256 than its row names")
         return
-    split = "heldout" if _is_heldout(sha256, manifest.ingest["heldout_share"]) else "train"
+    split = "heldout" if is_heldout(sha256, manifest.ingest["heldout_share"]) else "train"
     found.expect(split == shard.split, f"{where} belongs into the {split} split by its content")
-
-
-def _is_heldout(sha256: str, share: float) -> bool:
-    """The rule of the split, as docs and ingest state it: the first 64 bits of the pixels' sha256, as a fraction."""
-    return int(sha256[:16], 16) / 2.0**64 < share
 
 
 def _check_rejects(store: Store, manifest: DatasetManifest, found: Findings) -> None:

@@ -10,6 +10,7 @@ from pipeline.errors import DataError, VerificationFailed
 from pipeline.manifests import CheckpointManifest, RunPlan, parse
 from pipeline.schema import METRICS
 from pipeline.storage.checkpoints import (
+    RUN,
     SUCCESS,
     checkpoint_key,
     committed_steps,
@@ -21,9 +22,8 @@ from pipeline.storage.findings import Findings
 from pipeline.storage.models import RAW_GROUP, StoredModel
 from pipeline.storage.store import Store
 
-__all__ = ["RUN", "verify_checkpoint", "verify_run"]
+__all__ = ["verify_checkpoint", "verify_run"]
 
-RUN = "run.json"
 OPTIMIZER_GROUP = "optimizer"
 
 

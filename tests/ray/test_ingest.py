@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline.config import StorageConfig
 from pipeline.engine.images import decode_pixels
 from pipeline.errors import ConfigError, DataError
-from pipeline.stages.ingest import ingest, is_heldout
+from pipeline.planning import is_heldout
+from pipeline.stages.ingest import ingest
 from pipeline.storage.shards import read_dataset, read_parquet
 from pipeline.storage.store import resolve
 from tiny import config
