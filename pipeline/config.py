@@ -209,11 +209,13 @@ class GenerateConfig(Section):
 
     num_samples: int = Field(64, ge=1)
     seed: int = Field(0, ge=0, lt=2**63)
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"] = "ddpm"
     steps: int | None = Field(None, ge=1, description="sampling steps; unset means every step of the process")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM stochasticity; 1 has the variance of DDPM fixed_small")
     variance: Literal["fixed_small", "fixed_large"] | None = Field(None, description="DDPM only; unset: as trained")
-    clip: bool = Field(True, description="clip predicted x_0 to [-1, 1]")
+    clip: bool | Annotated[float, Field(gt=0, le=1)] = Field(
+        True, description="clip predicted x_0 to [-1, 1]; a number is the quantile of dynamic thresholding"
+    )
     weights: str = Field("ema", description="'ema', or 'raw' for the optimiser's own weights")
     batch_size: int = Field(64, ge=1, description="images a forward pass; pinned in the plan")
     shard_size: int = Field(1024, ge=1, description="images an output shard, the unit of commit")

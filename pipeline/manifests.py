@@ -153,7 +153,7 @@ class SamplePlan(Section):
     steps: int
     eta: float
     variance: str
-    clip: bool
+    clip: bool | float
     image_size: int
     channels: int
     num_classes: int | None

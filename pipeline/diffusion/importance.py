@@ -46,6 +46,9 @@ class ImportanceTimesteps:
         zero = torch.zeros(num_timesteps, dtype=torch.float64)
         return cls(zero, zero)
 
+    def to(self, device: torch.device) -> "ImportanceTimesteps":
+        return ImportanceTimesteps(self.seen.to(device), self.mean_square.to(device))
+
     def absorb(self, tally: LossTally) -> "ImportanceTimesteps":
         """The state after one more step. A timestep's old mean square keeps the share (1 - 1/memory)^count."""
         seen = self.seen + tally.count

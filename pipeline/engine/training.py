@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config, TrainConfig
+from pipeline.diffusion.importance import ImportanceTimesteps, LossTally
 from pipeline.diffusion.noise import integers, normal, stream_key, uniform
 from pipeline.diffusion.objective import Objective
 from pipeline.models.dropout import DropoutKey
 from pipeline.models.ema import Ema
 from pipeline.models.unet import UNet, init_weights
 
-__all__ = ["MicroBatch", "StepResult", "Trainer", "learning_rate", "training_inputs"]
+__all__ = ["Inputs", "MicroBatch", "StepResult", "Trainer", "learning_rate", "training_inputs"]
 
 EMA = "ema"
 """Name of the averaged weights in checkpoints."""
+TIMESTEPS = "timesteps"
+"""What importance sampling knows, in checkpoints."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam remembers of a parameter, besides its step count."""
 
@@ -50,23 +53,39 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """x_0, possibly flipped; t int64 [B] and the weight [B] of its loss (None: all 1); eps like x_0; dropout key."""
+
+    x_0: Tensor
+    t: Tensor
+    weight: Tensor | None
+    eps: Tensor
+    dropout: DropoutKey
+
+
 def training_inputs(
-    batch: MicroBatch, config: TrainConfig, num_timesteps: int
-) -> tuple[Tensor, Tensor, Tensor, DropoutKey]:
-    """(x_0 possibly flipped, t int64 [B], eps like x_0, dropout key): functions of (seed, epoch, sample id)."""
+    batch: MicroBatch, config: TrainConfig, num_timesteps: int, importance: ImportanceTimesteps | None = None
+) -> Inputs:
+    """Functions of (seed, epoch, sample id), and of what importance sampling has learned so far if it is used."""
     x_0, ids, epoch = batch.x_0, batch.ids, batch.epoch
     if config.flip:
         flipped = uniform(stream_key(config.seed, "flip"), ids, epoch, 1)[:, 0] < 0.5
         x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
-    t = integers(stream_key(config.seed, "t"), ids, epoch, num_timesteps)
+    key, weight = stream_key(config.seed, "t"), None
+    if importance is None:
+        t = integers(key, ids, epoch, num_timesteps)
+    else:
+        t, weight = importance.draw(uniform(key, ids, epoch, 1)[:, 0])
     eps = normal(stream_key(config.seed, "eps"), ids, epoch, tuple(x_0.shape[1:]))
-    return x_0, t, eps, DropoutKey(ids, stream_key(config.seed, "dropout"), epoch)
+    return Inputs(x_0, t, weight, eps, DropoutKey(ids, stream_key(config.seed, "dropout"), epoch))
 
 
 class Trainer:
     """The model, its average and its optimiser, advanced one global batch at a time.
 
     wrap: makes the module that gradients flow through, e.g. DistributedDataParallel; the identity when alone.
+    all_reduce: sums a tensor over the workers, in place; nothing to do when alone.
     """
 
     def __init__(
@@ -76,8 +95,14 @@ class Trainer:
         channels: int,
         device: torch.device,
         wrap: Callable[[UNet], nn.Module] = lambda model: model,
+        all_reduce: Callable[[Tensor], object] = lambda tensor: None,
     ) -> None:
         self.config = config
+        self.importance: ImportanceTimesteps | None = None
+        if config.diffusion.timestep_sampling == "importance":
+            self.importance = ImportanceTimesteps.fresh(config.diffusion.num_timesteps).to(device)
+        self._tallies: list[LossTally] = []
+        self._all_reduce = all_reduce
         self.objective = Objective(config.diffusion, channels)
         model = UNet(config.model, channels, self.objective.out_channels, image_size)
         init_weights(model, config.train.seed)
@@ -110,18 +135,34 @@ class Trainer:
         self.optimizer.step()
         self.steps_done += 1
         self.ema.update(self.steps_done)
+        self._learn_importance()
         return StepResult(loss, grad_norm.detach(), lr)
 
     def _loss(self, batch: MicroBatch) -> Tensor:
-        x_0, t, eps, dropout = training_inputs(batch, self.config.train, self.config.diffusion.num_timesteps)
+        num_timesteps = self.config.diffusion.num_timesteps
+        inputs = training_inputs(batch, self.config.train, num_timesteps, self.importance)
         labels = batch.labels if self.config.model.num_classes is not None else None
-        dropout_key = dropout if self.config.model.dropout > 0 else None
+        dropout_key = inputs.dropout if self.config.model.dropout > 0 else None
 
         def denoiser(x_t: Tensor, at: Tensor) -> Tensor:
             out: Tensor = self.network(x_t, at, labels, dropout_key)
             return out
 
-        return self.objective(denoiser, x_0, t, eps).mean()
+        losses = self.objective(denoiser, inputs.x_0, inputs.t, inputs.eps)
+        if inputs.weight is None:
+            return losses.mean()
+        self._tallies.append(LossTally.of(inputs.t, losses, num_timesteps))
+        return (losses * inputs.weight).mean()
+
+    def _learn_importance(self) -> None:
+        """Every worker absorbs the losses of the whole global batch, so that all go on drawing alike."""
+        if self.importance is not None:
+            count = torch.stack([tally.count for tally in self._tallies]).sum(0)
+            square_sum = torch.stack([tally.square_sum for tally in self._tallies]).sum(0)
+            self._tallies.clear()
+            for tensor in (count, square_sum):
+                self._all_reduce(tensor)
+            self.importance = self.importance.absorb(LossTally(count, square_sum))
 
     def _without_sync(self) -> AbstractContextManager[None]:
         no_sync = getattr(self.network, "no_sync", None)
@@ -133,7 +174,10 @@ class Trainer:
         optimizer = {
             f"{names[id(p)]}.{key}": value for p, state in self.optimizer.state.items() for key, value in state.items()
         }
-        return {"model": dict(self.model.state_dict()), EMA: dict(self.ema.shadow), "optimizer": optimizer}
+        groups = {"model": dict(self.model.state_dict()), EMA: dict(self.ema.shadow), "optimizer": optimizer}
+        if self.importance is not None:
+            groups[TIMESTEPS] = {"seen": self.importance.seen, "mean_square": self.importance.mean_square}
+        return groups
 
     def load(self, tensors: dict[str, dict[str, Tensor]], steps_done: int) -> None:
         """Take the place that `tensors()` described, `steps_done` steps into the run."""
@@ -143,4 +187,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}
             self.optimizer.state[parameter] = {"step": state[f"{name}.step"].clone(), **moments}
+        if self.importance is not None:
+            device = self.importance.seen.device
+            self.importance = ImportanceTimesteps(**tensors[TIMESTEPS]).to(device)
         self.steps_done = steps_done

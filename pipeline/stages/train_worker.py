@@ -89,8 +89,14 @@ class Worker:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        wrap = _wrap(self.world_size, self.device)
-        self.trainer = Trainer(job.config, job.manifest.image_size, job.manifest.channels, self.device, wrap)
+        self.trainer = Trainer(
+            job.config,
+            job.manifest.image_size,
+            job.manifest.channels,
+            self.device,
+            _wrap(self.world_size, self.device),
+            dist.all_reduce if self.world_size > 1 else lambda tensor: None,
+        )
         self.streams = [
             LaneStream(ray.train.get_dataset_shard(lane_name(j)), self.settings.micro_batch, self.device)
             for j in self.lanes
@@ -117,7 +123,7 @@ class Worker:
         if found < 0:
             return
         manifest = read_checkpoint(self.job.run, int(found))
-        self.trainer.load(read_tensors(self.job.run, manifest, "model", EMA, "optimizer"), manifest.step)
+        self.trainer.load(read_tensors(self.job.run, manifest), manifest.step)
         self.lane_digests = list(manifest.lane_digests)
         self.metric_parts = manifest.metric_parts
         self.epoch, self.batches = manifest.epoch, manifest.batches

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline.diffusion.importance import ImportanceTimesteps
 from pipeline.engine.training import EMA, MicroBatch, Trainer, learning_rate, training_inputs
 from tiny import config
 
@@ -27,30 +28,28 @@ def test_inputs_are_a_function_of_seed_epoch_and_id():
     settings = config(train={"flip": True}).train
     whole = training_inputs(batch([3, 5, 8, 13]), settings, 1000)
     parts = [training_inputs(batch(ids), settings, 1000) for ids in ([3], [5, 8], [13])]
-    for index in range(3):
-        assert torch.equal(whole[index], torch.cat([part[index] for part in parts]))
+    for name in ("x_0", "t", "eps"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
     later = training_inputs(batch([3, 5, 8, 13], epoch=1), settings, 1000)
-    assert not torch.equal(whole[1], later[1])
-    assert not torch.equal(whole[2], later[2])
+    assert not torch.equal(whole.t, later.t)
+    assert not torch.equal(whole.eps, later.eps)
 
 
 def test_flips_happen_for_half_of_the_images_and_only_when_asked():
     many = batch(list(range(400)))
-    flipped = training_inputs(many, config(train={"flip": True}).train, 1000)[0]
+    flipped = training_inputs(many, config(train={"flip": True}).train, 1000).x_0
     changed = (flipped != many.x_0).flatten(1).any(1)
     assert 150 < int(changed.sum()) < 250
     assert torch.equal(flipped[changed], many.x_0[changed].flip(-1))
-    assert torch.equal(training_inputs(many, config().train, 1000)[0], many.x_0)
+    assert torch.equal(training_inputs(many, config().train, 1000).x_0, many.x_0)
 
 
 def test_the_loss_is_the_mean_squared_error_of_epsilon():
     t = trainer()
     one = batch([1, 2, 3])
-    x_0, at, eps, _ = training_inputs(one, t.config.train, 1000)
+    inputs = training_inputs(one, t.config.train, 1000)
     # A fresh network predicts exactly 0, so the loss is the mean square of the noise (Eq. 14).
-    assert t.step([one]).loss == pytest.approx(float(eps.square().mean()), rel=1e-5)
-    assert at.min() >= 0
-    assert x_0.shape == eps.shape
+    assert t.step([one]).loss == pytest.approx(float(inputs.eps.square().mean()), rel=1e-5)
 
 
 def test_accumulated_lanes_are_the_mean_of_the_global_batch():
@@ -120,3 +119,38 @@ def test_dropout_draws_by_sample_and_epoch():
         losses.append(float(t.step([batch([1, 2], epoch)]).loss))
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
+
+
+IMPORTANT = {"num_timesteps": 4, "objective": "bound", "timestep_sampling": "importance"}
+
+
+def test_importance_sampling_learns_from_the_whole_batch_and_survives_a_reload():
+    one = trainer(diffusion=IMPORTANT)
+    parts = [batch(list(range(40))), batch(list(range(40, 80)))]
+    one.step(parts)
+    assert float(one.importance.seen.sum()) == 80
+    for _ in range(3):
+        one.step(parts)
+    p = one.importance.probabilities()
+    assert p.max() / p.min() > 1.05, "the terms of the bound differ, so the timesteps are no longer drawn evenly"
+    other = trainer(diffusion=IMPORTANT)
+    saved = {group: {k: v.detach().clone() for k, v in t.items()} for group, t in one.tensors().items()}
+    other.load(saved, one.steps_done)
+    one.step(parts)
+    other.step(parts)
+    assert equal(one.tensors(), other.tensors())
+
+
+def test_importance_weights_undo_the_uneven_draw():
+    importance = ImportanceTimesteps(torch.full((4,), 10.0).double(), torch.tensor([1.0, 4.0, 9.0, 16.0]).double())
+    inputs = training_inputs(batch(list(range(4000))), config().train, 4, importance)
+    loss_of_t = torch.tensor([5.0, 1.0, 2.0, 0.5])
+    estimate = (loss_of_t[inputs.t] * inputs.weight).mean()
+    assert float(estimate) == pytest.approx(float(loss_of_t.mean()), rel=0.05)
+
+
+def test_workers_sum_their_tallies():
+    shared = trainer(diffusion=IMPORTANT)
+    shared._all_reduce = lambda tensor: tensor.mul_(2)  # as if another worker had seen the same
+    shared.step([batch([1, 2, 3])])
+    assert float(shared.importance.seen.sum()) == 6
