@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: setup demo test check fmt bench clean
+.PHONY: setup demo test check fmt bench mutants nightly clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,13 @@ fmt: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/model.py
+	$(BIN)/python benchmarks/ablation.py
+
+# Breaks every coefficient of the diffusion core in turn; ends with 1 if the tests notice one of them not.
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py
+
+nightly: check mutants test
 
 clean:
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
