@@ -142,7 +142,7 @@ def main() -> int:
         stem = f"{datetime.date.today().isoformat()}-{os.cpu_count()}-ablation"
         (ROOT / "benchmarks" / "results" / f"{stem}.json").write_text(json.dumps({"steps": steps, **result}, indent=1))
         rows = [images[:16] for _, images, *_ in made]
-        (ROOT / "docs" / "ablation.png").write_bytes(encode_png(grid(np.concatenate(rows), 16, 5, 2)))
+        (ROOT / "docs" / "pictures" / "ablation.png").write_bytes(encode_png(grid(np.concatenate(rows), 16, 5, 2)))
     if options.json:
         print(json.dumps(result))
     return int(options.check and not result["2015_over_eps_mse"]["ok"])

@@ -3,6 +3,7 @@
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -103,18 +104,16 @@ def _describe(config: Config, manifest: DatasetManifest, plan: TrainPlan) -> str
 
 def _join(store: Store, asked: RunPlan, config: Config) -> None:
     """Claim the run's folder, or go on with the run that is there if it is the same one."""
-    try:
+    with suppress(AlreadyExists):
         store.create_once(RUN, document(asked))
-        store.put("config.yaml", to_yaml(config).encode())
-        return
-    except AlreadyExists:
-        existing = parse(RunPlan, store.read(RUN), store.location(RUN))
+    existing = parse(RunPlan, store.read(RUN), store.location(RUN))
     different = existing.differences(asked)
     if different:
         raise ConfigError(
             f"{store.uri} was started with other settings ({', '.join(different)}): use another --run, or the settings "
             f"in {store.location('config.yaml')}"
         )
+    store.put("config.yaml", to_yaml(config).encode())
 
 
 def _fit(config: Config, source: Store, store: Store, manifest: DatasetManifest, plan: TrainPlan) -> None:

@@ -39,8 +39,13 @@ def checkpoint_key(step: int) -> str:
 
 
 def write_tensors(run: Store, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[FileEntry, ...]:
-    """Store each group of tensors as `<name>.safetensors`; keys are relative to the checkpoint."""
+    """Store each group of tensors as `<name>.safetensors`; keys are relative to the checkpoint.
+
+    Raises AlreadyExists for a checkpoint that is committed: its files are never written again.
+    """
     folder = run.child(checkpoint_key(step))
+    if folder.exists(MANIFEST):
+        raise AlreadyExists(f"{folder.uri} is committed: another process trains this run; stop it first")
     return tuple(
         put_file(folder, f"{name}.safetensors", save({k: v.detach().cpu().contiguous() for k, v in group.items()}))
         for name, group in tensors.items()
