@@ -198,6 +198,7 @@ class TrainConfig(Section):
     grid_every: int = Field(10_000, ge=1, description="steps between sample grids")
     grid_size: int = Field(64, ge=1, description="images a grid")
     grid_sampling_steps: int = Field(50, ge=1, description="DDIM steps of a grid")
+    compile: bool = Field(False, description="torch.compile: minutes at the start; pays for long runs")
 
     @property
     def global_batch(self) -> int:
@@ -218,6 +219,7 @@ class GenerateConfig(Section):
     )
     weights: str = Field("ema", description="'ema', or 'raw' for the optimiser's own weights")
     batch_size: int = Field(64, ge=1, description="images a forward pass; pinned in the plan")
+    compile: bool = Field(False, description="torch.compile: minutes at the start; pays for large jobs")
     shard_size: int = Field(1024, ge=1, description="images an output shard, the unit of commit")
 
 

@@ -154,6 +154,7 @@ class SamplePlan(Section):
     eta: float
     variance: str
     clip: bool | float
+    compile: bool = False  # compiled kernels round differently, so it is part of what decides the bytes
     image_size: int
     channels: int
     num_classes: int | None

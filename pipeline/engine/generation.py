@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import DiffusionConfig
 from pipeline.diffusion.noise import SampleNoise
@@ -57,7 +57,10 @@ class ShardGenerator:
     def __init__(self, model: UNet, plan: SamplePlan, device: torch.device) -> None:
         self.plan = plan
         self.device = device
-        self._model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._model: nn.Module = model.to(device).eval()
+        if plan.compile:
+            # Shapes never change, and inductor's cache on disk serves every actor of a node.
+            self._model.compile(dynamic=False)
         self._sampler = plan_sampler(plan)
 
     def shard(self, ids: range) -> Images:

@@ -90,6 +90,7 @@ def make_plan(config: GenerateConfig, model: StoredModel) -> SamplePlan:
         eta=config.eta,
         variance=config.variance or model.diffusion.variance,
         clip=config.clip,
+        compile=config.compile,
         image_size=model.image_size,
         channels=model.channels,
         num_classes=model.model.num_classes,

@@ -22,7 +22,6 @@ from pipeline.engine.images import encode_png, grid, to_uint8
 from pipeline.engine.training import EMA, StepResult, Trainer
 from pipeline.errors import PipelineError
 from pipeline.manifests import CheckpointManifest, DatasetManifest, FileEntry
-from pipeline.models.unet import UNet
 from pipeline.planning import lanes_of_worker
 from pipeline.stages.lanes import LaneStream, lane_name
 from pipeline.storage.checkpoints import (
@@ -71,7 +70,7 @@ class Pending:
     rows: list[dict[str, float]] = field(default_factory=list)
 
 
-def _wrap(world_size: int, device: torch.device) -> Callable[[UNet], nn.Module]:
+def _wrap(world_size: int, device: torch.device) -> Callable[[nn.Module], nn.Module]:
     if world_size == 1:
         return lambda model: model
     ids = [device.index] if device.type == "cuda" else None
