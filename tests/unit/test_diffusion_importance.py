@@ -85,3 +85,10 @@ def test_draws_follow_the_probabilities_and_the_weights_undo_them():
 def test_the_ends_of_the_unit_interval_are_timesteps():
     t, _ = warm([1.0, 2.0, 5.0]).draw(torch.tensor([0.0, 1 - 2.0**-32], dtype=torch.float64))
     assert t.tolist() == [0, 2]
+
+
+def test_a_move_to_a_device_keeps_what_is_known():
+    known = ImportanceTimesteps(torch.tensor([1.0, 2.0]).double(), torch.tensor([3.0, 4.0]).double())
+    moved = known.to(torch.device("cpu"))
+    assert torch.equal(moved.seen, known.seen)
+    assert torch.equal(moved.mean_square, known.mean_square)
