@@ -62,8 +62,7 @@ class StorageConfig(Section):
 
 
 def _check_workers(value: str) -> str:
-    low, _, high = value.partition("..")
-    bounds = [low, high] if high else [low]
+    bounds = value.split("..", 1)
     if not all(bound.isdigit() and int(bound) >= 1 for bound in bounds) or int(bounds[0]) > int(bounds[-1]):
         raise ValueError("must be N or MIN..MAX with 1 <= MIN <= MAX")
     return value

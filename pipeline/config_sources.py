@@ -131,8 +131,8 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str, origins
             inner = into.get(key)
             into[key] = dict(inner) if isinstance(inner, dict) else {}
             _merge(into[key], value, origin, origins, f"{path}.")
-        else:
-            into[key] = value
+        elif value is not None or not isinstance(into.get(key), dict):
+            into[key] = value  # a section left empty in YAML is None, and changes nothing
         origins[path] = origin
 
 

@@ -55,6 +55,8 @@ def train(config: Config, dataset: str, run: str, dry_run: bool = False) -> dict
     done = read_success(store)
     if done is not None and done.step >= config.train.steps:
         return _result(store, done, "already done", {})
+    if done is not None:
+        store.delete(SUCCESS)  # a run that is being extended is not finished, and its last checkpoint may be retired
     start = latest_checkpoint(store)
     with cluster(config.ray, config.ray.max_workers + 1 + round(config.train.lanes * READ_CPUS)):
         _fit(config, source, store, manifest, plan)
@@ -68,7 +70,7 @@ def train(config: Config, dataset: str, run: str, dry_run: bool = False) -> dict
     )
     store.put(SUCCESS, document(success))
     figures = _figures(store, checkpoint, 0 if start is None else start.step)
-    return _result(store, success, "trained", {**figures, "seconds": round(time.monotonic() - began, 1)})
+    return {**_result(store, success, "trained", figures), "seconds": round(time.monotonic() - began, 1)}
 
 
 def _plan(config: Config, manifest: DatasetManifest) -> TrainPlan:
@@ -205,6 +207,8 @@ def _finished(store: Store, config: Config) -> CheckpointManifest:
 def _figures(store: Store, checkpoint: CheckpointManifest, start: int) -> dict[str, float]:
     """Of the steps that this invocation took; the first is left out of speeds, as it waits for everything to start."""
     rows = [row for row in read_metrics(store, checkpoint).to_pylist() if row["step"] > start]
+    if not rows:  # the run was stopped between its last checkpoint and its record
+        return {}
     tail = rows[-max(1, len(rows) // 10) :]
     seconds = sum(row["step_seconds"] for row in rows[1:])
     images = rows[-1]["images"] - rows[0]["images"]

@@ -178,12 +178,13 @@ class Worker:
             self._reported = now
             self.job.progress.show.remote(self.step, self._finite(result.loss))
 
-    def _finite(self, loss: Tensor) -> float:
-        value = float(loss)
+    def _finite(self, tensor: Tensor) -> float:
+        """A loss or gradient norm as a number: one that is not finite must reach no checkpoint."""
+        value = float(tensor)
         if not math.isfinite(value):
             raise PipelineError(
-                f"loss is {value} at step {self.step} (epoch {self.epoch}, batch {self.batches - 1}, rank {self.rank})"
-                ": lower train.lr or train.grad_clip, or look at the data; the last checkpoint is good"
+                f"loss or gradient is {value} at step {self.step} (epoch {self.epoch}, batch {self.batches - 1}, "
+                f"rank {self.rank}): lower train.lr or train.grad_clip, or look at the data; the last checkpoint is good"
             )
         return value
 
@@ -198,8 +199,8 @@ class Worker:
         for part in digests:
             for lane, digest in part.items():
                 self.lane_digests[lane] = digest
-        for loss in losses:
-            self._finite(loss)
+        for value in (*losses, *self.pending.grad_norms):
+            self._finite(value)
         if self.rank == 0:
             self._write(losses)
         self.pending = Pending()
@@ -219,6 +220,8 @@ class Worker:
             {**row, "loss": loss, "grad_norm": norm}
             for row, loss, norm in zip(self.pending.rows, losses.tolist(), norms, strict=True)
         ]
+        # Tensors first: a checkpoint that another driver committed ends this one before it touches the metrics.
+        files = write_tensors(run, self.step, self.trainer.tensors())
         self.metric_parts = (*self.metric_parts, write_metrics(run, rows))
         write_checkpoint(
             run,
@@ -237,7 +240,7 @@ class Worker:
                 lane_digests=tuple(self.lane_digests),
                 metric_parts=self.metric_parts,
                 ema=(EMA,),
-                files=write_tensors(run, self.step, self.trainer.tensors()),
+                files=files,
             ),
         )
         remove_old_checkpoints(run, self.settings.keep_checkpoints)

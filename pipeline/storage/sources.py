@@ -5,6 +5,7 @@ A source is listed once, on the driver, as partitions; each partition is read by
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -115,6 +116,8 @@ class IdxPartition:
 
 def _idx(images: str, partition_rows: int, config: StorageConfig) -> Source:
     pixels = _read_idx(images, IDX_IMAGES, config)
+    if len(pixels) == 0:
+        raise DataError(f"{images} holds no images")
     beside = images.replace("images-idx3", "labels-idx1")
     parent, _, file = beside.rpartition("/")
     labels = beside if beside != images and resolve(parent or ".", config).exists(file) else None
@@ -144,7 +147,7 @@ def _read_idx(uri: str, magic: int, config: StorageConfig) -> Pixels:
         found, *_ = struct.unpack_from(">I", data)
         shape = struct.unpack_from(f">{found & 0xFF}I", data, 4)
         body = np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape))
-    except (OSError, EOFError, struct.error, ValueError) as error:
+    except (OSError, EOFError, struct.error, ValueError, zlib.error) as error:
         raise DataError(f"{uri} is not a whole IDX file: {error}") from error
     if found != magic or body.size != int(np.prod(shape)):
         raise DataError(f"{uri} is not an IDX file of {'images' if magic == IDX_IMAGES else 'labels'} (uint8)")

@@ -136,3 +136,13 @@ def test_shards_and_metrics_are_plain_parquet(root, undisturbed):
     table = pq.read_table(f"{root}/datasets/digits/data/train-00000.parquet")
     assert table.num_rows == 32
     assert table.schema.metadata[b"huggingface"]
+
+
+def test_a_run_stopped_before_its_record_is_completed(root, undisturbed):
+    """The last checkpoint is there and `_SUCCESS.json` is not: nothing is left to train, and the run is done."""
+    finish(root, "unrecorded", 2, steps=8)
+    store = resolve(f"{root}/runs/unrecorded", StorageConfig())
+    store.delete("_SUCCESS.json")
+    result = finish(root, "unrecorded", 2, steps=8)
+    assert (result["state"], result["step"]) == ("trained", 8)
+    assert store.exists("_SUCCESS.json")

@@ -85,3 +85,14 @@ def test_digest_ignores_where_things_run():
 def test_unknown_recipe_lists_the_known():
     with pytest.raises(ConfigError, match="no recipe 'digit': did you mean digits"):
         recipe_layer("digit")
+
+
+def test_an_empty_section_changes_nothing():
+    layers = [Layer("recipe", {"train": {"steps": 5}}), Layer("a.yaml", {"train": None}), Layer("flag", {"train": {}})]
+    assert resolve(layers).train.steps == 5
+
+
+@pytest.mark.parametrize("workers", ["4..", "..4", "0", "a", "1..2..3"])
+def test_malformed_worker_ranges_are_refused(workers):
+    with pytest.raises(ConfigError, match="MIN"):
+        resolve([Layer("test", {"ray": {"workers": workers}})])
