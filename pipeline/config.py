@@ -204,6 +204,13 @@ class TrainConfig(Section):
         return self.lanes * self.micro_batch
 
 
+def _no_integer(value: Any) -> Any:
+    """1 and 0 would be read as a quantile or as a switch by chance."""
+    if value in ("0", "1") or (isinstance(value, int) and not isinstance(value, bool)):
+        raise ValueError("must be true, false or a quantile such as 0.995")
+    return value
+
+
 class GenerateConfig(Section):
     """Bulk sampling."""
 
@@ -213,7 +220,7 @@ class GenerateConfig(Section):
     steps: int | None = Field(None, ge=1, description="sampling steps; unset means every step of the process")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM stochasticity; 1 has the variance of DDPM fixed_small")
     variance: Literal["fixed_small", "fixed_large"] | None = Field(None, description="DDPM only; unset: as trained")
-    clip: bool | Annotated[float, Field(gt=0, le=1)] = Field(
+    clip: Annotated[bool | Annotated[float, Field(gt=0, le=1)], BeforeValidator(_no_integer)] = Field(
         True, description="clip predicted x_0 to [-1, 1]; a number is the quantile of dynamic thresholding"
     )
     weights: str = Field("ema", description="'ema', or 'raw' for the optimiser's own weights")

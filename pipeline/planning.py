@@ -24,6 +24,7 @@ __all__ = [
     "Unit",
     "is_heldout",
     "keyed_permutation",
+    "label_of",
     "lanes_of_worker",
     "sample_shards",
     "shard_range",
@@ -163,3 +164,8 @@ def shard_range(shard: int, num_samples: int, shard_size: int) -> range:
 def is_heldout(sha256: str, share: float) -> bool:
     """Whether an image with these pixels (sha256, hex) is kept from training: a function of its content only."""
     return int(sha256[:16], 16) < share * 2.0**64
+
+
+def label_of(sample_id: int, num_classes: int) -> int:
+    """The class of a sample: every class equally often."""
+    return sample_id % num_classes

@@ -52,6 +52,7 @@ def shard_table(plan: SamplePlan, shard: int, variant: int = 0, failed: tuple[in
             {
                 "sample_id": sample_id,
                 "image": None if png is None else {"bytes": png, "path": None},
+                "label": None if plan.num_classes is None else sample_id % plan.num_classes,
                 "seed": plan.seed,
                 "model_digest": plan.model_digest,
                 "ema": plan.weights,

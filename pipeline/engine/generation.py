@@ -20,9 +20,10 @@ from pipeline.diffusion.sampler import Sampler, make_sampler
 from pipeline.engine.images import encode_png, to_uint8
 from pipeline.manifests import SamplePlan
 from pipeline.models.unet import UNet
+from pipeline.planning import label_of
 from pipeline.schema import IMAGE, SAMPLES, STATUS_FAILED, STATUS_OK
 
-__all__ = ["Images", "ShardGenerator", "label_of", "plan_sampler", "sample_table"]
+__all__ = ["Images", "ShardGenerator", "plan_sampler", "sample_table"]
 
 NOT_FINITE = "the network gave NaN or infinity, twice"
 
@@ -37,11 +38,6 @@ class Images:
     ids: range
     pixels: NDArray[np.uint8]
     finite: NDArray[np.bool_]
-
-
-def label_of(sample_id: int, num_classes: int) -> int:
-    """The class of a sample: every class equally often."""
-    return sample_id % num_classes
 
 
 def plan_sampler(plan: SamplePlan) -> Sampler:

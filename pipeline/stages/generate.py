@@ -174,6 +174,8 @@ class _Run:
         failures, limit = 0, self._ray.max_failures
         while missing:
             try:
+                if failures:
+                    missing = self._missing()
                 self._round(missing)
                 # A restarted block repeats rows that Ray drops as known, so only markers say what was done.
                 if missing := self._missing():
@@ -184,7 +186,6 @@ class _Run:
                     raise _named(error, failures) from error
                 print(f"generate: failure {failures} of {limit}, going on: {_first_line(error)}", file=sys.stderr)
                 time.sleep(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
-                missing = self._missing()
             finally:
                 self._log.flush()
         self._progress.update(self._plan.num_samples)
@@ -205,7 +206,9 @@ class _Run:
         return len(shard_range(shard, self._plan.num_samples, self._plan.shard_size))
 
     def _round(self, missing: Sequence[int]) -> None:
-        """One pass over the missing shards. Raises the last error of a shard, or Ray's own."""
+        """One pass over the missing shards, if any. Raises the last error of a shard, or Ray's own."""
+        if not missing:
+            return
         self._working.clear()
         self._done = self._made_before(missing)
         error: Exception | None = None

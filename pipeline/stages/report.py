@@ -200,7 +200,10 @@ def _grids(store: Store, name: str) -> Iterator[Picture]:
 
 def _samples(store: Store, name: str) -> Part:
     plan, sealed = read_plan(store), read_manifest(store)
-    evaluations = read_evaluations(store)
+    # Scores of these samples only, the ones of the most images first: they make the verdict.
+    evaluations = sorted(
+        (e for e in read_evaluations(store) if e.samples_plan == sealed.plan), key=lambda e: e.scores[0].n, reverse=True
+    )
     failed = f", {sealed.failed:,} failed" if sealed.failed else ""
     eta = f", eta {plan.eta:g}" if plan.sampler == "ddim" else ""
     facts = [

@@ -184,7 +184,8 @@ class Worker:
         if not math.isfinite(value):
             raise PipelineError(
                 f"loss or gradient is {value} at step {self.step} (epoch {self.epoch}, batch {self.batches - 1}, "
-                f"rank {self.rank}): lower train.lr or train.grad_clip, or look at the data; the last checkpoint is good"
+                f"rank {self.rank}): lower train.lr or train.grad_clip, or look at the data; "
+                "the last checkpoint is good"
             )
         return value
 

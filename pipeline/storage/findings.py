@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError, NotFound, VerificationFailed
 from pipeline.manifests import FileEntry
-from pipeline.storage.shards import read_parquet
+from pipeline.storage.shards import read_parquet, read_verified
 from pipeline.storage.store import Store
 
 __all__ = ["Decode", "Findings"]
@@ -65,9 +65,11 @@ class Findings:
         where = store.location(entry.key)
         self.counts["files"] += 1
         self.counts["bytes"] += entry.bytes
+        if self.attempt(lambda: read_verified(store, entry)) is None:
+            return None
         try:
             table = self.attempt(lambda: read_parquet(store, entry))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             self.add(f"{where} is no Parquet file: {error}")
             return None
         if table is not None and not table.schema.equals(schema):

@@ -14,12 +14,13 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound, Transient
+from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound, StorageError, Transient
 from pipeline.manifests import Marker, SampleManifest, SamplePlan, parse
 from pipeline.planning import sample_shards, shard_range
 from pipeline.schema import STATUS_OK
@@ -64,7 +65,8 @@ LOG_SECONDS = 60.0
 ROW_GROUP_ROWS = 1000
 _MARKER = re.compile(r"^commits/shard-(\d{9})\.json$")
 _DATA = re.compile(r"^data/shard-(\d{9})-")
-MARK_ATTEMPTS = 5
+CREATE_ATTEMPTS = 6
+FIRST_PAUSE_SECONDS = 0.1
 MARKER_READERS = 16
 
 
@@ -76,7 +78,7 @@ def marker_key(shard: int) -> str:
 def create_plan(job: Store, plan: SamplePlan) -> SamplePlan:
     """Fix what the job makes, or join the job that is there. Raises ConfigError when that one makes something else."""
     try:
-        job.create_once(PLAN, document(plan))
+        _create(job, PLAN, document(plan))
         return plan
     except AlreadyExists:
         return join_plan(job, plan)
@@ -87,9 +89,11 @@ def join_plan(job: Store, plan: SamplePlan) -> SamplePlan:
     existing = read_plan(job)
     if existing.fingerprint != plan.fingerprint:
         ours, theirs = plan.model_dump(), existing.model_dump()
-        different = [name for name in ours if ours[name] != theirs[name] and name != "model_uri"]
+        # By their text: True and 1.0 are equal in Python, and different plans.
+        different = [name for name in ours if repr(ours[name]) != repr(theirs[name]) and name != "model_uri"]
         details = ", ".join(f"{name} {theirs[name]!r} there, {ours[name]!r} asked" for name in different)
-        raise ConfigError(f"{job.uri} holds another job ({details}): choose another --out or ask for the same")
+        planned = f"; it was planned from --model {existing.model_uri}" if "model_digest" in different else ""
+        raise ConfigError(f"{job.uri} holds another job ({details}){planned}: choose another --out or ask for the same")
     return existing
 
 
@@ -148,18 +152,27 @@ def commit_shard(job: Store, plan: SamplePlan, shard: int, table: pa.Table, atte
 
 def _mark(job: Store, marker: Marker) -> Marker:
     """Create the marker, or read whose it is: a lost reply may hide that it was ours. Same bytes at each attempt."""
-    for remaining in reversed(range(MARK_ATTEMPTS)):
+    try:
+        _create(job, marker_key(marker.shard), document(marker))
+        return marker
+    except AlreadyExists:
+        owner = read_marker(job, marker.shard)
+    if owner is None:
+        raise Transient(f"{job.location(marker_key(marker.shard))} exists and cannot be read: try again")
+    return owner
+
+
+def _create(job: Store, key: str, data: bytes) -> None:
+    """Create-once, asked again with the same bytes while the store does not say whether it did.
+
+    Raises AlreadyExists, also when an attempt of ours whose reply was lost made the object: the caller reads it.
+    """
+    for attempt in range(CREATE_ATTEMPTS - 1):
         try:
-            job.create_once(marker_key(marker.shard), document(marker))
-            return marker
-        except AlreadyExists:
-            owner = read_marker(job, marker.shard)
-            if owner is not None:
-                return owner
+            return job.create_once(key, data)
         except Transient:
-            if not remaining:
-                raise
-    raise Transient(f"{job.location(marker_key(marker.shard))} exists and cannot be read: try again")
+            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+    return job.create_once(key, data)
 
 
 def seal(job: Store, plan: SamplePlan) -> SampleManifest:
@@ -179,7 +192,7 @@ def seal(job: Store, plan: SamplePlan) -> SampleManifest:
         shards=tuple(markers),
     )
     try:
-        job.create_once(MANIFEST, document(manifest))
+        _create(job, MANIFEST, document(manifest))
     except AlreadyExists:
         sealed = read_manifest(job)
         if sealed != manifest:
@@ -230,7 +243,7 @@ class ShardLog:
         self._rows: list[dict[str, Any]] = []
         try:
             self._table = pq.read_table(pa.BufferReader(job.read(SHARD_LOG_KEY)), schema=SHARD_LOG)
-        except NotFound:
+        except (StorageError, pa.ArrowException, OSError):
             self._table = SHARD_LOG.empty_table()
         self._written = time.monotonic()
 
@@ -241,11 +254,12 @@ class ShardLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is new."""
+        """Write what is new; a store that does not take it now is asked again next time."""
         self._written = time.monotonic()
         if not self._rows:
             return
         new = pa.Table.from_pylist(self._rows, schema=SHARD_LOG)
-        self._table = pa.concat_tables([self._table, new]).sort_by("shard")
-        self._rows = []
-        self._job.put(SHARD_LOG_KEY, parquet_bytes(self._table, ROW_GROUP_ROWS))
+        table = pa.concat_tables([self._table, new]).sort_by("shard")
+        with suppress(StorageError):
+            self._job.put(SHARD_LOG_KEY, parquet_bytes(table, ROW_GROUP_ROWS))
+            self._table, self._rows = table, []

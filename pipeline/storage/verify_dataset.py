@@ -51,7 +51,7 @@ def _check_shard(store: Store, manifest: DatasetManifest, shard: ShardEntry, dec
     ids = list(range(shard.first_id, shard.first_id + shard.rows))
     found.expect(
         table["sample_id"].to_pylist() == ids,
-        f"{where} does not hold samples {ids[0]}..{ids[-1]} in order, once each",
+        f"{where} does not hold samples {shard.first_id}..{shard.first_id + shard.rows - 1} in order, once each",
     )
     for row in table.to_pylist():
         _check_row(f"sample {row['sample_id']} in {where}", manifest, shard, row, decode, found)

@@ -34,8 +34,8 @@ def verify_run(run: Store, found: Findings) -> None:
         raise DataError(f"{run.uri} has no checkpoint yet: there is nothing to verify")
     plan = found.attempt(lambda: parse(RunPlan, run.read(RUN), run.location(RUN)))
     for step in steps:
-        verify_checkpoint(run, step, found)
         with found.noting():
+            verify_checkpoint(run, step, found)
             manifest = read_checkpoint(run, step)
             found.expect(
                 plan is None or manifest.dataset_digest == plan.dataset_digest,

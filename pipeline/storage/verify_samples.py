@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.manifests import Marker, SampleManifest, SamplePlan
-from pipeline.planning import sample_shards, shard_range
+from pipeline.planning import label_of, sample_shards, shard_range
 from pipeline.schema import SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.samples import MANIFEST, SUCCESS, committed_shards, read_manifest, read_marker, read_plan
@@ -114,6 +114,9 @@ def _check_origin(where: str, plan: SamplePlan, table: pa.Table, found: Findings
     for name, value in planned.items():
         stored = table[name].unique().to_pylist()
         found.expect(stored == [value], f"{where}: column {name} holds {stored[:3]}, the plan says {value}")
+    classes = plan.num_classes
+    labels = [None if classes is None else label_of(i, classes) for i in table["sample_id"].to_pylist()]
+    found.expect(table["label"].to_pylist() == labels, f"{where}: column label is not what the plan says")
 
 
 def _check_row(where: str, plan: SamplePlan, row: dict[str, Any], decode: Decode, found: Findings) -> None:

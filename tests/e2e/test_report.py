@@ -27,7 +27,7 @@ from pipeline.stages.report import report
 from pipeline.storage.checkpoints import write_checkpoint
 from pipeline.storage.evaluations import write_evaluation
 from pipeline.storage.metrics import write_metrics
-from pipeline.storage.samples import ShardLog, commit_shard, create_plan, seal
+from pipeline.storage.samples import ShardLog, commit_shard, create_plan, read_plan, seal
 from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
 from pipeline.storage.store import Store, resolve
 
@@ -153,7 +153,7 @@ def make_scores(store: Store, value: float = 5.25, warnings: tuple[str, ...] = (
     protocol = {
         "id": hashlib.sha256(str(value).encode()).hexdigest(),
         "dataset_digest": "d" * 64,
-        "samples_plan": "p",
+        "samples_plan": read_plan(store).fingerprint,
         "reference": "train",
         "n": 140,
         "failed": 1,
@@ -338,3 +338,14 @@ def test_the_command_writes_the_page_to_s3(s3_uri: str, tmp_path: Path):
     assert missing.stderr.splitlines() == [
         f"error: nothing to report at {s3_uri}/no: give a run, a samples folder or a dataset"
     ]
+
+
+def test_scores_of_other_samples_make_no_verdict(base: Store):
+    """The folder was made again from another plan: what was measured of the old samples is not of these."""
+    make_samples(base)
+    make_scores(base)
+    for entry in [e for e in base.list() if not e.key.startswith("metrics/evaluation")]:
+        base.delete(entry.key)
+    make_samples(base, num=100)
+    report(CONFIG, [base.uri])
+    assert 'class="verdict' not in base.read("report.html").decode()

@@ -29,6 +29,7 @@ from pipeline.config import Config, StorageConfig
 from pipeline.errors import AlreadyExists, DataError, PipelineError, Transient
 from pipeline.planning import sample_shards
 from pipeline.stages.verify import verify
+from pipeline.storage import samples
 from pipeline.storage.samples import (
     collect_garbage,
     commit_shard,
@@ -41,6 +42,7 @@ from pipeline.storage.samples import (
 from pipeline.storage.store import Store, resolve
 
 pytestmark = pytest.mark.property
+samples.FIRST_PAUSE_SECONDS = 0.0  # thousands of lost replies: the order matters here, not the patience
 
 PLAN = sample_plan()
 SHARDS = sample_shards(PLAN.num_samples, PLAN.shard_size)

@@ -9,10 +9,11 @@ from datasets import Dataset, Image
 
 from pipeline.config import DiffusionConfig, GenerateConfig, ModelConfig
 from pipeline.diffusion.noise import SampleNoise
-from pipeline.engine.generation import NOT_FINITE, ShardGenerator, label_of, plan_sampler, sample_table
+from pipeline.engine.generation import NOT_FINITE, ShardGenerator, plan_sampler, sample_table
 from pipeline.engine.images import decode_pixels, to_uint8
 from pipeline.errors import ConfigError
 from pipeline.models.unet import UNet
+from pipeline.planning import label_of
 from pipeline.stages.generate import make_plan, shard_blocks
 from pipeline.storage.models import StoredModel
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_model import write_model
-from tiny_samples import sample_png, write_samples
+from tiny_samples import sample_plan, sample_png, write_samples
 
 from jobs.__main__ import main
 from pipeline.config import Config, StorageConfig
@@ -413,3 +413,38 @@ def test_exit_codes_and_lines(place, tmp_path, capsys):
     assert "marker of shard 1 is missing" in captured.err
     assert main(["verify", str(tmp_path / "nothing")]) == 3
     assert main(["verify"]) == 2
+
+
+def test_labels_must_be_those_of_the_plan(place):
+    write_samples(place, sample_plan(num_classes=3))
+    check(place)
+    rewrite(place, 1, lambda table: replace(table, "label", 0, 2))
+    fails(place, "column label is not what the plan says")
+
+
+def test_an_unconditional_job_has_no_labels(place):
+    write_samples(place)
+    rewrite(place, 1, lambda table: replace(table, "label", 0, 2))
+    fails(place, "column label is not what the plan says")
+
+
+def test_a_damaged_parquet_footer_is_a_finding(place):
+    """The hash fits, so whoever wrote it wrote it broken."""
+    write_samples(place)
+    manifest = json.loads(place.read("manifest.json"))
+    entry = manifest["shards"][0]
+    data = bytearray(place.read(entry["key"]))
+    footer = int.from_bytes(data[-8:-4], "little")
+    data[-8 - footer : -8 - footer // 2] = b"\xff" * (footer - footer // 2)
+    place.put(entry["key"], bytes(data))
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    place.put("manifest.json", json.dumps(manifest).encode())
+    place.put(marker_key(0), json.dumps(entry).encode())
+    fails(place, "is no Parquet file")
+
+
+def test_a_torn_checkpoint_manifest_is_a_finding_beside_the_others(place):
+    write_model(place.uri, config(), step=1)
+    whole = check(place)["counts"]["checkpoints"]
+    place.put(f"{checkpoint_key(999)}/manifest.json", b"{")
+    fails(place, "step-000000999", f"{whole} checkpoints")
