@@ -83,6 +83,8 @@ def split_dotted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         name, equals, _ = word.partition("=")
         if name.startswith("--") and "." in name:
             value = None if equals else next(words, None)
+            if value is not None and value.startswith("--"):
+                raise ConfigError(f"{word} needs a value, as in {word} true")
             dotted.append(word if value is None else f"{word}={value}")
         else:
             plain.append(word)
@@ -152,8 +154,8 @@ def execute(verb: Verb, argv: Sequence[str]) -> int:
         return 130
     except Exception as error:
         return _fail(error)
-    if summary := result.pop("summary", None):
-        print(summary)
+    if "summary" in result:
+        print(result["summary"])
     if parsed.json:
         print(json.dumps(result, sort_keys=True))
     return 0

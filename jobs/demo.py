@@ -24,7 +24,7 @@ def _run(call: Call) -> Result:
         results["verify"] = verify(config, samples)
         results["evaluate"] = evaluate(config, samples, dataset)
         results["report"] = report(config, [run, samples], verified=results["verify"]["summary"])
-    lines = [result.pop("summary") for result in results.values()]
+    lines = [result["summary"] for result in results.values()]
     return {**results, "summary": "\n".join(["", *lines])}
 
 

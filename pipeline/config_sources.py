@@ -40,7 +40,7 @@ def yaml_layer(path: Path) -> Layer:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values or {}, dict):
         raise ConfigError(f"{path} must hold a mapping of sections such as 'train:', not a {type(values).__name__}")
@@ -58,7 +58,10 @@ def recipe_layer(name: str) -> Layer:
 
 def environment_layer() -> Layer:
     """Variables such as DDPM__TRAIN__LR=1e-4."""
-    return Layer("environment", EnvSettingsSource(_Settings)())
+    try:
+        return Layer("environment", _with_nulls(EnvSettingsSource(_Settings)()))
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error} (lists are JSON there: [32, 64])") from error
 
 
 def flag_layer(argv: Sequence[str]) -> Layer:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.config import Section, digest_of
+from pipeline.config import Config, Section, digest_of
 from pipeline.errors import DataError
 from pipeline.schema import SCHEMA_VERSION
 
@@ -104,6 +104,14 @@ class CheckpointManifest(Section):
         return digest_of(list(self.lane_digests))
 
 
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with what was added since at its default, so that an older run can go on."""
+    try:
+        return Config.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
+
+
 class RunPlan(Section):
     """`<run>/run.json`, created once: what the run trains, on what."""
 
@@ -117,7 +125,7 @@ class RunPlan(Section):
         """Dotted names of the settings that decide the weights and are not equal in the two plans."""
         names = [] if self.dataset_digest == other.dataset_digest else ["dataset"]
         for section in ("model", "diffusion", "train"):
-            ours, theirs = self.config[section], other.config[section]
+            ours, theirs = (_with_defaults(plan.config)[section] for plan in (self, other))
             names += [
                 f"{section}.{key}"
                 for key in sorted(ours.keys() | theirs.keys())

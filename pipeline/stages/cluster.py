@@ -50,7 +50,7 @@ def _start(config: RayConfig, num_cpus: int) -> None:
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no Ray cluster at {config.address!r}: {first} (--address local starts one)") from error
 
 

@@ -93,7 +93,10 @@ def _result(store: Store, manifest: DatasetManifest, state: str) -> dict[str, An
         "train": train,
         "heldout": heldout,
         "rejects": manifest.reject_counts,
-        "summary": f"{state}: {train:,} training and {heldout:,} held-out images, {rejected:,} rejected"
+        "classes": None if manifest.classes is None else len(manifest.classes),
+        "summary": f"{state}: {train:,} training and {heldout:,} held-out images, "
+        + (f"{len(manifest.classes)} classes" if manifest.classes else "no labels")
+        + f", {rejected:,} rejected"
         + (f" ({reasons}; listed in {store.location('rejects/')})" if rejected else "")
         + f" -> {store.uri}",
     }

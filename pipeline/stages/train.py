@@ -1,9 +1,11 @@
 """Dataset -> run: Ray Data feeds lanes to Ray Train workers; every restart goes on from our own latest checkpoint."""
 
+import signal
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -144,10 +146,24 @@ def _fit(config: Config, source: Store, store: Store, manifest: DatasetManifest,
             failure_config=ray.train.FailureConfig(max_failures=config.ray.max_failures, max_preemption_failures=-1),
         ),
     )
-    with _Watch(board, steps, latest_checkpoint(store)):
+    with _Watch(board, steps, latest_checkpoint(store)), _interrupts_as_usual():
         trainer.fit()
     for entry in list(store.list(f"{RAY_FOLDER}/")):
         store.delete(entry.key)
+
+
+@contextmanager
+def _interrupts_as_usual() -> Iterator[None]:
+    """Ray's fit() answers Ctrl-C with exit 0 and leaves its handler behind; here it means stop, not done."""
+    on_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if on_main else None
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if on_main:
+            signal.signal(signal.SIGINT, handler)
 
 
 @ray.remote

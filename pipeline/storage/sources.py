@@ -4,6 +4,7 @@ A source is listed once, on the driver, as partitions; each partition is read by
 """
 
 import gzip
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -80,14 +81,15 @@ class FolderPartition:
 
 
 def _folder(store: Store, name: str, partition_rows: int) -> Source:
-    keys = [entry.key for entry in store.list() if not entry.key.rpartition("/")[2].startswith(".")]
+    keys = [entry.key for entry in store.list() if not any(part.startswith(".") for part in entry.key.split("/"))]
     if not keys:
         raise DataError(
             f"no images at {store.uri}: the source must be a folder with image files, an IDX file (*-ubyte.gz), "
             "or the word 'digits'"
         )
     folders = [key.partition("/")[0] if "/" in key else None for key in keys]
-    classes = None if None in folders else tuple(sorted({str(folder) for folder in folders}))
+    # Files beside the class folders (a README, say) have no label and take none from the others.
+    classes = tuple(sorted({folder for folder in folders if folder is not None})) or None
     index = {folder: number for number, folder in enumerate(classes or ())}
     labels = [index.get(folder) if folder is not None else None for folder in folders]
     slices = _slices(len(keys), partition_rows)
@@ -118,9 +120,7 @@ def _idx(images: str, partition_rows: int, config: StorageConfig) -> Source:
     pixels = _read_idx(images, IDX_IMAGES, config)
     if len(pixels) == 0:
         raise DataError(f"{images} holds no images")
-    beside = images.replace("images-idx3", "labels-idx1")
-    parent, _, file = beside.rpartition("/")
-    labels = beside if beside != images and resolve(parent or ".", config).exists(file) else None
+    labels = _labels_beside(images, config)
     classes = None
     if labels is not None:
         values = _read_idx(labels, IDX_LABELS, config)
@@ -133,6 +133,18 @@ def _idx(images: str, partition_rows: int, config: StorageConfig) -> Source:
         classes,
         tuple(IdxPartition(images, labels, config, rows[s]) for s in _slices(len(pixels), partition_rows)),
     )
+
+
+def _labels_beside(images: str, config: StorageConfig) -> str | None:
+    """The labels file of an images file by its name (x-images-idx3-ubyte -> x-labels-idx1-ubyte), zipped or not."""
+    beside = re.sub(r"images([-.])idx3", r"labels\1idx1", images)
+    if beside == images:
+        return None
+    for name in (beside, beside.removesuffix(".gz"), f"{beside}.gz"):
+        parent, _, file = name.rpartition("/")
+        if resolve(parent or ".", config).exists(file):
+            return name
+    return None
 
 
 def _read_idx(uri: str, magic: int, config: StorageConfig) -> Pixels:

@@ -93,3 +93,19 @@ def test_a_torn_checkpoint_does_not_exist(tmp_path, undisturbed, ray_cluster):
     assert committed_steps(store) == [20, 40]
     train(config(**LONG), dataset, f"{root}/run")
     assert finished(f"{root}/run") == undisturbed
+
+
+def test_ctrl_c_is_no_success_and_the_run_goes_on(tmp_path, undisturbed):
+    root = str(tmp_path)
+    words = command(tmp_path, "train", "--dataset", digits(root), "--run", f"{root}/run", **LONG)
+    store = resolve(f"{root}/run", StorageConfig())
+    driver = start(words)
+    wait_for(lambda: committed_steps(store) or driver.poll() is not None)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 130, err
+    assert "the same command continues" in err
+    assert not store.exists("_SUCCESS.json")
+    again = run(words)
+    assert again.returncode == 0, again.stderr
+    assert finished(f"{root}/run") == undisturbed

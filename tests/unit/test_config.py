@@ -3,8 +3,9 @@
 import pytest
 
 from pipeline.config import Config
-from pipeline.config_sources import Layer, flag_layer, recipe_layer, resolve, to_yaml, yaml_layer
+from pipeline.config_sources import Layer, environment_layer, flag_layer, recipe_layer, resolve, to_yaml, yaml_layer
 from pipeline.errors import ConfigError
+from pipeline.manifests import RunPlan
 
 pytestmark = pytest.mark.unit
 
@@ -96,3 +97,24 @@ def test_an_empty_section_changes_nothing():
 def test_malformed_worker_ranges_are_refused(workers):
     with pytest.raises(ConfigError, match="MIN"):
         resolve([Layer("test", {"ray": {"workers": workers}})])
+
+
+def test_the_environment_is_a_layer_with_nulls_and_clear_errors(monkeypatch):
+    monkeypatch.setenv("DDPM__TRAIN__LR", "0.25")
+    monkeypatch.setenv("DDPM__GENERATE__STEPS", "null")
+    config = resolve([Layer("recipe", {"generate": {"steps": 5}}), environment_layer()])
+    assert (config.train.lr, config.generate.steps) == (0.25, None)
+    monkeypatch.setenv("DDPM__MODEL__BLOCK_OUT_CHANNELS", "32,64")
+    with pytest.raises(ConfigError, match=r"field \"model\".*JSON"):
+        environment_layer()
+
+
+def test_a_run_of_an_older_program_differs_only_where_it_does():
+    """A setting that was added since stands at its default there."""
+    new = RunPlan(dataset_uri="d", dataset_digest="x", config=Config().model_dump(mode="json"))
+    stored = {**new.config, "train": {k: v for k, v in new.config["train"].items() if k != "compile"}}
+    old = new.model_copy(update={"config": stored})
+    assert old.differences(new) == []
+    faster = resolve([Layer("a", {"train": {"lr": 0.5, "compile": True}})])
+    other = new.model_copy(update={"config": faster.model_dump(mode="json")})
+    assert old.differences(other) == ["train.compile", "train.lr"]

@@ -42,7 +42,7 @@ def test_json_is_the_last_line_and_short_names_are_settings(capsys):
     assert execute(verb(run), ["--train.lr", "0.5", "--run", "x", "--seed", "7", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok"
-    assert json.loads(lines[-1]) == {"seed": 7, "run": "x", "lr": 0.5}
+    assert json.loads(lines[-1]) == {"seed": 7, "run": "x", "lr": 0.5, "summary": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,8 @@ def test_every_verb_shows_its_flags_and_prints_its_config(capsys, name):
     assert "--train.lr" in capsys.readouterr().out
     assert main([name, "--print-config"]) == 0
     assert "diffusion:" in capsys.readouterr().out
+
+
+def test_a_dotted_flag_does_not_swallow_the_next_flag(capsys):
+    assert main(["train", "--train.flip", "--run", "r"]) == 2
+    assert "--train.flip needs a value" in capsys.readouterr().err

@@ -53,3 +53,32 @@ def test_partitions_cover_every_image_once(tmp_path):
     read = [image for partition in source.partitions for image in partition.read()]
     assert [len(list(partition.read())) for partition in source.partitions] == [10, 10, 5]
     assert all(np.array_equal(image.data, pixels) for image, pixels in zip(read, images, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("a-images-idx3-ubyte.gz", "a-labels-idx1-ubyte.gz"),
+        ("a-images-idx3-ubyte", "a-labels-idx1-ubyte.gz"),
+        ("a-images-idx3-ubyte.gz", "a-labels-idx1-ubyte"),
+        ("a-images.idx3-ubyte", "a-labels.idx1-ubyte"),
+    ],
+)
+def test_labels_are_found_by_name(tmp_path, images, labels):
+    (tmp_path / labels).write_bytes(idx(np.array([2, 0, 1], np.uint8)))
+    source = opened(tmp_path / images, idx(np.zeros((3, 8, 8), np.uint8)))
+    assert source.classes == ("0", "1", "2")
+    assert [image.label for image in source.partitions[0].read()] == [2, 0, 1]
+
+
+def test_class_folders_keep_their_labels_beside_other_files(tmp_path):
+    for name in ("cat/1.png", "dog/2.png", "README.txt", ".hidden/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = open_source(str(tmp_path), 10, StorageConfig())
+    assert source.classes == ("cat", "dog")
+    assert {image.path: image.label for image in source.partitions[0].read()} == {
+        "README.txt": None,
+        "cat/1.png": 0,
+        "dog/2.png": 1,
+    }
