@@ -20,6 +20,7 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end or a death of workers is seen
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # the default 60 is tight on a loaded machine
 }
 for _name, _value in _DEFAULTS.items():
