@@ -176,11 +176,10 @@ class Worker:
         now = time.monotonic()
         if self.rank == 0 and (now - self._reported > REPORT_SECONDS or self.step == self.settings.steps):
             self._reported = now
-            self.job.progress.show.remote(self.step, self._finite(result.loss))
+            self.job.progress.show.remote(self.step, self._finite(float(result.loss)))
 
-    def _finite(self, tensor: Tensor) -> float:
-        """A loss or gradient norm as a number: one that is not finite must reach no checkpoint."""
-        value = float(tensor)
+    def _finite(self, value: float) -> float:
+        """A loss or gradient norm, given back: one that is not finite must reach no checkpoint."""
         if not math.isfinite(value):
             raise PipelineError(
                 f"loss or gradient is {value} at step {self.step} (epoch {self.epoch}, batch {self.batches - 1}, "
@@ -192,18 +191,18 @@ class Worker:
     # --- checkpoints and grids ---------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        losses = self._mean_losses()
-        digests: list[dict[int, str]] = [{lane: self.lane_digests[lane] for lane in self.lanes}]
+        losses, grad_norms = self._mean_losses().tolist(), torch.stack(self.pending.grad_norms).tolist()
+        mine = {lane: self.lane_digests[lane] for lane in self.lanes}
+        digests = [mine] * self.world_size
         if self.world_size > 1:
-            digests = [{} for _ in range(self.world_size)]
-            dist.all_gather_object(digests, {lane: self.lane_digests[lane] for lane in self.lanes})
+            dist.all_gather_object(digests, mine)
         for part in digests:
             for lane, digest in part.items():
                 self.lane_digests[lane] = digest
-        for value in (*losses, *self.pending.grad_norms):
+        for value in (*losses, *grad_norms):
             self._finite(value)
         if self.rank == 0:
-            self._write(losses)
+            self._write(losses, grad_norms)
         self.pending = Pending()
 
     def _mean_losses(self) -> Tensor:
@@ -214,12 +213,11 @@ class Worker:
         mean: Tensor = losses / self.world_size
         return mean
 
-    def _write(self, losses: Tensor) -> None:
+    def _write(self, losses: list[float], grad_norms: list[float]) -> None:
         run, config, manifest = self.job.run, self.job.config, self.job.manifest
-        norms = torch.stack(self.pending.grad_norms).tolist()
         rows = [
             {**row, "loss": loss, "grad_norm": norm}
-            for row, loss, norm in zip(self.pending.rows, losses.tolist(), norms, strict=True)
+            for row, loss, norm in zip(self.pending.rows, losses, grad_norms, strict=True)
         ]
         # Tensors first: a checkpoint that another driver committed ends this one before it touches the metrics.
         files = write_tensors(run, self.step, self.trainer.tensors())

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, NotFound, VerificationFailed
 from pipeline.manifests import FileEntry
-from pipeline.storage.shards import read_parquet, read_verified
+from pipeline.storage.shards import read_verified
 from pipeline.storage.store import Store
 
 __all__ = ["Decode", "Findings"]
@@ -65,14 +66,15 @@ class Findings:
         where = store.location(entry.key)
         self.counts["files"] += 1
         self.counts["bytes"] += entry.bytes
-        if self.attempt(lambda: read_verified(store, entry)) is None:
+        data = self.attempt(lambda: read_verified(store, entry))
+        if data is None:
             return None
         try:
-            table = self.attempt(lambda: read_parquet(store, entry))
+            table = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as error:
             self.add(f"{where} is no Parquet file: {error}")
             return None
-        if table is not None and not table.schema.equals(schema):
+        if not table.schema.equals(schema):
             self.add(f"{where} has columns {table.schema.names}, with other names or types than its kind")
             return None
         return table

@@ -2,11 +2,10 @@
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig, ModelConfig, digest_of
-from pipeline.errors import DataError, VerificationFailed
+from pipeline.errors import DataError
 from pipeline.manifests import CheckpointManifest, RunPlan, parse
 from pipeline.schema import METRICS
 from pipeline.storage.checkpoints import (
@@ -84,20 +83,12 @@ def _check_groups(run: Store, folder: Store, manifest: CheckpointManifest, found
         found.counts["bytes"] += file.bytes
         where = folder.location(file.key)
         with found.noting():
-            tensors = _tensors(run, manifest, name)
+            tensors = read_tensors(run, manifest, name)[name]
             for key, value in tensors.items():
                 finite = not value.is_floating_point() or bool(value.isfinite().all())
                 found.expect(finite, f"{where}: {key} holds NaN or infinity")
             if name in (RAW_GROUP, *manifest.ema):
                 _check_shapes(where, manifest, tensors, found)
-
-
-def _tensors(run: Store, manifest: CheckpointManifest, name: str) -> dict[str, Tensor]:
-    try:
-        return read_tensors(run, manifest, name)[name]
-    except SafetensorError as error:
-        place = run.location(checkpoint_key(manifest.step))
-        raise VerificationFailed(f"{place}/{name}.safetensors is not a safetensors file: {error}") from error
 
 
 def _check_shapes(where: str, manifest: CheckpointManifest, tensors: dict[str, Tensor], found: Findings) -> None:
