@@ -7,6 +7,7 @@ A `Config` is resolved from layers (`pipeline.config_sources`) and stored beside
 import hashlib
 import json
 import os
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -59,6 +60,7 @@ class StorageConfig(Section):
     connect_timeout_seconds: float = Field(10.0, gt=0)
     read_timeout_seconds: float = Field(60.0, gt=0, description="a contended create-once may take seconds")
     retries: int = Field(5, ge=0, description="attempts after the first for transient failures")
+    outage_seconds: float = Field(600.0, ge=0, description="how long training waits for a store that is away")
 
 
 def _check_workers(value: str) -> str:
@@ -81,6 +83,7 @@ class RayConfig(Section):
         None, ge=1, description="logical CPUs of a local cluster (default: what the job needs)"
     )
     max_failures: int = Field(3, ge=-1, description="worker losses tolerated in one invocation; -1 is unlimited")
+    resize_seconds: float = Field(60.0, gt=0, description="how often MIN..MAX training looks for more room")
 
     @property
     def min_workers(self) -> int:
@@ -171,10 +174,32 @@ class DiffusionConfig(Section):
 
 
 class EmaConfig(Section):
-    """Exponential moving average of the weights."""
+    """One exponential moving average of the weights: a fixed decay, a half-life in images, or a power function."""
 
     decay: float = Field(0.9999, ge=0, lt=1)
     warmup: bool = Field(True, description="decay at step n is at most (1 + n) / (10 + n)")
+    half_life_images: float | None = Field(
+        None, gt=0, description="instead of decay: images after which a weight counts half (Karras et al. 2022)"
+    )
+    relative_width: float | None = Field(
+        None, gt=0, lt=0.28, description="instead of decay: sigma_rel of the power function (Karras et al. 2024)"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.half_life_images is not None and self.relative_width is not None:
+            raise ValueError("give half_life_images or relative_width, not both")
+        return self
+
+
+_RESERVED = ("ema", "model", "optimizer", "raw", "scaler", "timesteps", "folder")
+
+
+def _check_profiles(value: dict[str, EmaConfig]) -> dict[str, EmaConfig]:
+    bad = [name for name in value if name in _RESERVED or not re.fullmatch(r"[a-z][a-z0-9_-]*", name)]
+    if bad:
+        raise ValueError(f"{', '.join(bad)}: a name has a-z, 0-9, _ or -, and is none of {', '.join(_RESERVED)}")
+    return value
 
 
 class TrainConfig(Section):
@@ -190,10 +215,21 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     flip: bool = Field(False, description="random horizontal flips")
-    ema: EmaConfig = EmaConfig()
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of forward and backward; weights are fp32")
+    sharding: Literal["ddp", "fsdp"] = Field("ddp", description="fsdp splits weights and optimiser over the workers")
+    ema: EmaConfig = Field(EmaConfig(), description="the average named 'ema', what samples are drawn from")
+    more_ema: Annotated[dict[str, EmaConfig], AfterValidator(_check_profiles)] = Field(
+        {}, description="further averages by name, each in every checkpoint"
+    )
+    init_from: str | None = Field(None, description="warm start: weights of another run, checkpoint or model folder")
+    init_weights: str = Field("ema", description="which weights of init_from: an average by name, or 'raw'")
     seed: int = Field(0, ge=0)
     checkpoint_every: int = Field(10_000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
+    keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps stay for good")
+    keep_best: int = Field(0, ge=0, description="checkpoints of lowest mean loss since the one before, kept as well")
+    check_every: int = Field(1000, ge=1, description="steps between self-checks: replicas equal, averages moving")
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field((), description="beside Parquet and TensorBoard")
     grid_every: int = Field(10_000, ge=1, description="steps between sample grids")
     grid_size: int = Field(64, ge=1, description="images a grid")
     grid_sampling_steps: int = Field(50, ge=1, description="DDIM steps of a grid")

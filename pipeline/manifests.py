@@ -28,7 +28,18 @@ __all__ = [
 Split = Literal["train", "heldout"]
 FREE_TO_CHANGE = {
     f"train.{name}"
-    for name in ("steps", "checkpoint_every", "keep_checkpoints", "grid_every", "grid_size", "grid_sampling_steps")
+    for name in (
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_every",
+        "keep_best",
+        "check_every",
+        "trackers",
+        "grid_every",
+        "grid_size",
+        "grid_sampling_steps",
+    )
 }
 """Settings of a run that may differ when it is resumed: they do not touch the path of the weights."""
 
@@ -96,6 +107,7 @@ class CheckpointManifest(Section):
     lane_digests: tuple[str, ...]  # running sha256 of the sample ids that each lane delivered
     metric_parts: tuple[FileEntry, ...]  # relative to the run
     ema: tuple[str, ...]  # names of the averaged weights
+    loss: float | None = None  # mean over the steps since the checkpoint before
     files: tuple[FileEntry, ...]
 
     @property
@@ -120,10 +132,11 @@ class RunPlan(Section):
     dataset_uri: str
     dataset_digest: str
     config: dict[str, Any]
+    init_digest: str | None = None  # of the weights that a warm start took, wherever they lay
 
     def differences(self, other: "RunPlan") -> list[str]:
         """Dotted names of the settings that decide the weights and are not equal in the two plans."""
-        names = [] if self.dataset_digest == other.dataset_digest else ["dataset"]
+        names = [name for name in ("dataset", "init") if self._digest(name) != other._digest(name)]
         for section in ("model", "diffusion", "train"):
             ours, theirs = (_with_defaults(plan.config)[section] for plan in (self, other))
             names += [
@@ -132,6 +145,9 @@ class RunPlan(Section):
                 if f"{section}.{key}" not in FREE_TO_CHANGE and ours.get(key) != theirs.get(key)
             ]
         return names
+
+    def _digest(self, name: Literal["dataset", "init"]) -> str | None:
+        return self.dataset_digest if name == "dataset" else self.init_digest
 
 
 class RunSuccess(Section):

@@ -78,5 +78,9 @@ METRICS = pa.schema(
         pa.field("step_seconds", pa.float64(), nullable=False),
         pa.field("data_wait_seconds", pa.float64(), nullable=False),  # of step_seconds, spent waiting for the feed
         pa.field("world_size", pa.int32(), nullable=False),
+        # Of the ranks' own work in the step, before they wait for each other: longest minus shortest, and whose.
+        pa.field("skew_seconds", pa.float64()),
+        pa.field("slowest_rank", pa.int32()),
+        pa.field("loss_by_t", pa.list_(pa.float64())),  # plain MSE of tenths of 0..T-1; null where no image fell
     ]
 )
