@@ -11,6 +11,7 @@ VERBS = {
     "ingest": "source images -> dataset (shuffled Parquet shards and a manifest)",
     "train": "dataset -> run (checkpoints, metrics, grids); the same command resumes",
     "generate": "model -> samples, each exactly once; the same command finishes what is missing",
+    "export": "checkpoint -> a diffusers folder",
     "evaluate": "samples + dataset -> Frechet distance between its floor and ceilings",
     "report": "runs and samples -> one self-contained HTML page",
     "verify": "prove a dataset, checkpoint or samples folder from the store alone",

@@ -1,0 +1,28 @@
+"""`ddpm export --run URI --out URI`"""
+
+from jobs.command import Argument, Call, Result, Verb
+from pipeline.errors import ConfigError
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.export import export
+
+    step = call.arguments.step
+    if step is not None and not step.isdecimal():
+        raise ConfigError(f"--step must be a whole number (got {step})")
+    return export(
+        call.config, call.arguments.run, call.arguments.out, None if step is None else int(step), dry_run=call.dry_run
+    )
+
+
+VERB = Verb(
+    name="export",
+    purpose="Write a checkpoint's weights as a diffusers folder, which DDPMPipeline.from_pretrained loads.",
+    arguments=(
+        Argument("--run", "URI of a run (its latest checkpoint) or of a checkpoint", required=True),
+        Argument("--out", "URI of the model's folder: made, or finished", required=True),
+        Argument("--step", "the checkpoint of this step instead of the latest"),
+        Argument("--ema", "which weights: an average by name, or 'raw'", path="generate.weights"),
+    ),
+    run=_run,
+)
