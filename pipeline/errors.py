@@ -1,6 +1,7 @@
 """Every error a user can meet.
 
     PipelineError                 exit 1   anything else
+    ├── Busy                      exit 1   another living process holds what this one needs, or took it over
     ├── ConfigError               exit 2   a flag, a YAML field, a combination of settings
     ├── DataError                 exit 3   images, datasets, checkpoints or samples that cannot be used
     ├── StorageError              exit 4   the store did not do what was asked
@@ -10,13 +11,15 @@
     │   ├── Denied                         credentials are missing or refused
     │   └── Transient                      timeouts, 5xx, lost connections: the same call may work later
     ├── GateNotPassed             exit 5   a promotion threshold was missed
-    └── VerificationFailed        exit 6   an artefact contradicts its own manifest
+    ├── VerificationFailed        exit 6   an artefact contradicts its own manifest
+    └── Stopped                   exit 143 asked to end by SIGTERM; the same command continues
 
 A message says what is wrong, where, and what to do.
 """
 
 __all__ = [
     "AlreadyExists",
+    "Busy",
     "ConfigError",
     "DataError",
     "Denied",
@@ -24,6 +27,7 @@ __all__ = [
     "MissingBucket",
     "NotFound",
     "PipelineError",
+    "Stopped",
     "StorageError",
     "Transient",
     "VerificationFailed",
@@ -34,6 +38,10 @@ class PipelineError(Exception):
     """Root of the tree; `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+
+class Busy(PipelineError):
+    pass
 
 
 class ConfigError(PipelineError):
@@ -74,3 +82,7 @@ class GateNotPassed(PipelineError):
 
 class VerificationFailed(PipelineError):
     exit_code = 6
+
+
+class Stopped(PipelineError):
+    exit_code = 143
