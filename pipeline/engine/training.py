@@ -1,9 +1,6 @@
-"""Optimisation of the denoiser: one global batch a step, the same step for any number of workers.
+"""Optimisation of the denoiser: one global batch a step, the same step for any number of workers."""
 
-Everything random about a training image (timestep, noise, flip, dropout) is a function of (seed, epoch, sample id),
-so it does not matter which worker handles it, or how often the run was restarted.
-"""
-
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +11,15 @@ from torch import Tensor, nn
 
 from pipeline.config import Config, TrainConfig
 from pipeline.diffusion.importance import ImportanceTimesteps, LossTally
-from pipeline.diffusion.noise import integers, normal, stream_key, uniform
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.reverse import split
+from pipeline.engine.inputs import Inputs, MicroBatch, training_inputs
 from pipeline.engine.parallel import is_split, parallelise, synchronised, take, whole
 from pipeline.engine.precision import Precision
-from pipeline.models.dropout import DropoutKey
 from pipeline.models.ema import Ema
 from pipeline.models.unet import UNet, init_weights
 
-__all__ = ["Inputs", "MicroBatch", "StepResult", "Trainer", "learning_rate", "training_inputs"]
+__all__ = ["EMA", "MicroBatch", "StepResult", "Trainer", "learning_rate"]
 
 EMA = "ema"
 """Name of the main average in checkpoints."""
@@ -35,16 +31,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam remembers of a parameter, besides its step count."""
 TENTHS = 10
 """Parts of 0..T-1 by which a step's errors are told."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """x_0 float32 [B, C, H, W] in [-1, 1]; ids int64 [B]; labels int64 [B] or None; the epoch they are drawn in."""
-
-    x_0: Tensor
-    ids: Tensor
-    labels: Tensor | None
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -70,34 +56,6 @@ class StepResult:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up to `lr` over `warmup_steps`; `step` counts from 0."""
     return config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """x_0, possibly flipped; t int64 [B] and the weight [B] of its loss (None: all 1); eps like x_0; dropout key."""
-
-    x_0: Tensor
-    t: Tensor
-    weight: Tensor | None
-    eps: Tensor
-    dropout: DropoutKey
-
-
-def training_inputs(
-    batch: MicroBatch, config: TrainConfig, num_timesteps: int, importance: ImportanceTimesteps | None = None
-) -> Inputs:
-    """Functions of (seed, epoch, sample id), and of what importance sampling has learned so far if it is used."""
-    x_0, ids, epoch = batch.x_0, batch.ids, batch.epoch
-    if config.flip:
-        flipped = uniform(stream_key(config.seed, "flip"), ids, epoch, 1)[:, 0] < 0.5
-        x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
-    key, weight = stream_key(config.seed, "t"), None
-    if importance is None:
-        t = integers(key, ids, epoch, num_timesteps)
-    else:
-        t, weight = importance.draw(uniform(key, ids, epoch, 1)[:, 0])
-    eps = normal(stream_key(config.seed, "eps"), ids, epoch, tuple(x_0.shape[1:]))
-    return Inputs(x_0, t, weight, eps, DropoutKey(ids, stream_key(config.seed, "dropout"), epoch))
 
 
 class Trainer:
@@ -170,10 +128,14 @@ class Trainer:
         self.network.train()
         loss = torch.zeros((), device=self.device)
         by_t = torch.zeros(2, TENTHS, dtype=torch.float64, device=self.device)
-        for number, batch in enumerate(batches, start=1):
-            with synchronised(self.model, self.network, last=number == len(batches)):
+        # Workers of split weights run the network together: one with fewer micro-batches repeats its last for nothing.
+        rounds = math.ceil(total / self.world_size) if is_split(self.model) else len(batches)
+        for number in range(rounds):
+            with synchronised(self.model, self.network, last=number == rounds - 1):
+                counts = number < len(batches)
                 # Workers' gradients are averaged, so a micro-batch has the weight W / lanes here and 1 / lanes there.
-                part = self._loss(batch, by_t) / (total / self.world_size)
+                part = self._loss(batches[min(number, len(batches) - 1)], by_t if counts else None)
+                part = part / (total / self.world_size) if counts else 0.0 * part
                 own_seconds = time.perf_counter() - began
                 self.precision.backward(part)
             loss += part.detach()
@@ -186,8 +148,11 @@ class Trainer:
         self._learn_importance()
         return StepResult(loss, grad_norm, lr, by_t[0], by_t[1], own_seconds)
 
-    def _loss(self, batch: MicroBatch, by_t: Tensor) -> Tensor:
-        """Mean over one micro-batch; its errors by timestep are added to `by_t`, float64 [2, 10]: sums and counts."""
+    def _loss(self, batch: MicroBatch, by_t: Tensor | None) -> Tensor:
+        """Mean over one micro-batch; its errors by timestep are added to `by_t`, float64 [2, 10]: sums and counts.
+
+        Without `by_t` nobody remembers that it was here.
+        """
         num_timesteps = self.config.diffusion.num_timesteps
         inputs = training_inputs(batch, self.config.train, num_timesteps, self.importance)
         labels = batch.labels if self.config.model.num_classes is not None else None
@@ -201,13 +166,13 @@ class Trainer:
             return out.float()
 
         losses = self.objective(denoiser, inputs.x_0, inputs.t, inputs.eps)
-        errors = self._errors(losses.detach(), inputs, *seen)
-        tenth = inputs.t * TENTHS // num_timesteps
-        by_t.index_add_(1, tenth, torch.stack([errors, torch.ones_like(errors)]).double())
-        if inputs.weight is None:
-            return losses.mean()
-        self._tallies.append(LossTally.of(inputs.t, losses, num_timesteps))
-        return (losses * inputs.weight).mean()
+        if by_t is not None:
+            errors = self._errors(losses.detach(), inputs, *seen)
+            tenth = inputs.t * TENTHS // num_timesteps
+            by_t.index_add_(1, tenth, torch.stack([errors, torch.ones_like(errors)]).double())
+            if self.importance is not None:
+                self._tallies.append(LossTally.of(inputs.t, losses, num_timesteps))
+        return (losses if inputs.weight is None else losses * inputs.weight).mean()
 
     def _errors(self, losses: Tensor, inputs: Inputs, x_t: Tensor, out: Tensor) -> Tensor:
         """What `loss_by_t` sums, [B]: the loss without the weights and terms that an objective may add to the MSE."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipeline.diffusion.importance import ImportanceTimesteps
-from pipeline.engine.training import EMA, MicroBatch, Trainer, learning_rate, training_inputs
+from pipeline.engine.inputs import MicroBatch, training_inputs
+from pipeline.engine.training import EMA, Trainer, learning_rate
 from tiny import config
 
 pytestmark = pytest.mark.unit
