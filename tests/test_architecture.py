@@ -22,7 +22,10 @@ MAY_IMPORT = {
 }
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = {"config", "config_sources", "schema", "manifests", "planning", "promotion", "progress", "errors"}
-STAGE_PARTS = {"cluster", "lanes", "train_worker", "shard_actor", "sketching"}
+STAGE_PARTS = {
+    *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
+    *("shard_actor", "sketching"),
+}
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
