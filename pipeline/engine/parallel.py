@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import TrainConfig
 from pipeline.models.layers import Attention, ResnetBlock
 
-__all__ = ["is_split", "parallelise", "synchronised", "take", "whole"]
+__all__ = ["forget_gathered", "is_split", "parallelise", "synchronised", "take", "whole"]
 
 
 def parallelise(model: nn.Module, settings: TrainConfig, world_size: int, device: torch.device) -> nn.Module:
@@ -64,10 +64,16 @@ def synchronised(model: nn.Module, network: nn.Module, last: bool) -> Iterator[N
         yield
 
 
+def forget_gathered(model: nn.Module) -> None:
+    """After parts have changed other than by the optimiser: what was put together from them is out of date."""
+    if isinstance(model, FSDPModule):
+        model.reshard()  # only the root keeps its weights after a forward pass
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor: itself, or its parts put together in the host's memory. Every worker calls it together."""
+    """All of a tensor: itself, or its parts put together. Every worker calls it together."""
     if isinstance(tensor, DTensor):
-        full: Tensor = tensor.full_tensor().cpu()
+        full: Tensor = tensor.full_tensor()
         return full
     return tensor
 
@@ -76,10 +82,8 @@ def take(tensor: Tensor, value: Tensor) -> Tensor:
     """What a worker keeps of `value` where it keeps `tensor`, of the same whole shape: all of it, or its part."""
     if not isinstance(tensor, DTensor):
         return value
-    mesh = tensor.device_mesh
-    rows = value.tensor_split([0]) if mesh.size() == 1 else value.chunk(mesh.size())
+    mesh, value = tensor.device_mesh, value.contiguous()
+    parts = value.chunk(mesh.size())  # by rows; with more workers than rows the last ones have none
     rank = mesh.get_local_rank()
-    mine = rows[rank] if rank < len(rows) else value[:0]
-    return DTensor.from_local(
-        mine.to(tensor.device), mesh, tensor.placements, run_check=False, shape=value.shape, stride=value.stride()
-    )
+    mine = (parts[rank] if rank < len(parts) else value[:0]).to(tensor.device)
+    return DTensor.from_local(mine, mesh, tensor.placements, run_check=False, shape=value.shape, stride=value.stride())

@@ -14,7 +14,7 @@ from pipeline.diffusion.importance import ImportanceTimesteps, LossTally
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.reverse import split
 from pipeline.engine.inputs import Inputs, MicroBatch, training_inputs
-from pipeline.engine.parallel import is_split, parallelise, synchronised, take, whole
+from pipeline.engine.parallel import forget_gathered, is_split, parallelise, synchronised, take, whole
 from pipeline.engine.precision import Precision
 from pipeline.models.ema import Ema
 from pipeline.models.unet import UNet, init_weights
@@ -202,7 +202,9 @@ class Trainer:
         """
         self.model.eval()
         with self.averages[name].applied():
+            forget_gathered(self.model)
             yield self.model
+        forget_gathered(self.model)
 
     # --- at rest -----------------------------------------------------------------------------------------------------
 
@@ -213,7 +215,8 @@ class Trainer:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a checkpoint holds besides its manifest, whole: file stem -> named tensors.
 
-        With fsdp every worker calls it together.
+        They are the trainer's own, which the next step changes. With fsdp every worker calls it together and gets a
+        copy in the host's memory.
         """
         names = {id(p): name for name, p in self.model.named_parameters()}
         optimizer = {
@@ -221,7 +224,8 @@ class Trainer:
         }
         averages = {name: average.shadow for name, average in self.averages.items()}
         groups = {"model": self.model.state_dict(), **averages, "optimizer": optimizer}
-        groups = {group: {name: whole(value) for name, value in part.items()} for group, part in groups.items()}
+        if is_split(self.model):
+            groups = {group: {name: whole(t).cpu() for name, t in part.items()} for group, part in groups.items()}
         if self.importance is not None:
             groups[TIMESTEPS] = {"seen": self.importance.seen, "mean_square": self.importance.mean_square}
         scaler = self.precision.tensors()
