@@ -14,7 +14,7 @@ import ray.train.torch
 from ray.data import ExecutionOptions
 
 from pipeline.config import Config
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import Stopped
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import TrainPlan
 from pipeline.stages.board import Watch, new_board

@@ -89,7 +89,7 @@ def test_workers_partition_the_lanes():
         owned = [lanes_of_worker(rank, world_size, 4) for rank in range(world_size)]
         assert sorted(lane for lanes in owned for lane in lanes) == [0, 1, 2, 3]
         assert max(map(len, owned)) - min(map(len, owned)) <= 1
-    with pytest.raises(ConfigError, match="5 workers are more than train.lanes = 4"):
+    with pytest.raises(ConfigError, match=r"5 workers are more than train\.lanes = 4"):
         lanes_of_worker(0, 5, 4)
 
 
