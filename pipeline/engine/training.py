@@ -201,10 +201,12 @@ class Trainer:
         With fsdp every worker enters together and calls it equally often; otherwise one may do so alone.
         """
         self.model.eval()
-        with self.averages[name].applied():
+        try:
+            with self.averages[name].applied():
+                forget_gathered(self.model)
+                yield self.model
+        finally:
             forget_gathered(self.model)
-            yield self.model
-        forget_gathered(self.model)
 
     # --- at rest -----------------------------------------------------------------------------------------------------
 
@@ -215,8 +217,8 @@ class Trainer:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a checkpoint holds besides its manifest, whole: file stem -> named tensors.
 
-        They are the trainer's own, which the next step changes. With fsdp every worker calls it together and gets a
-        copy in the host's memory.
+        They are the trainer's own, which the next step changes. With fsdp every worker calls it together, and what it
+        gets is in the host's memory.
         """
         names = {id(p): name for name, p in self.model.named_parameters()}
         optimizer = {
