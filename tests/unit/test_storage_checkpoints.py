@@ -129,7 +129,7 @@ def drop_file(run, step):
 
 
 def test_retention_keeps_multiples_and_the_best_too(store):
-    losses = {10: 0.5, 20: None, 30: 0.1, 40: 0.3, 50: float("nan"), 60: 0.2, 70: 0.4, 80: 0.9}
+    losses = {10: 0.5, 20: None, 30: 0.1, 40: 0.3, 50: -float("inf"), 60: 0.2, 70: 0.4, 80: 0.9}
     for step, loss in losses.items():
         write(store, step, loss=loss)
     remove_old_checkpoints(store, keep=1, keep_every=40, keep_best=2)
