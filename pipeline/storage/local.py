@@ -181,5 +181,5 @@ def _remedy(number: int | None) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
     if number == errno.EFBIG:
-        return "raise the limit on file sizes (ulimit -f) or use another file system"
+        return "raise the limit on file sizes (ulimit -f), or check the disk and the file system"
     return "check the disk and the file system"

@@ -151,23 +151,36 @@ def test_a_long_part_goes_to_mlflow_in_pieces(run, mlflow_client):
     assert len(mlflow_client.get_metric_history(found.info.run_id, "train/loss_by_t/8")) == 150
 
 
-def wandb_records(folder):
-    """What was written to a run's log: LevelDB's format, blocks of 32 KiB, records in one or more pieces."""
+def wandb_records(data):
+    """What is in a run's log so far: LevelDB's format, blocks of 32 KiB, records in one or more pieces."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (file,) = folder.glob("offline-run-*/run-*.wandb")
-    data, at, whole = file.read_bytes(), 7, b""
+    at, whole = 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
         if left < 7:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + length > len(data):
+            return
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # the only or the last piece
             yield Record.FromString(whole)
             whole = b""
+
+
+def finished_wandb_records(folder):
+    """All of a run that was closed: another process writes the log, and may do so after `finish` has returned."""
+    (file,) = folder.glob("offline-run-*/run-*.wandb")
+    end = time.monotonic() + 60
+    while True:
+        records = list(wandb_records(file.read_bytes()))
+        if "exit" in {record.WhichOneof("record_type") for record in records}:
+            return records
+        assert time.monotonic() < end, f"no end of the log in 60 s: {len(records)} records"
+        time.sleep(0.1)
 
 
 def test_wandb_shows_each_step_once_and_a_picture_with_its_step(run, wandb_folder):
@@ -177,7 +190,7 @@ def test_wandb_shows_each_step_once_and_a_picture_with_its_step(run, wandb_folde
     tracker.image("samples", png(), 3)
     tracker.scalars(rows(3, 6))  # done again
     tracker.close()
-    records = list(wandb_records(wandb_folder))
+    records = finished_wandb_records(wandb_folder)
     (header,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (header.run_id, header.project, header.display_name) == (tracker_id(run), "ddpm", "r1")
     assert {item.key for item in header.config.update} >= {"model", "diffusion", "train"}
