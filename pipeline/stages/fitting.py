@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-from ray.data import ExecutionOptions
+from ray.data import ExecutionOptions, ExecutionResources
 
 from pipeline.config import Config
 from pipeline.errors import Stopped
@@ -19,7 +19,7 @@ from pipeline.manifests import DatasetManifest
 from pipeline.planning import TrainPlan
 from pipeline.stages.board import Watch, new_board
 from pipeline.stages.control import Ending
-from pipeline.stages.lanes import LaneDataset, lane_name
+from pipeline.stages.lanes import LANE_BYTES, LaneDataset, lane_name
 from pipeline.stages.train_worker import TrainJob, train_worker
 from pipeline.storage.store import Store
 
@@ -59,9 +59,7 @@ class Fit:
             lambda settings: train_worker(settings["job"]),
             train_loop_config={"job": job},
             datasets={lane_name(lane): self._lane(lane) for lane in range(self.config.train.lanes)},
-            dataset_config=ray.train.DataConfig(
-                datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
-            ),
+            dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=_read_ahead()),
             scaling_config=self._scaling(),
             run_config=self._run_config(),
         )
@@ -100,6 +98,12 @@ class Fit:
     def _remove_ray_state(self) -> None:
         for entry in list(self.run.list(f"{RAY_FOLDER}/")):
             self.run.delete(entry.key)
+
+
+def _read_ahead() -> ExecutionOptions:
+    """In order, and a few blocks a lane: Ray Data would give each lane a quarter of the object store, and spill."""
+    limits = ExecutionResources.for_limits(object_store_memory=LANE_BYTES)
+    return ExecutionOptions(preserve_order=True, resource_limits=limits)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import ray
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.errors import AlreadyExists, PipelineError
-from pipeline.manifests import CheckpointManifest, DatasetManifest
+from pipeline.errors import AlreadyExists, DataError, PipelineError
+from pipeline.manifests import CheckpointManifest, DatasetManifest, RunPlan, parse
 from pipeline.storage.checkpoints import (
+    RUN,
     committed_steps,
     load_newest,
     read_checkpoint,
@@ -25,7 +26,7 @@ from pipeline.storage.checkpoints import (
     write_checkpoint,
     write_tensors,
 )
-from pipeline.storage.lease import held_by
+from pipeline.storage.lease import LEASE, held_by
 from pipeline.storage.metrics import write_metrics
 from pipeline.storage.models import find_model, load_unet
 from pipeline.storage.patience import patiently
@@ -33,14 +34,13 @@ from pipeline.storage.store import Store
 from pipeline.storage.trackers import Tracker, open_trackers
 from pipeline.storage.uploads import Uploads, snapshot
 
-__all__ = ["LEASE", "Keeper", "Place", "Restart"]
+__all__ = ["Keeper", "Place", "Restart"]
 
-LEASE = "lease.json"
 T = TypeVar("T")
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
-class Restart(Exception):
+class Restart(PipelineError):
     """What is at rest is not what this group of workers began with: the next group begins with it."""
 
 
@@ -66,6 +66,7 @@ class Keeper:
     metric_parts: tuple[Any, ...] = ()
     uploads: Uploads | None = None
     trackers: Sequence[Tracker] = ()
+    _found: tuple[CheckpointManifest, dict[str, dict[str, Tensor]]] | None = None
 
     def newest_step(self) -> int:
         """Step of the newest checkpoint that is whole, -1 without one; later ones that are not are removed.
@@ -79,6 +80,7 @@ class Keeper:
         found = load_newest(self.run)
         if cut is None or found is None:
             return -1
+        self._found = found
         step = found[0].step
         if committed_steps(self.run)[-1] != step:
             rewind(self.run, step)
@@ -88,15 +90,25 @@ class Keeper:
 
     def read(self, step: int) -> tuple[CheckpointManifest, dict[str, dict[str, Tensor]]]:
         """A checkpoint, verified."""
+        found, self._found = self._found, None
+        if found is not None and found[0].step == step:
+            self.metric_parts = found[0].metric_parts
+            return found
         manifest = self._patiently(lambda: read_checkpoint(self.run, step), f"checkpoint {step}")
         self.metric_parts = manifest.metric_parts
         return manifest, self._patiently(lambda: read_tensors(self.run, manifest), f"checkpoint {step}")
 
     def initial_weights(self) -> dict[str, Tensor]:
-        """Of the model that a warm start takes."""
+        """Of the model that a warm start takes. Raises DataError when they are not those that the run pinned."""
         settings = self.config.train
         assert settings.init_from is not None
         found = find_model(settings.init_from, settings.init_weights, self.config.storage)
+        pinned = parse(RunPlan, self.run.read(RUN), self.run.location(RUN)).init_digest
+        if found.sha256 != pinned:
+            raise DataError(
+                f"train.init_from {settings.init_from} has other weights now than when {self.run.uri} was started: "
+                "name a checkpoint, or start another run"
+            )
         return dict(load_unet(found, self.config.storage).state_dict())
 
     @contextmanager

@@ -23,11 +23,13 @@ from pipeline.storage.patience import patiently
 from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["LaneDataset", "LaneStream", "lane_name"]
+__all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name"]
 
 TASK_ROWS = 1024
 """Small shards are read several to a task, so that a task is worth its start."""
 BLOCK_BYTES = 16 * 2**20
+LANE_BYTES = 4 * BLOCK_BYTES
+"""Decoded images that a lane may hold ahead of its worker, in the object store."""
 MOST_TASKS = 2000
 """A lane of a long run: the driver keeps a little of every task from the start."""
 READ_CPUS = 0.25

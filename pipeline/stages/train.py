@@ -12,7 +12,6 @@ from pipeline.manifests import CheckpointManifest, DatasetManifest, RunPlan, Run
 from pipeline.planning import TrainPlan
 from pipeline.stages.cluster import cluster
 from pipeline.stages.fitting import Fit
-from pipeline.stages.keeper import LEASE
 from pipeline.stages.lanes import READ_CPUS
 from pipeline.storage.checkpoints import (
     RUN,
@@ -22,7 +21,7 @@ from pipeline.storage.checkpoints import (
     read_success,
     rewind,
 )
-from pipeline.storage.lease import Lease
+from pipeline.storage.lease import LEASE, Lease
 from pipeline.storage.metrics import read_metrics
 from pipeline.storage.models import find_model
 from pipeline.storage.shards import document, read_dataset
@@ -53,7 +52,7 @@ def train(
         dataset_uri=source.uri,
         dataset_digest=manifest.digest(),
         config=config.model_dump(mode="json"),
-        init_digest=_init_digest(config, manifest),
+        init_digest=_init_digest(config, manifest, store),
     )
     if dry_run:
         return {"summary": _describe(config, manifest, plan)}
@@ -86,12 +85,20 @@ def _record(store: Store, config: Config) -> tuple[RunSuccess, CheckpointManifes
     return success, checkpoint
 
 
-def _init_digest(config: Config, manifest: DatasetManifest) -> str | None:
-    """sha256 of the weights that a warm start takes. Raises ConfigError when they are another network's."""
+def _init_digest(config: Config, manifest: DatasetManifest, store: Store) -> str | None:
+    """sha256 of the weights that a warm start takes; those of a run that has begun are pinned, wherever they are now.
+
+    Raises ConfigError when they are another network's.
+    """
     uri = config.train.init_from
     if uri is None:
         return None
-    found = find_model(uri, config.train.init_weights, config.storage)
+    if store.exists(RUN):
+        return parse(RunPlan, store.read(RUN), store.location(RUN)).init_digest
+    try:
+        found = find_model(uri, config.train.init_weights, config.storage)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("generate.weights", "train.init_weights")) from error
     theirs = {**found.model.model_dump(), "image_size": found.image_size, "channels": found.channels}
     ours = {**config.model.model_dump(), "image_size": manifest.image_size, "channels": manifest.channels}
     free = {"dropout", "gradient_checkpointing"}

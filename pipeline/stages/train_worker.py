@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError, Transient
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import lanes_of_worker
 from pipeline.stages.control import Control, Ending
-from pipeline.stages.keeper import Keeper, Place
+from pipeline.stages.keeper import Keeper, Place, Restart
 from pipeline.stages.lanes import LaneStream, lane_name
 from pipeline.stages.recorder import Moment, Recorder
 from pipeline.storage.store import Store
@@ -58,7 +58,7 @@ def train_worker(job: TrainJob) -> str:
         worker.resume()
         return worker.work().value
     except PipelineError as error:
-        if not isinstance(error, Transient):
+        if not isinstance(error, Transient | Restart):
             ray.get(job.board.fail.remote(error))
         raise
 
