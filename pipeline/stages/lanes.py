@@ -67,7 +67,8 @@ class LaneDataset:
         context.custom_execution_callback_classes = [Unhurried]
         table = pa.Table.from_pylist(units, schema=UNITS)
         blocks = [table.slice(start, units_per_task) for start in range(0, len(units), units_per_task)]
-        return ray.data.from_arrow(blocks or [table]).map_batches(
+        # Not from_arrow: that starts a task of one CPU a block, and the workers may hold all CPUs there are.
+        return ray.data.from_blocks(blocks or [table]).map_batches(
             read_units,
             fn_kwargs={"dataset": self.dataset, "manifest": self.manifest, "plan": self.plan},
             batch_size=None,

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config import Config
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.sampler import make_sampler
-from pipeline.engine.checks import check_average_moved, check_replicas, weights_digest
+from pipeline.engine.checks import check_average_moved, check_finite, check_replicas, weights_digest
 from pipeline.engine.images import encode_png, grid, to_uint8
 from pipeline.engine.training import Trainer
 from pipeline.errors import PipelineError, Transient
@@ -168,7 +168,10 @@ class Worker:
         return self.step % every == 0 or self.step == self.settings.steps
 
     def _check(self) -> None:
-        """Failures that no loss curve shows: ranks that drifted apart, an average that stands still."""
+        """Failures that no loss curve shows: ranks that drifted apart, weights or averages that are no numbers or that
+        stand still."""
+        shadows = {name: ema.shadow for name, ema in self.trainer.averages.items()}
+        check_finite({"model": self.trainer.replica(), **shadows}, self.step)
         check_replicas(self._gather(weights_digest(self.trainer.replica())), self.step)
         before, self.averages = self.averages, self._average_digests()
         check_average_moved(before, self.averages, self.step)

@@ -41,8 +41,10 @@ def world_sizes(store):
 
 
 @pytest.fixture
-def cluster():
-    """A head and a node with room for one worker each."""
+def cluster(monkeypatch):
+    """A head and a node with room for one worker each, which may start several processes at a time."""
+    monkeypatch.setenv("RAY_worker_maximum_startup_concurrency", "8")
+    monkeypatch.setenv("RAY_num_workers_soft_limit", "8")
     nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     nodes.add_node(**NODE)
     nodes.wait_for_nodes()
