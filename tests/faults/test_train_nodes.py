@@ -14,7 +14,7 @@ from pipeline.storage.store import resolve
 from tiny import command, digits, run, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
-STEPS = 600
+STEPS = 400
 ELASTIC = {
     "train": {"steps": STEPS, "checkpoint_every": 20, "grid_every": 20, "grid_size": 64, "grid_sampling_steps": 30},
     "ray": {"workers": "1..2", "resize_seconds": 3},
@@ -45,6 +45,8 @@ def cluster(monkeypatch):
     """A head and a node with room for one worker each, which may start several processes at a time."""
     monkeypatch.setenv("RAY_worker_maximum_startup_concurrency", "8")
     monkeypatch.setenv("RAY_num_workers_soft_limit", "8")
+    # After a loss Ray may ask for the lost node once more, and waits that long before it asks for what is there.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     nodes.add_node(**NODE)
     nodes.wait_for_nodes()
