@@ -22,8 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import Config
 from pipeline.engine.images import decode_pixels, to_model
@@ -35,6 +34,7 @@ from pipeline.storage.shards import read_dataset, read_parquet
 from pipeline.storage.store import resolve
 
 BARE_BAR, MEMORY_BAR, DIFFUSERS_BAR = 0.95, 1.10, 1.3
+ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 10
 SIZE, WORKERS = 32, 2
 SETTINGS = {
