@@ -113,7 +113,7 @@ class HttpProxy(Proxy):
         """Released when a late request has come, and when it has been answered."""
 
     def break_next(self, pattern: str, action: Action, times: int = 1, every: int = 1) -> _Break:
-        """Break the next `times` requests (or every so many-th) whose "METHOD /path?query" matches; `.struck` counts."""
+        """Break `times` requests, each `every`-th whose "METHOD /path?query" matches; `.struck` counts them."""
         found = _Break(re.compile(pattern), action, times, every)
         self._breaks.append(found)
         return found

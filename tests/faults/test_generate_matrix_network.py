@@ -2,9 +2,9 @@
 
 import pytest
 from crash_points import STEPS, Fault, Player, finishes, is_whole, litter
+from invariants import marker_bytes
 from proxy import HttpProxy
 
-from invariants import marker_bytes
 from pipeline.config import StorageConfig
 from pipeline.storage.store import resolve
 

@@ -2,8 +2,8 @@
 
 import pytest
 from crash_points import PLAN, STEPS, Fault, Player, finishes, is_whole, litter, play
-
 from invariants import marker_bytes
+
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
 from pipeline.storage.samples import create_plan
