@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from pipeline.config import Config, Section, digest_of
+from pipeline.config_generation import LabelMix
 from pipeline.errors import DataError
 from pipeline.schema import SCHEMA_VERSION
 
@@ -183,11 +184,19 @@ class SamplePlan(Section):
     channels: int
     num_classes: int | None
     diffusion: dict[str, Any]
+    guidance: float | None = None
+    guidance_interval: tuple[int, int] | None = None  # timestep indices, both included
+    labels: LabelMix | None = None  # None: every class in turn
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of everything but where the model lay."""
-        return digest_of(self.model_dump(mode="json", exclude={"model_uri"}))
+        """sha256 (hex) of everything but where the model lay; what a plan had no field for yet is not in its own."""
+        values = self.model_dump(mode="json", exclude={"model_uri"})
+        return digest_of({name: v for name, v in values.items() if name not in _LATER or v != _LATER[name]})
+
+
+_LATER: dict[str, Any] = {"guidance": None, "guidance_interval": None, "labels": None}
+"""Fields of a SamplePlan that older plans have not, with the value that says the same."""
 
 
 class Marker(FileEntry):

@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.assignment import Assignment, Assignments
 from pipeline.config import DiffusionConfig
+from pipeline.diffusion.guidance import guided_by_label
 from pipeline.diffusion.noise import SampleNoise
+from pipeline.diffusion.objective import Denoiser
 from pipeline.diffusion.sampler import Sampler, make_sampler
 from pipeline.engine.images import encode_png, to_uint8
 from pipeline.manifests import SamplePlan
 from pipeline.models.unet import UNet
-from pipeline.planning import label_of
 from pipeline.schema import IMAGE, SAMPLES, STATUS_FAILED, STATUS_OK
 
 __all__ = ["Images", "ShardGenerator", "plan_sampler", "sample_table"]
@@ -33,18 +35,19 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Images:
-    """ids; pixels uint8 [N, H, W, C]; finite bool [N], False where the network gave NaN or infinity (pixels are 0)."""
+    """pixels uint8 [N, H, W, C]; finite bool [N], False where the network gave NaN or infinity (pixels are 0)."""
 
-    ids: range
+    work: Assignment
     pixels: NDArray[np.uint8]
     finite: NDArray[np.bool_]
 
 
-def plan_sampler(plan: SamplePlan) -> Sampler:
-    """The sampler that a plan names. Raises ConfigError when the process has no such one."""
+def plan_sampler(plan: SamplePlan, name: str | None = None, steps: int | None = None) -> Sampler:
+    """The sampler that a plan names, or another of its process. Raises ConfigError when there is no such one."""
     variance = plan.variance if plan.variance in ("fixed_small", "fixed_large") else None
     diffusion = DiffusionConfig.model_validate(plan.diffusion)
-    return make_sampler(diffusion, plan.sampler, plan.steps, plan.eta, variance, plan.clip)  # type: ignore[arg-type]
+    name, steps = name or plan.sampler, steps or plan.steps
+    return make_sampler(diffusion, name, steps, plan.eta, variance, plan.clip)  # type: ignore[arg-type]
 
 
 class ShardGenerator:
@@ -57,7 +60,8 @@ class ShardGenerator:
         if plan.compile:
             # Shapes never change, and inductor's cache on disk serves every actor of a node.
             self._model.compile(dynamic=False)
-        self._sampler = plan_sampler(plan)
+        self._assignments = Assignments(plan)
+        self._samplers: dict[tuple[str, int], Sampler] = {}
 
     def shard(self, ids: range) -> Images:
         """The images of `ids`, which begin a shard."""
@@ -76,60 +80,76 @@ class ShardGenerator:
         pixels: list[NDArray[np.uint8]] = []
         finite: list[NDArray[np.bool_]] = []
         for start in range(0, len(ids), size):
-            batch = ids[start : start + size]
-            x_0 = yield from self._samples(batch, start)
+            x_0 = yield from self._samples(self._assignments.of(ids[start : start + size]), start)
             good = x_0.isfinite().flatten(1).all(1)
             pixels.append(to_uint8(torch.where(good[:, None, None, None], x_0, -1.0)))
             finite.append(good.cpu().numpy())
-        return Images(ids, np.concatenate(pixels), np.concatenate(finite))
+        return Images(self._assignments.of(ids), np.concatenate(pixels), np.concatenate(finite))
 
-    def _samples(self, ids: range, done: int) -> Generator[int, None, Tensor]:
-        """float32 [len(ids), C, H, W]; what is not finite at the first attempt is taken from the second."""
-        x_0 = yield from self._attempt(ids, done)
+    def _samples(self, work: Assignment, done: int) -> Generator[int, None, Tensor]:
+        """float32 [N, C, H, W]; what is not finite at the first attempt is taken from the second."""
+        x_0 = yield from self._attempt(work, done)
         for _ in range(ATTEMPTS - 1):
             bad = ~x_0.isfinite().flatten(1).all(1)
             if not bad.any():
                 break
-            again = yield from self._attempt(ids, done)
+            again = yield from self._attempt(work, done)
             x_0 = torch.where(bad[:, None, None, None], again, x_0)
         return x_0
 
-    def _attempt(self, ids: range, done: int) -> Generator[int, None, Tensor]:
-        plan = self.plan
-        padded = [*ids, *[ids[-1]] * (plan.batch_size - len(ids))]
-        labels: Tensor | None = None
-        if plan.num_classes is not None:
-            labels = torch.tensor([label_of(i, plan.num_classes) for i in padded], device=self.device)
-
-        def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = self._model(x_t, t[:1], labels)  # one t for the whole batch
-            return out
-
+    def _attempt(self, work: Assignment, done: int) -> Generator[int, None, Tensor]:
+        plan, size = self.plan, self.plan.batch_size
+        ids = _padded(np.arange(work.ids.start, work.ids.stop), size)
+        seeds = _padded(work.seeds, size).tolist()
+        labels = None if work.labels is None else torch.from_numpy(_padded(work.labels, size)).to(self.device)
         shape = (plan.channels, plan.image_size, plan.image_size)
+        seed = seeds[0] if len(set(seeds)) == 1 else tuple(seeds)
+        noise = SampleNoise(seed, torch.from_numpy(ids).to(self.device), shape)
         x_0 = torch.empty(0)
-        noise = SampleNoise(plan.seed, torch.tensor(padded, device=self.device), shape)
-        for state in self._sampler.run(denoiser, noise):
+        for state in self._sampler(work).run(self._denoiser(labels, work.guidance), noise):
             x_0 = state.x_t
             yield done
-        return x_0[: len(ids)]
+        return x_0[: len(work.ids)]
+
+    def _sampler(self, work: Assignment) -> Sampler:
+        key = work.sampler, work.steps
+        if key not in self._samplers:
+            self._samplers[key] = plan_sampler(self.plan, *key)
+        return self._samplers[key]
+
+    def _denoiser(self, labels: Tensor | None, guidance: float | None) -> Denoiser:
+        def ask(x_t: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+            out: Tensor = self._model(x_t, t[:1], given)  # one t for the whole batch
+            return out
+
+        null_label = self.plan.num_classes
+        if labels is None or null_label is None or guidance is None:
+            return lambda x_t, t: ask(x_t, t, labels)
+        null_labels = torch.full_like(labels, null_label)
+        return guided_by_label(ask, labels, null_labels, guidance, self.plan.guidance_interval)
+
+
+def _padded(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """int64 [size]: the last value repeated, so that every forward pass has one shape."""
+    return np.concatenate([values, np.full(size - len(values), values[-1])])
 
 
 def sample_table(plan: SamplePlan, images: Images) -> pa.Table:
     """The rows (SAMPLES) of a shard; what could not be made has a status and an error, and no image."""
     encoded = [_encoded(p) if ok else NOT_FINITE for p, ok in zip(images.pixels, images.finite, strict=True)]
     pngs = [png if isinstance(png, bytes) else None for png in encoded]
-    classes, count = plan.num_classes, len(pngs)
+    work, count = images.work, len(pngs)
     columns = {
-        "sample_id": list(images.ids),
+        "sample_id": np.arange(work.ids.start, work.ids.stop),
         "image": pa.array([None if png is None else {"bytes": png, "path": None} for png in pngs], IMAGE),
-        "label": [None if classes is None else label_of(i, classes) for i in images.ids],
-        "seed": [plan.seed] * count,
+        "label": [None] * count if work.labels is None else work.labels,
+        "seed": work.seeds.astype(np.uint64),
         "model_digest": [plan.model_digest] * count,
         "ema": [plan.weights] * count,
-        "sampler": [plan.sampler] * count,
-        "steps": [plan.steps] * count,
-        "eta": [plan.eta] * count,
-        "guidance": [None] * count,
+        "sampler": [work.sampler] * count,
+        "steps": [work.steps] * count,
+        "eta": [plan.eta if work.sampler == "ddim" else 0.0] * count,
+        "guidance": [work.guidance] * count,
         "width": [plan.image_size] * count,
         "height": [plan.image_size] * count,
         "sha256": [None if png is None else hashlib.sha256(png).hexdigest() for png in pngs],

@@ -16,6 +16,7 @@ from pipeline.config import Config, TrainConfig
 from pipeline.diffusion.importance import ImportanceTimesteps, LossTally
 from pipeline.diffusion.noise import integers, normal, stream_key, uniform
 from pipeline.diffusion.objective import Objective
+from pipeline.engine.labels import training_labels
 from pipeline.models.dropout import DropoutKey
 from pipeline.models.ema import Ema
 from pipeline.models.unet import UNet, init_weights
@@ -144,7 +145,7 @@ class Trainer:
     def _loss(self, batch: MicroBatch) -> Tensor:
         num_timesteps = self.config.diffusion.num_timesteps
         inputs = training_inputs(batch, self.config.train, num_timesteps, self.importance)
-        labels = batch.labels if self.config.model.num_classes is not None else None
+        labels = training_labels(batch.labels, batch.ids, batch.epoch, self.config)
         dropout_key = inputs.dropout if self.config.model.dropout > 0 else None
 
         def denoiser(x_t: Tensor, at: Tensor) -> Tensor:

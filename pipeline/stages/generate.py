@@ -15,17 +15,17 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipeline.config import Config, GenerateConfig, digest_of
-from pipeline.engine.generation import plan_sampler
-from pipeline.errors import ConfigError, DataError, PipelineError, Transient
+from pipeline.config import Config, digest_of
+from pipeline.errors import DataError, PipelineError, Transient
 from pipeline.manifests import SampleManifest, SamplePlan
 from pipeline.planning import sample_shards, shard_range
 from pipeline.progress import Progress
 from pipeline.report.sample_card import sample_card
 from pipeline.schema import STATUS_OK
 from pipeline.stages.cluster import cluster
+from pipeline.stages.job_plan import make_plan
 from pipeline.stages.shard_actor import COMMITTED, ERROR, WORKING, GenerateShards
-from pipeline.storage.models import StoredModel, find_model
+from pipeline.storage.models import find_model
 from pipeline.storage.samples import (
     CARD,
     PLAN,
@@ -69,35 +69,6 @@ def generate(config: Config, model: str, out: str, dry_run: bool = False) -> dic
         figures = _Run(config, job, plan, found.uri).finish()
     figures["seconds"] = round(time.monotonic() - began, 1)
     return _finished(job, plan, seal(job, plan), {"state": "generated", **figures})
-
-
-def make_plan(config: GenerateConfig, model: StoredModel) -> SamplePlan:
-    """All that decides the bytes. Raises ConfigError for settings that the sampler or the model cannot follow."""
-    if config.sampler != "ddim" and config.eta != 0:
-        raise ConfigError(f"generate.eta {config.eta} belongs to sampler 'ddim', not {config.sampler!r}")
-    if config.sampler != "ddpm" and config.variance is not None:
-        raise ConfigError(f"generate.variance {config.variance!r} belongs to sampler 'ddpm', not {config.sampler!r}")
-    plan = SamplePlan(
-        num_samples=config.num_samples,
-        shard_size=config.shard_size,
-        batch_size=min(config.batch_size, config.shard_size),
-        seed=config.seed,
-        model_uri=model.uri,
-        model_digest=model.digest,
-        weights=model.weights,
-        sampler=config.sampler,
-        steps=config.steps or model.diffusion.num_timesteps,
-        eta=config.eta,
-        variance=config.variance or model.diffusion.variance,
-        clip=config.clip,
-        compile=config.compile,
-        image_size=model.image_size,
-        channels=model.channels,
-        num_classes=model.model.num_classes,
-        diffusion=model.diffusion.model_dump(mode="json"),
-    )
-    plan_sampler(plan)
-    return plan
 
 
 def shard_blocks(shards: Sequence[int], actors: int) -> list[list[int]]:

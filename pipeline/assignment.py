@@ -1,0 +1,144 @@
+"""What every sample of a job is to be: which shard it is in, its label, its seed, how it is drawn. Pure arithmetic.
+
+Ids 0..N-1 are cut into segments, and each segment into shards from its first id on, so no shard spans two segments.
+Nothing is ever listed: shard to ids and id to shard are a bisection over the segments' bounds.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config_generation import LabelMix
+from pipeline.manifests import SamplePlan
+
+__all__ = ["Assignment", "Assignments", "Layout", "missing_shards", "mix_counts", "mixed_labels"]
+
+Int64Array = npt.NDArray[np.int64]
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+STRIDES = 64
+"""How far from the golden section a step is looked for."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """bounds: int64 [S + 1], ascending: the first id of each of S segments, and the end."""
+
+    bounds: Int64Array
+    shard_size: int
+
+    @cached_property
+    def first_shards(self) -> Int64Array:
+        """The first shard of each segment, and the number of all: int64 [S + 1]."""
+        shards = -(-np.diff(self.bounds) // self.shard_size)
+        return np.concatenate([[0], np.cumsum(shards)]).astype(np.int64)
+
+    @property
+    def num_shards(self) -> int:
+        return int(self.first_shards[-1])
+
+    def ids(self, shard: int) -> range:
+        """The sample ids of one shard."""
+        segment = int(np.searchsorted(self.first_shards, shard, side="right")) - 1
+        start = int(self.bounds[segment]) + (shard - int(self.first_shards[segment])) * self.shard_size
+        return range(start, min(start + self.shard_size, int(self.bounds[segment + 1])))
+
+    def shard_of(self, sample_id: int) -> int:
+        """The shard that holds a sample."""
+        segment = int(np.searchsorted(self.bounds, sample_id, side="right")) - 1
+        return int(self.first_shards[segment]) + (sample_id - int(self.bounds[segment])) // self.shard_size
+
+    def rows(self, shards: Int64Array) -> int:
+        """How many samples some shards have together."""
+        segment = np.searchsorted(self.first_shards, shards, side="right") - 1
+        start = self.bounds[segment] + (shards - self.first_shards[segment]) * self.shard_size
+        return int(np.minimum(self.shard_size, self.bounds[segment + 1] - start).sum())
+
+
+def missing_shards(num_shards: int, committed: Iterable[int] | Int64Array) -> Int64Array:
+    """Shards that are not committed, ascending: int64. One byte a shard is all that is held."""
+    done = np.zeros(num_shards, dtype=np.bool_)
+    found = committed if isinstance(committed, np.ndarray) else np.fromiter(committed, np.int64)
+    done[found[found < num_shards]] = True
+    return np.flatnonzero(~done).astype(np.int64)
+
+
+def mix_counts(count: int, weights: Sequence[float]) -> list[int]:
+    """`count` in proportion to weights, by largest remainder; equal remainders go to the earlier one first."""
+    exact = [Fraction(weight) for weight in weights]
+    total = sum(exact)
+    shares = [count * weight / total for weight in exact]
+    counts = [math.floor(share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for i in order[: count - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def mixed_labels(ids: range, first: int, count: int, mix: LabelMix) -> Int64Array:
+    """Labels of `ids` among the `count` samples from `first` on, which follow the mix exactly: int64 [len(ids)].
+
+    Sample first + k takes place k * step mod count of the classes laid side by side, so every place is taken once, and
+    any few consecutive ids already follow the mix.
+    """
+    step = _stride(count)
+    ends = np.cumsum(mix_counts(count, [weight for _, weight in mix]))
+    places = np.array([(i - first) * step % count for i in ids], dtype=np.int64)
+    return np.array([label for label, _ in mix], np.int64)[np.searchsorted(ends, places, side="right")]
+
+
+@lru_cache(maxsize=1024)
+def _stride(count: int) -> int:
+    """A step without common divisor with `count`, whose multiples are spread evenly: of those near the golden section
+    the one whose continued fraction step / count has the smallest largest quotient."""
+    near = max(1, int(count * GOLDEN))
+    candidates = range(max(1, near - STRIDES), near + STRIDES)
+    return min((step for step in candidates if math.gcd(step, count) == 1), key=lambda step: _roughness(step, count))
+
+
+def _roughness(a: int, b: int) -> int:
+    largest = 0
+    while a:
+        largest, a, b = max(largest, b // a), b % a, a
+    return largest
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Samples of one shard. labels: int64 [N], None for a network without classes."""
+
+    ids: range
+    labels: Int64Array | None
+    seeds: Int64Array  # [N]
+    sampler: str
+    steps: int
+    guidance: float | None
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """All samples of a plan."""
+
+    plan: SamplePlan
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(np.array([0, self.plan.num_samples], np.int64), self.plan.shard_size)
+
+    def of(self, ids: range) -> Assignment:
+        """What samples of one shard are to be."""
+        plan = self.plan
+        seeds = np.full(len(ids), plan.seed, np.int64)
+        return Assignment(ids, self._labels(ids), seeds, plan.sampler, plan.steps, plan.guidance)
+
+    def _labels(self, ids: range) -> Int64Array | None:
+        plan = self.plan
+        if plan.num_classes is None:
+            return None
+        if plan.labels is None:
+            return np.arange(ids.start, ids.stop, dtype=np.int64) % plan.num_classes
+        return mixed_labels(ids, 0, plan.num_samples, plan.labels)

@@ -1,0 +1,81 @@
+"""Settings and a model -> the plan of a generation job, or why there can be none."""
+
+import math
+
+from pipeline.config import GenerateConfig
+from pipeline.config_generation import label_mix
+from pipeline.engine.generation import plan_sampler
+from pipeline.errors import ConfigError
+from pipeline.manifests import SamplePlan
+from pipeline.storage.models import StoredModel
+
+__all__ = ["make_plan"]
+
+
+def make_plan(config: GenerateConfig, model: StoredModel) -> SamplePlan:
+    """All that decides the bytes. Raises ConfigError for settings that the sampler or the model cannot follow."""
+    if config.sampler != "ddim" and config.eta != 0:
+        raise ConfigError(f"generate.eta {config.eta} belongs to sampler 'ddim', not {config.sampler!r}")
+    if config.sampler != "ddpm" and config.variance is not None:
+        raise ConfigError(f"generate.variance {config.variance!r} belongs to sampler 'ddpm', not {config.sampler!r}")
+    if config.guidance is None and config.guidance_interval is not None:
+        raise ConfigError("generate.guidance_interval limits generate.guidance, which is off")
+    if config.guidance is not None and (reason := guidance_refusal(model)):
+        raise ConfigError(f"generate.guidance {config.guidance:g}: {reason}")
+    mix = label_mix(config.labels)
+    classes = model.model.num_classes or 0
+    if mix is not None and mix[-1][0] >= classes:
+        has = f"the classes of the model are 0..{classes - 1}" if classes else "the model has no classes"
+        raise ConfigError(f"generate.labels {config.labels!r}: {has}")
+    plan = SamplePlan(
+        num_samples=config.num_samples,
+        shard_size=config.shard_size,
+        batch_size=min(config.batch_size, config.shard_size),
+        seed=config.seed,
+        model_uri=model.uri,
+        model_digest=model.digest,
+        weights=model.weights,
+        sampler=config.sampler,
+        steps=config.steps or model.diffusion.num_timesteps,
+        eta=config.eta,
+        variance=config.variance or model.diffusion.variance,
+        clip=config.clip,
+        compile=config.compile,
+        image_size=model.image_size,
+        channels=model.channels,
+        num_classes=model.model.num_classes,
+        diffusion=model.diffusion.model_dump(mode="json"),
+        guidance=config.guidance,
+        guidance_interval=_interval(config.guidance_interval, model.diffusion.num_timesteps),
+        labels=mix,
+    )
+    plan_sampler(plan)
+    return plan
+
+
+def guidance_refusal(model: StoredModel) -> str | None:
+    """Why a model cannot be guided, or None when it can."""
+    if model.model.num_classes is None:
+        return "the model has no classes to guide towards"
+    if not model.label_dropout:
+        return (
+            f"{model.uri} was trained with every label (train.label_dropout 0), so it never learned what an image "
+            "without a label is; train it with label dropout, such as 0.1"
+        )
+    return None
+
+
+def _interval(given: tuple[float, float] | None, num_timesteps: int) -> tuple[int, int] | None:
+    """Timestep indices, both included. Shares of 0..T-1 when the upper end is at most 1, else the indices themselves.
+
+    Raises ConfigError when no timestep is inside.
+    """
+    if given is None:
+        return None
+    scale = num_timesteps - 1 if given[1] <= 1 else 1
+    low, high = math.ceil(given[0] * scale - 1e-9), min(math.floor(given[1] * scale + 1e-9), num_timesteps - 1)
+    if low > high:
+        raise ConfigError(
+            f"generate.guidance_interval {given[0]:g},{given[1]:g} holds none of timesteps 0..{num_timesteps - 1}"
+        )
+    return low, high
