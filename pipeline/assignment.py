@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.config_generation import LabelMix
 from pipeline.manifests import SamplePlan
+from pipeline.requests import Requests
 
 __all__ = ["Assignment", "Assignments", "Layout", "missing_shards", "mix_counts", "mixed_labels"]
 
@@ -109,7 +110,10 @@ def _roughness(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Samples of one shard. labels: int64 [N], None for a network without classes."""
+    """Samples of one shard. labels: int64 [N], None for a network without classes.
+
+    request_ids, extras: of the request of each sample, None for a job without a request table.
+    """
 
     ids: range
     labels: Int64Array | None
@@ -117,23 +121,49 @@ class Assignment:
     sampler: str
     steps: int
     guidance: float | None
+    request_ids: tuple[str, ...] | None = None
+    extras: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Assignments:
-    """All samples of a plan."""
+    """All samples of a plan. requests: the plan's table, which a plan that names one cannot do without."""
 
     plan: SamplePlan
+    requests: Requests | None = None
+
+    def __post_init__(self) -> None:
+        if (self.requests is None) != (self.plan.requests is None):
+            raise ValueError("a plan of requests needs its table, and no other plan does")
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(np.array([0, self.plan.num_samples], np.int64), self.plan.shard_size)
+        bounds = np.array([0, self.plan.num_samples], np.int64)
+        return Layout(bounds if self.requests is None else self.requests.bounds, self.plan.shard_size)
 
     def of(self, ids: range) -> Assignment:
         """What samples of one shard are to be."""
+        if self.requests is not None:
+            return self._requested(ids, self.requests)
         plan = self.plan
         seeds = np.full(len(ids), plan.seed, np.int64)
         return Assignment(ids, self._labels(ids), seeds, plan.sampler, plan.steps, plan.guidance)
+
+    def _requested(self, ids: range, requests: Requests) -> Assignment:
+        rows = requests.of(ids)
+        told = requests.table.take(rows)
+        first = told.slice(0, 1).to_pylist()[0]  # sampler, steps and guidance are those of the whole shard
+        labels, turns = requests.labels[rows], self._labels(ids)
+        return Assignment(
+            ids=ids,
+            labels=None if turns is None else np.where(labels < 0, turns, labels),
+            seeds=requests.seeds[rows],
+            sampler=first["sampler"],
+            steps=first["steps"],
+            guidance=first["guidance"],
+            request_ids=tuple(told["request_id"].to_pylist()),
+            extras=tuple(told["extra"].to_pylist()),
+        )
 
     def _labels(self, ids: range) -> Int64Array | None:
         plan = self.plan

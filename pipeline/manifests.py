@@ -17,6 +17,7 @@ __all__ = [
     "DatasetManifest",
     "FileEntry",
     "Marker",
+    "RequestTable",
     "RunPlan",
     "RunSuccess",
     "SampleManifest",
@@ -162,6 +163,15 @@ class RunSuccess(Section):
     config_digest: str
 
 
+class RequestTable(Section):
+    """The request table of a job: what was given, and the checked copy of it that the job keeps."""
+
+    source_sha256: str  # of the file as it was given
+    rows: int
+    shards: int
+    file: FileEntry  # relative to the job, rows of schema.REQUESTS
+
+
 class SamplePlan(Section):
     """`<job>/plan.json`: all that decides the bytes of a job's samples."""
 
@@ -187,15 +197,23 @@ class SamplePlan(Section):
     guidance: float | None = None
     guidance_interval: tuple[int, int] | None = None  # timestep indices, both included
     labels: LabelMix | None = None  # None: every class in turn
+    requests: RequestTable | None = None
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.shard_size) if self.requests is None else self.requests.shards
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of everything but where the model lay; what a plan had no field for yet is not in its own."""
-        values = self.model_dump(mode="json", exclude={"model_uri"})
+        """sha256 (hex) of what decides the samples: not where the model lay, nor how the request table was copied.
+
+        What older plans had no field for is not in theirs.
+        """
+        values = self.model_dump(mode="json", exclude={"model_uri": True, "requests": {"file"}})
         return digest_of({name: v for name, v in values.items() if name not in _LATER or v != _LATER[name]})
 
 
-_LATER: dict[str, Any] = {"guidance": None, "guidance_interval": None, "labels": None}
+_LATER: dict[str, Any] = {"guidance": None, "guidance_interval": None, "labels": None, "requests": None}
 """Fields of a SamplePlan that older plans have not, with the value that says the same."""
 
 

@@ -5,7 +5,18 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["DATASET", "IMAGE", "METRICS", "REJECTS", "SAMPLES", "SCHEMA_VERSION", "STATUS_FAILED", "STATUS_OK"]
+__all__ = [
+    "DATASET",
+    "IMAGE",
+    "METRICS",
+    "REJECTS",
+    "REQUESTED_SAMPLES",
+    "REQUESTS",
+    "SAMPLES",
+    "SCHEMA_VERSION",
+    "STATUS_FAILED",
+    "STATUS_OK",
+]
 
 SCHEMA_VERSION = 1
 """Raised when a table at rest changes in a way that an older reader would misread."""
@@ -66,6 +77,29 @@ SAMPLES = _with_features(
         pa.field("error", pa.string()),
     ]
 )
+
+REQUESTED_SAMPLES = _with_features(
+    [
+        *SAMPLES,
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("extra", pa.string()),  # the request's further columns, a JSON object; null when there are none
+    ]
+)
+"""Samples of a job that was given a request table."""
+
+REQUESTS = pa.schema(
+    [
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),  # samples
+        pa.field("label", pa.int32()),  # null: every class in turn, or no classes
+        pa.field("guidance", pa.float64()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
+        pa.field("sampler", pa.string(), nullable=False),
+        pa.field("extra", pa.string()),
+    ]
+)
+"""Requests as a job keeps them: checked, and every setting filled in."""
 
 METRICS = pa.schema(
     [

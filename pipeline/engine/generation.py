@@ -23,7 +23,8 @@ from pipeline.diffusion.sampler import Sampler, make_sampler
 from pipeline.engine.images import encode_png, to_uint8
 from pipeline.manifests import SamplePlan
 from pipeline.models.unet import UNet
-from pipeline.schema import IMAGE, SAMPLES, STATUS_FAILED, STATUS_OK
+from pipeline.requests import Requests
+from pipeline.schema import IMAGE, REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 
 __all__ = ["Images", "ShardGenerator", "plan_sampler", "sample_table"]
 
@@ -53,14 +54,14 @@ def plan_sampler(plan: SamplePlan, name: str | None = None, steps: int | None = 
 class ShardGenerator:
     """Makes shards of one plan with one network, in its present process and on its device."""
 
-    def __init__(self, model: UNet, plan: SamplePlan, device: torch.device) -> None:
+    def __init__(self, model: UNet, plan: SamplePlan, device: torch.device, requests: Requests | None = None) -> None:
         self.plan = plan
         self.device = device
         self._model: nn.Module = model.to(device).eval()
         if plan.compile:
             # Shapes never change, and inductor's cache on disk serves every actor of a node.
             self._model.compile(dynamic=False)
-        self._assignments = Assignments(plan)
+        self._assignments = Assignments(plan, requests)
         self._samplers: dict[tuple[str, int], Sampler] = {}
 
     def shard(self, ids: range) -> Images:
@@ -135,7 +136,7 @@ def _padded(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def sample_table(plan: SamplePlan, images: Images) -> pa.Table:
-    """The rows (SAMPLES) of a shard; what could not be made has a status and an error, and no image."""
+    """The rows of a shard (SAMPLES or REQUESTED_SAMPLES); what could not be made has status and error, and no image."""
     encoded = [_encoded(p) if ok else NOT_FINITE for p, ok in zip(images.pixels, images.finite, strict=True)]
     pngs = [png if isinstance(png, bytes) else None for png in encoded]
     work, count = images.work, len(pngs)
@@ -156,7 +157,9 @@ def sample_table(plan: SamplePlan, images: Images) -> pa.Table:
         "status": [STATUS_FAILED if png is None else STATUS_OK for png in pngs],
         "error": [None if isinstance(error, bytes) else error for error in encoded],
     }
-    return pa.table(columns, schema=SAMPLES)
+    if work.request_ids is None:
+        return pa.table(columns, schema=SAMPLES)
+    return pa.table({**columns, "request_id": work.request_ids, "extra": work.extras}, schema=REQUESTED_SAMPLES)
 
 
 def _encoded(pixels: NDArray[np.uint8]) -> bytes | str:

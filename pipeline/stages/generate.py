@@ -9,23 +9,26 @@ same command goes on from the markers.
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 
+from pipeline.assignment import Assignments, missing_shards
 from pipeline.config import Config, digest_of
 from pipeline.errors import DataError, PipelineError, Transient
 from pipeline.manifests import SampleManifest, SamplePlan
-from pipeline.planning import sample_shards, shard_range
 from pipeline.progress import Progress
 from pipeline.report.sample_card import sample_card
 from pipeline.schema import STATUS_OK
 from pipeline.stages.cluster import cluster
-from pipeline.stages.job_plan import make_plan
+from pipeline.stages.job_plan import make_plan, want_job
 from pipeline.stages.shard_actor import COMMITTED, ERROR, WORKING, GenerateShards
 from pipeline.storage.models import find_model
+from pipeline.storage.requests import load_requests
 from pipeline.storage.samples import (
     CARD,
     PLAN,
@@ -43,6 +46,7 @@ from pipeline.storage.store import Store, resolve
 
 __all__ = ["generate", "make_plan", "shard_blocks"]
 
+Shards = npt.NDArray[np.int64]
 MAX_BLOCK_SHARDS = 16
 LONGEST_PAUSE_SECONDS = 60.0
 MAX_LISTED = 20
@@ -50,19 +54,21 @@ ROW_BYTES = 1
 """Block size that makes Ray Data hand every row to the driver at once."""
 
 
-def generate(config: Config, model: str, out: str, dry_run: bool = False) -> dict[str, Any]:
-    """Make the samples that are missing, then seal the job.
+def generate(
+    config: Config, model: str, out: str, dry_run: bool = False, requests: str | None = None
+) -> dict[str, Any]:
+    """Make the samples that are missing, then seal the job. requests: URI of a request table, for generate.num_samples.
 
-    Raises ConfigError when `out` holds another job, DataError when there is no model, or when some samples could not
-    be made (the rest is sealed).
+    Raises ConfigError when `out` holds another job, DataError when there is no model, for requests that cannot
+    be met, or when some samples could not be made (the rest is sealed).
     """
     began = time.monotonic()
     job = resolve(out, config.storage)
     found = find_model(model, config.generate.weights, config.storage)
-    plan = make_plan(config.generate, found)
+    wanted = want_job(config.generate, job, found, requests)
     if dry_run:
-        return _described(job, plan)
-    plan = create_plan(job, plan)
+        return _described(job, wanted.plan)
+    plan = create_plan(job, wanted.plan, wanted.request_file)
     if is_sealed(job):
         return _finished(job, plan, read_manifest(job), {"state": "already done"})
     with cluster(config.ray, config.ray.max_workers + 1):
@@ -71,13 +77,13 @@ def generate(config: Config, model: str, out: str, dry_run: bool = False) -> dic
     return _finished(job, plan, seal(job, plan), {"state": "generated", **figures})
 
 
-def shard_blocks(shards: Sequence[int], actors: int) -> list[list[int]]:
+def shard_blocks(shards: Shards, actors: int) -> list[Shards]:
     """Shards a task, in order: many while there are many, one at the end, so that all actors end together."""
     blocks, start = [], 0
     largest = max(MAX_BLOCK_SHARDS, len(shards) // 4096)
     while start < len(shards):
         size = max(1, min(largest, (len(shards) - start) // (4 * actors)))
-        blocks.append(list(shards[start : start + size]))
+        blocks.append(shards[start : start + size])
         start += size
     return blocks
 
@@ -85,11 +91,12 @@ def shard_blocks(shards: Sequence[int], actors: int) -> list[list[int]]:
 def _described(job: Store, plan: SamplePlan) -> dict[str, Any]:
     if job.exists(PLAN):
         join_plan(job, plan)
-    shards = sample_shards(plan.num_samples, plan.shard_size)
-    missing = shards - sum(1 for shard in committed_shards(job) if shard < shards)
+    shards = plan.num_shards
+    missing = len(missing_shards(shards, committed_shards(job)))
+    how = f"{plan.sampler}, {plan.steps} steps" if plan.requests is None else f"{plan.requests.rows:,} requests"
     return {
         "summary": f"would generate {plan.num_samples:,} samples in {shards:,} shards ({missing:,} missing) from "
-        f"{plan.model_uri} with {plan.sampler}, {plan.steps} steps -> {job.uri}"
+        f"{plan.model_uri} with {how} -> {job.uri}"
     }
 
 
@@ -131,6 +138,7 @@ class _Run:
 
     def __init__(self, config: Config, job: Store, plan: SamplePlan, model_uri: str) -> None:
         self._ray, self._job, self._plan, self._model_uri = config.ray, job, plan, model_uri
+        self._layout = Assignments(plan, load_requests(job, plan)).layout
         self._log = ShardLog(job)
         self._working: dict[int, int] = {}  # images finished in shards that are not
         # Of the shards whose rows arrived; those of a block that was restarted may not.
@@ -143,13 +151,14 @@ class _Run:
         before = self._made_before(missing)
         self._progress = Progress("generate", self._plan.num_samples, "images", before)
         failures, limit = 0, self._ray.max_failures
-        while missing:
+        while len(missing):
             try:
                 if failures:
                     missing = self._missing()
                 self._round(missing)
                 # A restarted block repeats rows that Ray drops as known, so only markers say what was done.
-                if missing := self._missing():
+                missing = self._missing()
+                if len(missing):
                     raise Transient(f"{len(missing)} shards of {self._job.uri} were not committed")
             except Exception as error:
                 failures += 1
@@ -166,19 +175,15 @@ class _Run:
             figures["images_per_second"] = round(self._images / max(self._last_end - self._first_start, 1e-9), 2)
         return figures
 
-    def _missing(self) -> list[int]:
-        shards = range(sample_shards(self._plan.num_samples, self._plan.shard_size))
-        return sorted(set(shards).difference(committed_shards(self._job)))
+    def _missing(self) -> Shards:
+        return missing_shards(self._plan.num_shards, committed_shards(self._job))
 
-    def _made_before(self, missing: Sequence[int]) -> int:
-        return self._plan.num_samples - sum(map(self._rows_of, missing))
+    def _made_before(self, missing: Shards) -> int:
+        return self._plan.num_samples - self._layout.rows(missing)
 
-    def _rows_of(self, shard: int) -> int:
-        return len(shard_range(shard, self._plan.num_samples, self._plan.shard_size))
-
-    def _round(self, missing: Sequence[int]) -> None:
+    def _round(self, missing: Shards) -> None:
         """One pass over the missing shards, if any. Raises the last error of a shard, or Ray's own."""
-        if not missing:
+        if not len(missing):
             return
         self._working.clear()
         self._done = self._made_before(missing)
@@ -197,7 +202,7 @@ class _Run:
         if error is not None:
             raise error
 
-    def _rows(self, missing: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def _rows(self, missing: Shards) -> Iterator[dict[str, Any]]:
         blocks = shard_blocks(missing, self._ray.max_workers)
         actors = min(self._ray.max_workers, len(blocks))
         dataset = ray.data.from_arrow([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
@@ -225,7 +230,7 @@ class _Run:
             self._working[shard] = row["rows"]
         else:
             self._working.pop(shard, None)
-            self._done += self._rows_of(shard)
+            self._done += len(self._layout.ids(shard))
         if row["state"] == COMMITTED:
             self._log.add(row)
             self._images += row["rows"]

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from pipeline.assignment import Assignments
 from pipeline.engine.generation import Images, ShardGenerator, sample_table
 from pipeline.errors import VerificationFailed
 from pipeline.manifests import SamplePlan
-from pipeline.planning import shard_range
 from pipeline.storage.models import find_model, load_unet
+from pipeline.storage.requests import load_requests
 from pipeline.storage.samples import commit_shard, marker_key
 from pipeline.storage.store import Store
 
@@ -53,6 +54,7 @@ class GenerateShards:
         if not use_gpu:
             torch.set_num_threads(1)  # a worker is one CPU
         self._side = ThreadPoolExecutor(1, "commit")
+        self._assignments: Assignments | None = None
         self._generator: ShardGenerator | None = None
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -75,7 +77,7 @@ class GenerateShards:
         if self._job.exists(marker_key(shard)):
             return lambda: {"shard": shard, "state": THERE}
         generator = self._loaded()
-        ids = shard_range(shard, self._plan.num_samples, self._plan.shard_size)
+        ids = self._assigned().layout.ids(shard)
         started, clock = time.time(), time.monotonic()
         told, steps = clock, generator.steps(ids)
         while True:
@@ -92,7 +94,8 @@ class GenerateShards:
     def _committed(self, shard: int, images: Images, started: float, seconds: float) -> Row:
         attempt = uuid.uuid4().hex
         try:
-            marker = commit_shard(self._job, self._plan, shard, sample_table(self._plan, images), attempt)
+            table = sample_table(self._plan, images)
+            marker = commit_shard(self._job, self._plan, shard, table, attempt, images.work.ids)
         except Exception as error:
             return _error_row(shard, error)
         return {
@@ -112,8 +115,14 @@ class GenerateShards:
             found = find_model(self._model_uri, self._plan.weights, config)
             if found.digest != self._plan.model_digest:
                 raise VerificationFailed(f"{found.uri} is another model now than when {self._job.uri} was planned")
-            self._generator = ShardGenerator(load_unet(found, config), self._plan, self._device)
+            requests = self._assigned().requests
+            self._generator = ShardGenerator(load_unet(found, config), self._plan, self._device, requests)
         return self._generator
+
+    def _assigned(self) -> Assignments:
+        if self._assignments is None:
+            self._assignments = Assignments(self._plan, load_requests(self._job, self._plan))
+        return self._assignments
 
 
 def _table(row: Row) -> pa.Table:

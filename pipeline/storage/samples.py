@@ -1,6 +1,7 @@
 """Exactly-once samples: plan, data, marker, manifest, in that order and each by one atomic put.
 
     PLAN  plan.json                    create-once; an equal plan is joined, a different one refused
+          (before it requests/*.parquet, the checked copy of a request table that the plan names)
     DATA  data/shard-N-<attempt>.parquet   one put under a name that nobody else uses
     MARK  commits/shard-N.json         create-once; whoever creates it owns shard N for ever
     SEAL  manifest.json                create-once, all markers in it; then _SUCCESS for outside readers
@@ -20,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.assignment import Assignments
 from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound, StorageError, Transient
 from pipeline.manifests import Marker, SampleManifest, SamplePlan, parse
-from pipeline.planning import sample_shards, shard_range
 from pipeline.schema import STATUS_OK
 from pipeline.storage.shards import document, parquet_bytes
 from pipeline.storage.store import Store
@@ -75,8 +76,14 @@ def marker_key(shard: int) -> str:
     return f"commits/shard-{shard:09d}.json"
 
 
-def create_plan(job: Store, plan: SamplePlan) -> SamplePlan:
-    """Fix what the job makes, or join the job that is there. Raises ConfigError when that one makes something else."""
+def create_plan(job: Store, plan: SamplePlan, requests: bytes = b"") -> SamplePlan:
+    """Fix what the job makes, or join the job that is there. Raises ConfigError when that one makes something else.
+
+    requests: the file that plan.requests names, to be kept beside the plan.
+    """
+    if plan.requests is not None and requests:
+        with suppress(AlreadyExists):  # its key names its content
+            _create(job, plan.requests.file.key, requests)
     try:
         _create(job, PLAN, document(plan))
         return plan
@@ -91,10 +98,17 @@ def join_plan(job: Store, plan: SamplePlan) -> SamplePlan:
         ours, theirs = plan.model_dump(), existing.model_dump()
         # By their text: True and 1.0 are equal in Python, and different plans.
         different = [name for name in ours if repr(ours[name]) != repr(theirs[name]) and name != "model_uri"]
-        details = ", ".join(f"{name} {theirs[name]!r} there, {ours[name]!r} asked" for name in different)
+        details = ", ".join(f"{name} {_told(theirs[name])} there, {_told(ours[name])} asked" for name in different)
         planned = f"; it was planned from --model {existing.model_uri}" if "model_digest" in different else ""
         raise ConfigError(f"{job.uri} holds another job ({details}){planned}: choose another --out or ask for the same")
     return existing
+
+
+def _told(value: Any) -> str:
+    """A plan's value for a message: of a request table the hash of its source."""
+    return (
+        f"sha256 {value['source_sha256'][:16]}" if isinstance(value, dict) and "source_sha256" in value else repr(value)
+    )
 
 
 def read_plan(job: Store) -> SamplePlan:
@@ -120,14 +134,17 @@ def committed_shards(job: Store) -> Iterator[int]:
             yield int(match.group(1))
 
 
-def commit_shard(job: Store, plan: SamplePlan, shard: int, table: pa.Table, attempt: str) -> Marker:
+def commit_shard(
+    job: Store, plan: SamplePlan, shard: int, table: pa.Table, attempt: str, expected: range | None = None
+) -> Marker:
     """DATA then MARK; returns the marker that owns the shard: ours, or that of a faster attempt.
 
-    Raises Transient when the store does not say whether the marker was made; our data file then stays for the
-    garbage collection, since a delayed request may still name it.
+    expected: the shard's ids, which only a job with a request table must be told. Raises Transient when the store does
+    not say whether the marker was made; our data file then stays for the garbage collection, since a delayed request
+    may still name it.
     """
     ids = table.column("sample_id").to_pylist()
-    expected = shard_range(shard, plan.num_samples, plan.shard_size)
+    expected = expected or Assignments(plan).layout.ids(shard)
     if ids != list(expected):
         raise DataError(f"shard {shard} must hold samples {expected.start}..{expected.stop - 1} in order, once each")
     data = parquet_bytes(table, ROW_GROUP_ROWS)
@@ -178,7 +195,7 @@ def _create(job: Store, key: str, data: bytes) -> None:
 def seal(job: Store, plan: SamplePlan) -> SampleManifest:
     """Make the job's samples one finished set. Raises DataError while a shard is missing or belongs to another plan."""
     markers = []
-    shards = range(sample_shards(plan.num_samples, plan.shard_size))
+    shards = range(plan.num_shards)
     for shard, marker in zip(shards, _read_markers(job, shards), strict=True):
         if marker is None:
             raise DataError(f"{job.uri} cannot be sealed: shard {shard} has no marker; run the same command again")

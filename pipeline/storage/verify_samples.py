@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.assignment import Assignments
+from pipeline.assignment import Assignment, Assignments
 from pipeline.manifests import Marker, SampleManifest, SamplePlan
-from pipeline.planning import sample_shards, shard_range
-from pipeline.schema import SAMPLES, STATUS_FAILED, STATUS_OK
+from pipeline.schema import REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.storage.findings import Decode, Findings
+from pipeline.storage.requests import load_requests
 from pipeline.storage.samples import MANIFEST, SUCCESS, committed_shards, read_manifest, read_marker, read_plan
 from pipeline.storage.store import Store
 
@@ -29,7 +29,7 @@ def verify_samples(job: Store, decode: Decode, found: Findings) -> None:
     found.expect(sealed or not success, f"{job.location(SUCCESS)} is there without {MANIFEST}")
     if plan is None:
         return
-    shards = sample_shards(plan.num_samples, plan.shard_size)
+    shards = plan.num_shards
     if not sealed:
         done = sum(1 for _ in committed_shards(job))
         found.add(f"{job.uri} is not sealed: {done} of {shards} shards have a marker (ddpm generate finishes it)")
@@ -39,8 +39,9 @@ def verify_samples(job: Store, decode: Decode, found: Findings) -> None:
         manifest = read_manifest(job)
         _check_manifest(job, plan, manifest, found)
         _check_markers(job, manifest, found)
+        assignments = Assignments(plan, load_requests(job, plan))
         for marker in manifest.shards:
-            _check_shard(job, plan, marker, decode, found)
+            _check_shard(job, assignments, marker, decode, found)
         named = {marker.key for marker in manifest.shards}
         found.counts["unnamed"] = sum(1 for entry in job.list("data/") if entry.key not in named)
 
@@ -48,7 +49,7 @@ def verify_samples(job: Store, decode: Decode, found: Findings) -> None:
 def _check_manifest(job: Store, plan: SamplePlan, manifest: SampleManifest, found: Findings) -> None:
     where, markers = job.location(MANIFEST), manifest.shards
     found.expect(manifest.plan == plan.fingerprint, f"{where} is of plan {manifest.plan}, not {plan.fingerprint}")
-    numbers, shards = [marker.shard for marker in markers], sample_shards(plan.num_samples, plan.shard_size)
+    numbers, shards = [marker.shard for marker in markers], plan.num_shards
     if numbers != list(range(shards)):
         missing = sorted(set(range(shards)) - set(numbers))
         found.add(f"{where} must name shards 0..{shards - 1} once each, in order: {len(numbers)} named, gaps {missing}")
@@ -74,17 +75,19 @@ def _check_markers(job: Store, manifest: SampleManifest, found: Findings) -> Non
         found.add(f"the marker of shard {shard} is missing")
 
 
-def _check_shard(job: Store, plan: SamplePlan, marker: Marker, decode: Decode, found: Findings) -> None:
-    where = job.location(marker.key)
+def _check_shard(job: Store, assignments: Assignments, marker: Marker, decode: Decode, found: Findings) -> None:
+    where, plan = job.location(marker.key), assignments.plan
     found.counts["shards"] += 1
     found.expect(marker.plan == plan.fingerprint, f"shard {marker.shard} is of plan {marker.plan}")
-    ids = shard_range(marker.shard, plan.num_samples, plan.shard_size)
+    if not 0 <= marker.shard < plan.num_shards:
+        return
+    ids = assignments.layout.ids(marker.shard)
     found.expect(
         (marker.rows, marker.first_id, marker.last_id) == (len(ids), ids.start, ids.stop - 1),
         f"shard {marker.shard} claims samples {marker.first_id}..{marker.last_id}, {marker.rows} in all; "
         f"by the plan it has {ids.start}..{ids.stop - 1}",
     )
-    table = found.table(job, marker, SAMPLES)
+    table = found.table(job, marker, SAMPLES if plan.requests is None else REQUESTED_SAMPLES)
     if table is None:
         return
     found.expect(
@@ -92,7 +95,7 @@ def _check_shard(job: Store, plan: SamplePlan, marker: Marker, decode: Decode, f
         f"{where} does not hold samples {ids.start}..{ids.stop - 1} in order, once each",
     )
     if table.num_rows == len(ids):
-        _check_origin(where, plan, ids, table, found)
+        _check_origin(where, plan, assignments.of(ids), table, found)
     failed = 0
     for row in table.select(["sample_id", "image", "sha256", "status", "error"]).to_pylist():
         failed += row["status"] != STATUS_OK
@@ -102,9 +105,9 @@ def _check_shard(job: Store, plan: SamplePlan, marker: Marker, decode: Decode, f
     found.counts["failed"] += failed
 
 
-def _check_origin(where: str, plan: SamplePlan, ids: range, table: pa.Table, found: Findings) -> None:
+def _check_origin(where: str, plan: SamplePlan, work: Assignment, table: pa.Table, found: Findings) -> None:
     """Every row says what the plan says of its sample."""
-    work, count = Assignments(plan).of(ids), len(ids)
+    count = len(work.ids)
     planned: dict[str, list[Any]] = {
         "label": [None] * count if work.labels is None else work.labels.tolist(),
         "seed": work.seeds.tolist(),
@@ -117,6 +120,8 @@ def _check_origin(where: str, plan: SamplePlan, ids: range, table: pa.Table, fou
         "width": [plan.image_size] * count,
         "height": [plan.image_size] * count,
     }
+    if work.request_ids is not None:
+        planned |= {"request_id": list(work.request_ids), "extra": list(work.extras or ())}
     for name, values in planned.items():
         if table[name].to_pylist() != values:
             stored = table[name].unique().to_pylist()[:3]

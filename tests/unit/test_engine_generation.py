@@ -115,7 +115,7 @@ def test_guidance_is_the_rule_written_out_in_one_pass_over_both(interval):
     assert [batch for batch, _ in seen] == [8 if both else 4 for both in inside] * 3
     assert seen[timesteps.index(999)][1] == ([1, 2, 0, 1, 3, 3, 3, 3] if inside[0] else [1, 2, 0, 1])
     for sample_id, pixels in zip(range(10, 20), images.pixels, strict=True):
-        towards, away = ((lambda x, t, label=torch.tensor([label]): unet(x, t, label)) for label in (sample_id % 3, 3))
+        towards, away = ((lambda x, t, k=k: unet(x, t, torch.tensor([k]))) for k in (sample_id % 3, 3))
         denoiser = guided(towards, away, 3.0, interval)
         noise = SampleNoise(5, torch.tensor([sample_id]), (1, 8, 8))
         *_, last = plan_sampler(a_plan).run(denoiser, noise)
@@ -225,7 +225,7 @@ def test_settings_that_cannot_be_followed_are_refused(settings, what):
 
 @pytest.mark.parametrize(("shards", "actors"), [(1, 2), (8, 2), (100, 2), (1000, 4), (10**6, 64)])
 def test_blocks_cover_every_shard_once_and_end_small(shards, actors):
-    blocks = shard_blocks(range(shards), actors)
+    blocks = shard_blocks(np.arange(shards), actors)
     assert [shard for block in blocks for shard in block] == list(range(shards))
     assert all(len(block) == 1 for block in blocks[-actors:])
     if shards <= 4 * actors:
