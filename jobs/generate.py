@@ -18,6 +18,7 @@ VERB = Verb(
         Argument("--out", "URI of the job's folder: made, or finished", required=True),
         Argument("--num-samples", "how many images", path="generate.num_samples"),
         Argument("--requests", "URI of a table (.parquet, .csv, .jsonl) of what to make, instead of --num-samples"),
+        Argument("--format", "parquet or webdataset (tar)", path="generate.format"),
         Argument("--seed", "seed of the samples' noise", path="generate.seed"),
     ),
     run=_run,

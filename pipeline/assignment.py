@@ -5,6 +5,7 @@ Nothing is ever listed: shard to ids and id to shard are a bisection over the se
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -138,7 +139,7 @@ class Assignments:
 
     @cached_property
     def layout(self) -> Layout:
-        bounds = np.array([0, self.plan.num_samples], np.int64)
+        bounds = np.array([0, *self.plan.ends], np.int64)
         return Layout(bounds if self.requests is None else self.requests.bounds, self.plan.shard_size)
 
     def of(self, ids: range) -> Assignment:
@@ -171,4 +172,6 @@ class Assignments:
             return None
         if plan.labels is None:
             return np.arange(ids.start, ids.stop, dtype=np.int64) % plan.num_classes
-        return mixed_labels(ids, 0, plan.num_samples, plan.labels)
+        starts = (0, *plan.ends)
+        part = bisect_right(plan.ends, ids.start)
+        return mixed_labels(ids, starts[part], plan.ends[part] - starts[part], plan.labels)

@@ -7,16 +7,18 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.config import Config, Section, digest_of
-from pipeline.config_generation import LabelMix
+from pipeline.config import Config
 from pipeline.errors import DataError
+from pipeline.sample_manifests import Marker, PlanPart, RequestTable, SampleManifest, SamplePlan
 from pipeline.schema import SCHEMA_VERSION
+from pipeline.section import FileEntry, Section, digest_of
 
 __all__ = [
     "CheckpointManifest",
     "DatasetManifest",
     "FileEntry",
     "Marker",
+    "PlanPart",
     "RequestTable",
     "RunPlan",
     "RunSuccess",
@@ -46,14 +48,6 @@ FREE_TO_CHANGE = {
 """Settings of a run that may differ when it is resumed: they do not touch the path of the weights."""
 
 T = TypeVar("T", bound=Section)
-
-
-class FileEntry(Section):
-    """One stored object: key relative to its artefact, size, sha256 (hex)."""
-
-    key: str
-    bytes: int
-    sha256: str
 
 
 class ShardEntry(FileEntry):
@@ -161,83 +155,6 @@ class RunSuccess(Section):
     checkpoint: str  # relative to the run
     batch_digest: str
     config_digest: str
-
-
-class RequestTable(Section):
-    """The request table of a job: what was given, and the checked copy of it that the job keeps."""
-
-    source_sha256: str  # of the file as it was given
-    rows: int
-    shards: int
-    file: FileEntry  # relative to the job, rows of schema.REQUESTS
-
-
-class SamplePlan(Section):
-    """`<job>/plan.json`: all that decides the bytes of a job's samples."""
-
-    kind: Literal["samples"] = "samples"
-    schema_version: int = SCHEMA_VERSION
-    num_samples: int
-    shard_size: int
-    batch_size: int
-    seed: int
-    model_uri: str
-    model_digest: str
-    weights: str
-    sampler: str
-    steps: int
-    eta: float
-    variance: str
-    clip: bool | float
-    compile: bool = False  # compiled kernels round differently, so it is part of what decides the bytes
-    image_size: int
-    channels: int
-    num_classes: int | None
-    diffusion: dict[str, Any]
-    guidance: float | None = None
-    guidance_interval: tuple[int, int] | None = None  # timestep indices, both included
-    labels: LabelMix | None = None  # None: every class in turn
-    requests: RequestTable | None = None
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_samples // self.shard_size) if self.requests is None else self.requests.shards
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 (hex) of what decides the samples: not where the model lay, nor how the request table was copied.
-
-        What older plans had no field for is not in theirs.
-        """
-        values = self.model_dump(mode="json", exclude={"model_uri": True, "requests": {"file"}})
-        return digest_of({name: v for name, v in values.items() if name not in _LATER or v != _LATER[name]})
-
-
-_LATER: dict[str, Any] = {"guidance": None, "guidance_interval": None, "labels": None, "requests": None}
-"""Fields of a SamplePlan that older plans have not, with the value that says the same."""
-
-
-class Marker(FileEntry):
-    """`<job>/commits/shard-N.json`, created once: names the one data file of shard N."""
-
-    shard: int
-    rows: int
-    first_id: int
-    last_id: int
-    failed: int
-    plan: str  # the plan's fingerprint
-    attempt: str
-
-
-class SampleManifest(Section):
-    """`<job>/manifest.json`, created once when every shard has its marker."""
-
-    kind: Literal["samples"] = "samples"
-    schema_version: int = SCHEMA_VERSION
-    plan: str
-    rows: int
-    failed: int
-    shards: tuple[Marker, ...]
 
 
 def parse(model: type[T], data: bytes, where: str) -> T:

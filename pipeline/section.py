@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Section", "digest_of"]
+__all__ = ["FileEntry", "Section", "digest_of"]
 
 
 def digest_of(value: Any) -> str:
@@ -23,3 +23,11 @@ class Section(BaseModel):
     def digest(self) -> str:
         """sha256 (hex) of this section's values."""
         return digest_of(self.model_dump(mode="json"))
+
+
+class FileEntry(Section):
+    """One stored object: key relative to its artefact, size, sha256 (hex)."""
+
+    key: str
+    bytes: int
+    sha256: str

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {
     *("config", "config_generation", "config_sources", "section", "errors", "schema", "manifests", "progress"),
-    *("planning", "assignment", "requests", "promotion"),
+    *("sample_manifests", "planning", "assignment", "requests", "promotion"),
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {

@@ -19,7 +19,7 @@ import ray.data
 
 from pipeline.assignment import Assignments, missing_shards
 from pipeline.config import Config, digest_of
-from pipeline.errors import DataError, PipelineError, Transient
+from pipeline.errors import DataError, NotFound, PipelineError, Transient
 from pipeline.manifests import SampleManifest, SamplePlan
 from pipeline.progress import Progress
 from pipeline.report.sample_card import sample_card
@@ -32,7 +32,6 @@ from pipeline.storage.requests import load_requests
 from pipeline.storage.samples import (
     CARD,
     PLAN,
-    ShardLog,
     collect_garbage,
     committed_shards,
     create_plan,
@@ -41,8 +40,9 @@ from pipeline.storage.samples import (
     read_manifest,
     seal,
 )
-from pipeline.storage.shards import read_parquet
+from pipeline.storage.shard_log import ShardLog
 from pipeline.storage.store import Store, resolve
+from pipeline.storage.webdataset import read_samples
 
 __all__ = ["generate", "make_plan", "shard_blocks"]
 
@@ -69,8 +69,8 @@ def generate(
     if dry_run:
         return _described(job, wanted.plan)
     plan = create_plan(job, wanted.plan, wanted.request_file)
-    if is_sealed(job):
-        return _finished(job, plan, read_manifest(job), {"state": "already done"})
+    if is_sealed(job, plan):
+        return _finished(job, plan, read_manifest(job, plan.generation), {"state": "already done"})
     with cluster(config.ray, config.ray.max_workers + 1):
         figures = _Run(config, job, plan, found.uri).finish()
     figures["seconds"] = round(time.monotonic() - began, 1)
@@ -90,7 +90,7 @@ def shard_blocks(shards: Shards, actors: int) -> list[Shards]:
 
 def _described(job: Store, plan: SamplePlan) -> dict[str, Any]:
     if job.exists(PLAN):
-        join_plan(job, plan)
+        plan = join_plan(job, plan)
     shards = plan.num_shards
     missing = len(missing_shards(shards, committed_shards(job)))
     how = f"{plan.sampler}, {plan.steps} steps" if plan.requests is None else f"{plan.requests.rows:,} requests"
@@ -102,7 +102,7 @@ def _described(job: Store, plan: SamplePlan) -> dict[str, Any]:
 
 def _finished(job: Store, plan: SamplePlan, manifest: SampleManifest, figures: dict[str, Any]) -> dict[str, Any]:
     """What is left after the seal, at every invocation: an earlier one may have been stopped right before it."""
-    if not job.exists(CARD):
+    if not _has_card(job, manifest):
         job.put(CARD, sample_card(plan, manifest).encode())
     collect_garbage(job, manifest)
     if manifest.failed:
@@ -122,10 +122,18 @@ def _finished(job: Store, plan: SamplePlan, manifest: SampleManifest, figures: d
     }
 
 
+def _has_card(job: Store, manifest: SampleManifest) -> bool:
+    """Whether the README is there and speaks of this set of samples: that of an extended job speaks of the old one."""
+    try:
+        return manifest.plan.encode() in job.read(CARD)
+    except NotFound:
+        return False
+
+
 def _failures(job: Store, manifest: SampleManifest) -> str:
     lines = [f"{manifest.failed} of {manifest.rows} samples of {job.uri} could not be made; the others are sealed:"]
     for marker in (m for m in manifest.shards if m.failed):
-        for row in read_parquet(job, marker, ["sample_id", "status", "error"]).to_pylist():
+        for row in read_samples(job, marker, ["sample_id", "status", "error"]).to_pylist():
             if row["status"] != STATUS_OK:
                 lines.append(f"sample {row['sample_id']}: {row['error']}")
             if len(lines) > MAX_LISTED:

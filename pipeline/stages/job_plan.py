@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.assignment import Layout
 from pipeline.config import GenerateConfig
-from pipeline.config_generation import BALANCED, label_mix
+from pipeline.config_generation import BALANCED, LabelMix, label_mix
 from pipeline.engine.generation import plan_sampler
 from pipeline.errors import ConfigError
 from pipeline.manifests import RequestTable, SamplePlan
@@ -81,11 +81,6 @@ def make_plan(
     _check(config, requests is not None)
     if config.guidance is not None and (reason := guidance_refusal(model)):
         raise ConfigError(f"generate.guidance {config.guidance:g}: {reason}")
-    mix = label_mix(config.labels)
-    classes = model.model.num_classes or 0
-    if mix is not None and mix[-1][0] >= classes:
-        has = f"the classes of the model are 0..{classes - 1}" if classes else "the model has no classes"
-        raise ConfigError(f"generate.labels {config.labels!r}: {has}")
     plan = SamplePlan(
         num_samples=config.num_samples if num_samples is None else num_samples,
         shard_size=config.shard_size,
@@ -106,11 +101,21 @@ def make_plan(
         diffusion=model.diffusion.model_dump(mode="json"),
         guidance=config.guidance,
         guidance_interval=_interval(config.guidance_interval, model.diffusion.num_timesteps),
-        labels=mix,
+        labels=_mix(config, model),
         requests=requests,
+        format=config.format,
     )
     plan_sampler(plan)
     return plan
+
+
+def _mix(config: GenerateConfig, model: StoredModel) -> LabelMix | None:
+    """Raises ConfigError for a label that the model does not have."""
+    mix, classes = label_mix(config.labels), model.model.num_classes or 0
+    if mix is not None and mix[-1][0] >= classes:
+        has = f"the classes of the model are 0..{classes - 1}" if classes else "the model has no classes"
+        raise ConfigError(f"generate.labels {config.labels!r}: {has}")
+    return mix
 
 
 def guidance_refusal(model: StoredModel) -> str | None:

@@ -20,9 +20,9 @@ from pipeline.manifests import SamplePlan
 from pipeline.schema import STATUS_OK
 from pipeline.storage.models import find_model, load_unet
 from pipeline.storage.requests import load_requests
-from pipeline.storage.samples import read_manifest, read_plan
-from pipeline.storage.shards import read_parquet
+from pipeline.storage.samples import read_sealed
 from pipeline.storage.store import Store, resolve
+from pipeline.storage.webdataset import read_samples
 
 __all__ = ["reproduce"]
 
@@ -41,13 +41,13 @@ def reproduce(config: Config, samples: str, sample_id: int, model: str | None = 
     not there, VerificationFailed when the model is another one or the sample comes out otherwise.
     """
     job = resolve(samples, config.storage)
-    plan, manifest = read_plan(job), read_manifest(job)
+    plan, manifest = read_sealed(job)
     if not 0 <= sample_id < plan.num_samples:
         raise ConfigError(f"--id must lie in 0..{plan.num_samples - 1} for {job.uri} (got {sample_id})")
     assignments = Assignments(plan, load_requests(job, plan))
     shard = assignments.layout.shard_of(sample_id)
     ids = assignments.layout.ids(shard)
-    stored = read_parquet(job, manifest.shards[shard]).slice(sample_id - ids.start, 1).to_pylist()[0]
+    stored = read_samples(job, manifest.shards[shard]).slice(sample_id - ids.start, 1).to_pylist()[0]
     start = (sample_id - ids.start) // plan.batch_size * plan.batch_size
     batch = ids[start : start + plan.batch_size]
     images = _generator(config, job, assignments, model).shard(batch)
@@ -85,8 +85,8 @@ def _compared(what: str, plan: SamplePlan, stored: Row, made: Row) -> dict[str, 
         text = f"equal: {what}: sha256 {stored['sha256']}"
     elif difference <= ROUNDING:
         text = (
-            f"warning: not equal to the bit: {what}: pixels differ by at most {difference} of 255 levels, as another kind "
-            f"of machine or version explains; sha256 {stored['sha256']} stored, {made['sha256']} made here"
+            f"warning: not equal to the bit: {what}: pixels differ by at most {difference} of 255 levels, as another "
+            f"kind of machine or version explains; sha256 {stored['sha256']} stored, {made['sha256']} made here"
         )
     else:
         raise VerificationFailed(

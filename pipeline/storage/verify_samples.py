@@ -2,8 +2,9 @@
 
 no gap, no duplicate    every shard of the plan once, its ids the plan's range in order
 nothing altered         sha256 of every file and of every image, which decodes to the plan's size
-one origin              markers and rows carry the plan's fingerprint, seed, model and sampler
+one origin              markers carry the fingerprint of their shard's plan, rows its seed, model and sampler
 order                   the success file only beside a manifest
+extensions              each plan names those before it, each manifest begins with the one before it
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pipeline.manifests import Marker, SampleManifest, SamplePlan
 from pipeline.schema import REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.requests import load_requests
-from pipeline.storage.samples import MANIFEST, SUCCESS, committed_shards, read_manifest, read_marker, read_plan
+from pipeline.storage.samples import MANIFEST, SUCCESS, committed_shards, newest, read_manifest, read_marker, read_plan
 from pipeline.storage.store import Store
 
 __all__ = ["verify_samples"]
@@ -24,26 +25,42 @@ __all__ = ["verify_samples"]
 
 def verify_samples(job: Store, decode: Decode, found: Findings) -> None:
     """Counts samples, failed, shards and unnamed (data files of no marker, which readers never see)."""
-    plan = found.attempt(lambda: read_plan(job))
-    sealed, success = job.exists(MANIFEST), job.exists(SUCCESS)
-    found.expect(sealed or not success, f"{job.location(SUCCESS)} is there without {MANIFEST}")
-    if plan is None:
+    last = found.attempt(lambda: read_plan(job))
+    sealed, success = newest(job, MANIFEST), job.exists(SUCCESS)
+    found.expect(sealed >= 0 or not success, f"{job.location(SUCCESS)} is there without {MANIFEST}")
+    if last is None:
         return
-    shards = plan.num_shards
-    if not sealed:
-        done = sum(1 for _ in committed_shards(job))
+    if sealed < last.generation:
+        done, shards = sum(1 for _ in committed_shards(job)), last.num_shards
         found.add(f"{job.uri} is not sealed: {done} of {shards} shards have a marker (ddpm generate finishes it)")
+    if sealed < 0:
         return
     found.expect(success, f"{job.location(SUCCESS)} is missing: the seal was interrupted (ddpm generate finishes it)")
     with found.noting():
-        manifest = read_manifest(job)
+        plan, manifest = read_plan(job, sealed), read_manifest(job, sealed)
+        _check_chain(job, plan, manifest, found)
         _check_manifest(job, plan, manifest, found)
-        _check_markers(job, manifest, found)
+        _check_markers(job, manifest, last.num_shards, found)
         assignments = Assignments(plan, load_requests(job, plan))
         for marker in manifest.shards:
             _check_shard(job, assignments, marker, decode, found)
         named = {marker.key for marker in manifest.shards}
         found.counts["unnamed"] = sum(1 for entry in job.list("data/") if entry.key not in named)
+
+
+def _check_chain(job: Store, plan: SamplePlan, manifest: SampleManifest, found: Findings) -> None:
+    """Every earlier plan is the one that the later ones name, and what it sealed is sealed still."""
+    for generation, part in enumerate(plan.earlier):
+        with found.noting():
+            before, sealed = read_plan(job, generation), read_manifest(job, generation)
+            found.expect(
+                before.fingerprint == sealed.plan == part.plan and before.num_samples == part.num_samples,
+                f"plan or manifest {generation} of {job.uri} is not the one that was extended",
+            )
+            found.expect(
+                manifest.shards[: len(sealed.shards)] == sealed.shards,
+                f"{job.uri} names other shards for its first {sealed.rows} samples than before it was extended",
+            )
 
 
 def _check_manifest(job: Store, plan: SamplePlan, manifest: SampleManifest, found: Findings) -> None:
@@ -61,12 +78,14 @@ def _check_manifest(job: Store, plan: SamplePlan, manifest: SampleManifest, foun
     found.expect(manifest.failed == failed, f"{where} counts {manifest.failed} failed samples, its shards {failed}")
 
 
-def _check_markers(job: Store, manifest: SampleManifest, found: Findings) -> None:
-    """The manifest names what the markers name, and there are no others."""
+def _check_markers(job: Store, manifest: SampleManifest, planned: int, found: Findings) -> None:
+    """The manifest names what the markers name; others are of shards that an extension has planned."""
     named = {marker.shard: marker for marker in manifest.shards}
     for shard in committed_shards(job):
         with found.noting():
             where, marker = f"the marker of shard {shard}", read_marker(job, shard)
+            if len(manifest.shards) <= shard < planned:
+                continue
             if shard not in named:
                 found.add(f"{where} is in no manifest")
             elif marker != named.pop(shard):
@@ -78,7 +97,7 @@ def _check_markers(job: Store, manifest: SampleManifest, found: Findings) -> Non
 def _check_shard(job: Store, assignments: Assignments, marker: Marker, decode: Decode, found: Findings) -> None:
     where, plan = job.location(marker.key), assignments.plan
     found.counts["shards"] += 1
-    found.expect(marker.plan == plan.fingerprint, f"shard {marker.shard} is of plan {marker.plan}")
+    found.expect(marker.plan == plan.planner(marker.shard), f"shard {marker.shard} is of plan {marker.plan}")
     if not 0 <= marker.shard < plan.num_shards:
         return
     ids = assignments.layout.ids(marker.shard)

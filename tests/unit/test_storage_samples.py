@@ -8,8 +8,6 @@ from tiny_samples import sample_plan, shard_table, write_samples
 
 from pipeline.errors import AlreadyExists, ConfigError, DataError, Transient
 from pipeline.storage.samples import (
-    SHARD_LOG,
-    ShardLog,
     collect_garbage,
     commit_shard,
     committed_shards,
@@ -22,6 +20,7 @@ from pipeline.storage.samples import (
     read_plan,
     seal,
 )
+from pipeline.storage.shard_log import SHARD_LOG, ShardLog
 from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
 
