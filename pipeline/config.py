@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.config_generation import GenerateConfig
+from pipeline.config_generation import ExploreConfig, GenerateConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "DiffusionConfig",
     "EmaConfig",
     "EvaluateConfig",
+    "ExploreConfig",
     "GenerateConfig",
     "IngestConfig",
     "ModelConfig",
@@ -250,6 +251,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    explore: ExploreConfig = ExploreConfig()
 
     @model_validator(mode="after")
     def _labels_are_there_to_drop(self) -> Self:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_
 
 from pipeline.section import Section
 
-__all__ = ["BALANCED", "SAMPLERS", "GenerateConfig", "LabelMix", "SamplerName", "label_mix"]
+__all__ = ["BALANCED", "SAMPLERS", "ExploreConfig", "GenerateConfig", "LabelMix", "SamplerName", "label_mix"]
 
 SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"]
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun")
@@ -82,4 +82,29 @@ class GenerateConfig(Section):
             low, high = self.guidance_interval
             if not 0 <= low <= high:
                 raise ValueError("guidance_interval must be LOW,HIGH with 0 <= LOW <= HIGH")
+        return self
+
+
+def _split(value: Any) -> Any:
+    """'0,1' as a short flag gives it."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+class ExploreConfig(Section):
+    """Sheets that show a model at work; how it samples is said by `generate`."""
+
+    mode: Literal["progressive", "interpolate", "shared"] = "progressive"
+    ids: Annotated[tuple[int, ...], BeforeValidator(_split)] = Field(
+        (0, 1), min_length=1, description="sample ids; interpolate takes two, shared one"
+    )
+    rows: int = Field(4, ge=1, description="timesteps to begin at, from x_T downwards; progressive: a row a sample")
+    columns: int = Field(10, ge=2)
+
+    @model_validator(mode="after")
+    def _ids_are_samples(self) -> Self:
+        if min(self.ids) < 0:
+            raise ValueError("ids are not negative")
+        needed = {"interpolate": 2, "shared": 1}.get(self.mode)
+        if needed is not None and len(self.ids) != needed:
+            raise ValueError(f"mode {self.mode!r} takes {needed} of ids, {len(self.ids)} are given")
         return self

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 __all__ = [
     "DATASET",
+    "EXPLORED",
     "IMAGE",
     "METRICS",
     "REJECTS",
@@ -100,6 +101,21 @@ REQUESTS = pa.schema(
     ]
 )
 """Requests as a job keeps them: checked, and every setting filled in."""
+
+EXPLORED = _with_features(
+    [
+        pa.field("row", pa.int32(), nullable=False),  # of the sheet
+        pa.field("column", pa.int32(), nullable=False),
+        pa.field("image", IMAGE),
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("t", pa.int32(), nullable=False),  # timestep index: left last (progressive), or decoded from
+        pa.field("label", pa.int32()),
+        pa.field("other_id", pa.int64()),  # the second sample of an interpolation
+        pa.field("share", pa.float64()),  # of the way to it
+        pa.field("noise_id", pa.int64()),  # whose noise was added after t
+    ]
+)
+"""Pictures of `ddpm explore`."""
 
 METRICS = pa.schema(
     [

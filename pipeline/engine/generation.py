@@ -5,7 +5,7 @@ shapes at the same place of its batch whoever makes it. The noise of a row depen
 """
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from pipeline.models.unet import UNet
 from pipeline.requests import Requests
 from pipeline.schema import IMAGE, REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 
-__all__ = ["Images", "ShardGenerator", "plan_sampler", "sample_table"]
+__all__ = ["Images", "ShardGenerator", "plan_denoiser", "plan_sampler", "sample_table"]
 
 NOT_FINITE = "the network gave NaN or infinity, twice"
 
@@ -43,12 +43,29 @@ class Images:
     finite: NDArray[np.bool_]
 
 
-def plan_sampler(plan: SamplePlan, name: str | None = None, steps: int | None = None) -> Sampler:
-    """The sampler that a plan names, or another of its process. Raises ConfigError when there is no such one."""
+def plan_sampler(plan: SamplePlan, name: str | None = None, steps: int | Sequence[int] | None = None) -> Sampler:
+    """The sampler that a plan names, or another of its process; steps: how many, or the ascending timestep indices.
+
+    Raises ConfigError when there is no such one.
+    """
     variance = plan.variance if plan.variance in ("fixed_small", "fixed_large") else None
     diffusion = DiffusionConfig.model_validate(plan.diffusion)
     name, steps = name or plan.sampler, steps or plan.steps
     return make_sampler(diffusion, name, steps, plan.eta, variance, plan.clip)  # type: ignore[arg-type]
+
+
+def plan_denoiser(
+    model: Callable[..., Tensor], plan: SamplePlan, labels: Tensor | None, guidance: float | None
+) -> Denoiser:
+    """The network for rows of these labels (int64 [B], None: no classes), guided where the plan says unless None."""
+
+    def ask(x_t: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        return model(x_t, t[:1], given)  # one t for the whole batch
+
+    if labels is None or plan.num_classes is None or guidance is None:
+        return lambda x_t, t: ask(x_t, t, labels)
+    null_labels = torch.full_like(labels, plan.num_classes)
+    return guided_by_label(ask, labels, null_labels, guidance, plan.guidance_interval)
 
 
 class ShardGenerator:
@@ -106,8 +123,9 @@ class ShardGenerator:
         shape = (plan.channels, plan.image_size, plan.image_size)
         seed = seeds[0] if len(set(seeds)) == 1 else tuple(seeds)
         noise = SampleNoise(seed, torch.from_numpy(ids).to(self.device), shape)
+        denoiser = plan_denoiser(self._model, plan, labels, work.guidance)
         x_0 = torch.empty(0)
-        for state in self._sampler(work).run(self._denoiser(labels, work.guidance), noise):
+        for state in self._sampler(work).run(denoiser, noise):
             x_0 = state.x_t
             yield done
         return x_0[: len(work.ids)]
@@ -117,17 +135,6 @@ class ShardGenerator:
         if key not in self._samplers:
             self._samplers[key] = plan_sampler(self.plan, *key)
         return self._samplers[key]
-
-    def _denoiser(self, labels: Tensor | None, guidance: float | None) -> Denoiser:
-        def ask(x_t: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
-            out: Tensor = self._model(x_t, t[:1], given)  # one t for the whole batch
-            return out
-
-        null_label = self.plan.num_classes
-        if labels is None or null_label is None or guidance is None:
-            return lambda x_t, t: ask(x_t, t, labels)
-        null_labels = torch.full_like(labels, null_label)
-        return guided_by_label(ask, labels, null_labels, guidance, self.plan.guidance_interval)
 
 
 def _padded(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -54,9 +54,9 @@ def sample_card(plan: SamplePlan, manifest: SampleManifest) -> str:
         "",
         "Ids are 0 to N-1, once each. A shard counts when its marker in `commits/` was created, which happens once;",
         "then its file never changes. `manifest.json` (of a job that was extended the one of the highest number) names",
-        "every file with its sha256, and `ddpm verify` proves the folder from that. Before there is a manifest, `data/`",
-        "may hold files that do not count. Each row says what made it: the pixels are a function of model, plan and",
-        "`sample_id`, and `ddpm reproduce --samples FOLDER --id K` makes row K again.",
+        "every file with its sha256, and `ddpm verify` proves the folder from that. Before the seal, `data/` may hold",
+        "files that do not count. Each row says what made it: pixels are a function of model, plan and `sample_id`.",
+        "`ddpm reproduce --samples FOLDER --id K` makes row K again.",
         "",
     ]
     return "\n".join(lines)
