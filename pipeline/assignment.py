@@ -54,6 +54,12 @@ class Layout:
         segment = int(np.searchsorted(self.bounds, sample_id, side="right")) - 1
         return int(self.first_shards[segment]) + (sample_id - int(self.bounds[segment])) // self.shard_size
 
+    def batches(self, size: int) -> int:
+        """How many batches all shards have, the last one of each padded."""
+        rows = np.diff(self.bounds)
+        whole, rest = rows // self.shard_size, rows % self.shard_size
+        return int((whole * -(-self.shard_size // size) - (-rest // size)).sum())
+
     def rows(self, shards: Int64Array) -> int:
         """How many samples some shards have together."""
         segment = np.searchsorted(self.first_shards, shards, side="right") - 1

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {
     *("config", "config_generation", "config_sources", "section", "errors", "schema", "manifests", "progress"),
-    *("sample_manifests", "planning", "assignment", "requests", "promotion"),
+    *("sample_manifests", "planning", "assignment", "requests", "forecast", "promotion"),
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
@@ -25,7 +25,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
-STAGE_PARTS = {"cluster", "lanes", "train_worker", "shard_actor", "job_plan", "sketching"}
+STAGE_PARTS = {"cluster", "lanes", "train_worker", "shard_actor", "job_plan", "rounds", "telemetry", "sketching"}
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40

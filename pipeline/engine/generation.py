@@ -26,12 +26,20 @@ from pipeline.models.unet import UNet
 from pipeline.requests import Requests
 from pipeline.schema import IMAGE, REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 
-__all__ = ["Images", "ShardGenerator", "plan_denoiser", "plan_sampler", "sample_table"]
+__all__ = ["Images", "ShardGenerator", "Step", "plan_denoiser", "plan_sampler", "sample_table"]
 
 NOT_FINITE = "the network gave NaN or infinity, twice"
 
 ATTEMPTS = 2
 """How often a sample is tried before it is given up: the second helps when a passing fault spoiled the first."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """After a sampling step: how many images of the shard are finished; `pixels` of a batch that has just been."""
+
+    done: int
+    pixels: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,8 @@ class ShardGenerator:
                 return images
 
     @torch.inference_mode()
-    def steps(self, ids: range) -> Generator[int, None, Images]:
-        """As `shard`, pausing after every sampling step to tell how many images are finished."""
+    def steps(self, ids: range) -> Generator[Step, None, Images]:
+        """As `shard`, pausing after every sampling step and every batch."""
         size = self.plan.batch_size
         pixels: list[NDArray[np.uint8]] = []
         finite: list[NDArray[np.bool_]] = []
@@ -102,9 +110,10 @@ class ShardGenerator:
             good = x_0.isfinite().flatten(1).all(1)
             pixels.append(to_uint8(torch.where(good[:, None, None, None], x_0, -1.0)))
             finite.append(good.cpu().numpy())
+            yield Step(start + len(pixels[-1]), pixels[-1])
         return Images(self._assignments.of(ids), np.concatenate(pixels), np.concatenate(finite))
 
-    def _samples(self, work: Assignment, done: int) -> Generator[int, None, Tensor]:
+    def _samples(self, work: Assignment, done: int) -> Generator[Step, None, Tensor]:
         """float32 [N, C, H, W]; what is not finite at the first attempt is taken from the second."""
         x_0 = yield from self._attempt(work, done)
         for _ in range(ATTEMPTS - 1):
@@ -115,7 +124,7 @@ class ShardGenerator:
             x_0 = torch.where(bad[:, None, None, None], again, x_0)
         return x_0
 
-    def _attempt(self, work: Assignment, done: int) -> Generator[int, None, Tensor]:
+    def _attempt(self, work: Assignment, done: int) -> Generator[Step, None, Tensor]:
         plan, size = self.plan, self.plan.batch_size
         ids = _padded(np.arange(work.ids.start, work.ids.stop), size)
         seeds = _padded(work.seeds, size).tolist()
@@ -127,7 +136,7 @@ class ShardGenerator:
         x_0 = torch.empty(0)
         for state in self._sampler(work).run(denoiser, noise):
             x_0 = state.x_t
-            yield done
+            yield Step(done)
         return x_0[: len(work.ids)]
 
     def _sampler(self, work: Assignment) -> Sampler:
@@ -170,8 +179,11 @@ def sample_table(plan: SamplePlan, images: Images) -> pa.Table:
 
 
 def _encoded(pixels: NDArray[np.uint8]) -> bytes | str:
-    """PNG bytes, or what the encoder complained about."""
-    try:
-        return encode_png(pixels)
-    except (ValueError, OSError) as error:
-        return f"encoder: {error}"
+    """PNG bytes, or what the encoder complained about at the last attempt."""
+    complaint = ""
+    for _ in range(ATTEMPTS):
+        try:
+            return encode_png(pixels)
+        except (ValueError, OSError, MemoryError) as error:
+            complaint = f"encoder: {error or type(error).__name__}"
+    return complaint

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.manifests import RequestTable, SamplePlan
 from pipeline.requests import RequestRules, Requests, normalised
 from pipeline.storage.models import StoredModel
-from pipeline.storage.requests import RequestSource, read_source, request_file
+from pipeline.storage.requests import RequestSource, load_requests, read_source, request_file
 from pipeline.storage.samples import PLAN, read_plan
 from pipeline.storage.store import Store
 
@@ -20,9 +20,10 @@ __all__ = ["WantedJob", "make_plan", "want_job"]
 
 @dataclass(frozen=True)
 class WantedJob:
-    """A plan that is not at rest yet. request_file: what plan.requests names; empty when there is none to write."""
+    """A plan that is not at rest yet, and its requests. request_file: what plan.requests names, if it is not there."""
 
     plan: SamplePlan
+    requests: Requests | None = None
     request_file: bytes = b""
 
 
@@ -36,7 +37,7 @@ def want_job(config: GenerateConfig, job: Store, model: StoredModel, requests: s
     source = None if requests is None else read_source(requests, job.config)
     _check(config, kept is not None or source is not None)
     if there is not None and kept is not None and (source is None or source.sha256 == kept.source_sha256):
-        return WantedJob(make_plan(config, model, kept, there.num_samples))
+        return WantedJob(make_plan(config, model, kept, there.num_samples), load_requests(job, there))
     return WantedJob(make_plan(config, model)) if source is None else _requested(config, model, source)
 
 
@@ -54,7 +55,7 @@ def _requested(config: GenerateConfig, model: StoredModel, source: RequestSource
     entry, data = request_file(requests.table)
     shards = Layout(requests.bounds, config.shard_size).num_shards
     pin = RequestTable(source_sha256=source.sha256, rows=requests.table.num_rows, shards=shards, file=entry)
-    return WantedJob(make_plan(config, model, pin, requests.num_samples), data)
+    return WantedJob(make_plan(config, model, pin, requests.num_samples), requests, data)
 
 
 def _check(config: GenerateConfig, requested: bool) -> None:

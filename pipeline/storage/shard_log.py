@@ -24,6 +24,9 @@ SHARD_LOG = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),  # in the network and the sampler
         pa.field("img_s", pa.float64(), nullable=False),  # of the one actor that made the shard
         pa.field("node", pa.string(), nullable=False),  # host name
+        pa.field("pixel_mean", pa.float64()),  # of levels 0..255, over images that could be made
+        pa.field("pixel_std", pa.float64()),
+        pa.field("saturated_share", pa.float64()),  # of levels that are 0 or 255
     ]
 )
 LOG_SECONDS = 60.0
@@ -47,7 +50,7 @@ class ShardLog:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Note one committed shard (columns of SHARD_LOG; others are ignored); writes once a minute."""
-        self._rows.append({name: row[name] for name in SHARD_LOG.names})
+        self._rows.append({name: row.get(name) for name in SHARD_LOG.names})
         if time.monotonic() - self._written >= LOG_SECONDS:
             self.flush()
 

@@ -31,6 +31,7 @@ def test_a_shard_never_spans_two_segments():
     assert [cut.shard_of(i) for i in range(19)] == [shard for shard in range(6) for _ in cut.ids(shard)]
     assert cut.rows(np.array([0, 2, 3, 5])) == 4 + 2 + 1 + 4
     assert cut.rows(np.arange(6)) == 19
+    assert [cut.batches(size) for size in (1, 2, 3, 4)] == [19, 2 + 2 + 1 + 1 + 2 + 2, 2 + 2 + 1 + 1 + 2 + 2, 6]
 
 
 def test_ids_have_64_bits():

@@ -10,8 +10,9 @@ from datasets import Dataset, Image
 from pipeline.config import DiffusionConfig, GenerateConfig, ModelConfig
 from pipeline.diffusion.guidance import guided
 from pipeline.diffusion.noise import SampleNoise
+from pipeline.engine import generation
 from pipeline.engine.generation import NOT_FINITE, ShardGenerator, plan_sampler, sample_table
-from pipeline.engine.images import decode_pixels, to_uint8
+from pipeline.engine.images import decode_pixels, encode_png, to_uint8
 from pipeline.errors import ConfigError
 from pipeline.models.unet import UNet
 from pipeline.planning import label_of
@@ -173,6 +174,23 @@ def test_a_lasting_fault_is_a_row_with_an_error_and_no_black_picture():
     assert rows[1]["sha256"] is None
     assert rows[1]["error"] == NOT_FINITE
     assert np.array_equal(decode_pixels(rows[2]["image"]["bytes"], 64), good.pixels[2])
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, "ok"), (2, "failed")])
+def test_an_encoder_that_fails_is_asked_again_and_then_believed(monkeypatch, times, status):
+    a_plan = plan()
+    images, failures = generator(a_plan).shard(range(10)), [OSError("no space for the picture")] * times
+
+    def encode(pixels):
+        if failures and np.array_equal(pixels, images.pixels[2]):
+            raise failures.pop()
+        return encode_png(pixels)
+
+    monkeypatch.setattr(generation, "encode_png", encode)
+    row = sample_table(a_plan, images).to_pylist()[2]
+    assert row["status"] == status
+    assert (row["image"] is None) == (status == "failed")
+    assert row["error"] == (None if status == "ok" else "encoder: no space for the picture")
 
 
 def test_rows_say_what_made_them():
