@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from invariants import marker_bytes
+from invariants import created_once
 
 from pipeline.storage.samples import committed_shards, is_sealed, read_plan
 from pipeline.storage.store import Store
@@ -144,13 +144,13 @@ class Torment:
         if victims:
             os.kill(self._chance.choice(sorted(victims)), signal.SIGKILL)
             self.record.actor_kills += 1
-            self.record.markers |= marker_bytes(self._job)
+            self.record.markers |= created_once(self._job)
 
     def _kill_driver(self, driver: "subprocess.Popen[bytes]") -> None:
         """And time how soon a new process knows what is missing: the same decision, without Ray and without work."""
         driver.kill()
         driver.wait()
-        self.record.markers |= marker_bytes(self._job)
+        self.record.markers |= created_once(self._job)
         began = time.monotonic()
         said = subprocess.run([*self._words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         seconds = time.monotonic() - began

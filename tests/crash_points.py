@@ -17,33 +17,42 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from invariants import check_invariants, marker_bytes
-from tiny_samples import sample_plan, shard_table, write_samples
+from invariants import check_invariants, created_once
+from tiny_samples import sample_plan, shard_table
 
 import pipeline.storage.s3  # noqa: F401  (imported once, by the server)
 from pipeline.config import StorageConfig
 from pipeline.errors import Transient
-from pipeline.planning import sample_shards
+from pipeline.manifests import SamplePlan
 from pipeline.storage import local, samples
+from pipeline.storage.shards import parquet_bytes
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["EXIT_CODE", "PLAN", "SHARDS", "STEPS", "Fault", "Player", "finishes", "is_whole", "litter", "play"]
+__all__ = ["EXIT_CODE", "MORE", "PLAN", "STEPS", "Fault", "Player", "finishes", "is_whole", "litter", "play"]
 
 PLAN = sample_plan()
-SHARDS = sample_shards(PLAN.num_samples, PLAN.shard_size)
+MORE = sample_plan(num_samples=21)
+"""The same job with 11 more samples, in shards 3, 4 and 5."""
 shard_table(PLAN, 0)  # Arrow and Pillow import much at their first use: once, in the server
-BREAKING_SHARD = 1
-"""Faults strike in the middle: shard 0 is committed, shard 2 is not begun."""
-STEPS = {
-    "PLAN": ("create_once", "plan.json"),
-    "MAKE": ("make", ""),
-    "DATA": ("put", f"data/shard-{BREAKING_SHARD:09d}-"),
-    "MARK": ("create_once", f"commits/shard-{BREAKING_SHARD:09d}.json"),
-    "SEAL": ("create_once", "manifest.json"),
-    "SUCCESS": ("put", "_SUCCESS"),
-    "GC": ("delete", f"data/shard-{BREAKING_SHARD:09d}-"),
-}
-"""Name -> the operation and the beginning of the key it is known by."""
+
+
+def steps(shard: int, number: str = "") -> dict[str, tuple[str, str]]:
+    """Name -> the operation and the beginning of the key that a step is known by; those of one shard, at that one."""
+    return {
+        "PLAN": ("create_once", f"plan{number}.json"),
+        "MAKE": ("make", f"{shard}"),
+        "DATA": ("put", f"data/shard-{shard:09d}-"),
+        "MARK": ("create_once", f"commits/shard-{shard:09d}.json"),
+        "SEAL": ("create_once", f"manifest{number}.json"),
+        "SUCCESS": ("put", "_SUCCESS"),
+        "GC": ("delete", f"data/shard-{shard:09d}-"),
+    }
+
+
+STEPS = steps(1)
+"""Of a job: shard 0 is committed when a fault strikes, shard 2 is not begun."""
+STEPS_OF_MORE = steps(4, "-000001")
+"""Of its extension."""
 EXIT_CODE = 41
 REACHED, ENDED = "reached", "ended"
 _SYSTEM_CALLS = {"PLAN": "link", "DATA": "replace", "MARK": "link", "SEAL": "link", "SUCCESS": "replace"}
@@ -62,6 +71,11 @@ class Fault:
     step: str
     when: str
     kind: str
+    of_more: bool = False
+
+    @property
+    def point(self) -> tuple[str, str]:
+        return (STEPS_OF_MORE if self.of_more else STEPS)[self.step]
 
 
 class Unforeseen(Exception):
@@ -79,7 +93,7 @@ class _Breaker:
         fault = self.fault
         if fault is None or self.done or fault.when != when:
             return
-        wanted, start = STEPS[fault.step]
+        wanted, start = fault.point
         if operation != wanted or not key.startswith(start):
             return
         self.done = True
@@ -129,68 +143,71 @@ class BreakingStore(Store):
         self.breaker.at("after", "delete", key)
 
     def made(self, when: str, shard: int) -> None:
-        if shard == BREAKING_SHARD:
-            self.breaker.at(when, "make", "")
+        self.breaker.at(when, "make", f"{shard}")
 
 
-def play(job: Store, variant: int = 0) -> None:
+def play(job: Store, wanted: SamplePlan = PLAN, variant: int = 0) -> None:
     """The whole job, as `ddpm generate` does it: plan, what is missing, seal, collect.
 
-    `variant`: other images in the breaking shard, as from a machine whose arithmetic differs in the last bit.
+    `variant`: other images from the second shard on, as of a machine whose arithmetic differs in the last bit.
     """
     tell = job.made if isinstance(job, BreakingStore) else lambda when, shard: None
-    plan = samples.create_plan(job, PLAN)
-    if not samples.is_sealed(job):
-        for shard in sorted(set(range(SHARDS)).difference(samples.committed_shards(job))):
+    plan = samples.create_plan(job, wanted)
+    if not samples.is_sealed(job, plan):
+        for shard in sorted(set(range(plan.num_shards)).difference(samples.committed_shards(job))):
             if job.exists(samples.marker_key(shard)):
                 continue
             tell("before", shard)
-            table = shard_table(plan, shard, variant if shard == BREAKING_SHARD else 0)
+            table = shard_table(plan, shard, variant if shard else 0)
             tell("after", shard)
             samples.commit_shard(job, plan, shard, table, uuid.uuid4().hex)
         samples.seal(job, plan)
-    samples.collect_garbage(job, samples.read_manifest(job))
+    samples.collect_garbage(job, samples.read_manifest(job, plan.generation))
 
 
-def litter(job: Store, variant: int = 9) -> list[str]:
-    """Data files that earlier attempts at every shard left behind, with other images in them; their keys."""
-    keys = []
-    for shard in range(SHARDS):
-        keys.append(f"data/shard-{shard:09d}-{uuid.uuid4().hex}.parquet")
-        job.put(keys[-1], samples.parquet_bytes(shard_table(PLAN, shard, variant), 1000))
-    return keys
+def litter(job: Store, wanted: SamplePlan = PLAN, variant: int = 9) -> None:
+    """Data files that earlier attempts at every new shard left behind, with other images in them."""
+    plan = samples.join_plan(job, wanted) if job.exists(samples.PLAN) else wanted
+    for shard in range(plan.first_new_shard, plan.num_shards):
+        key = f"data/shard-{shard:09d}-{uuid.uuid4().hex}.parquet"
+        job.put(key, parquet_bytes(shard_table(plan, shard, variant), 1000))
 
 
 @cache
 def undisturbed() -> dict[int, str]:
-    """{sample id: sha256} of a job that nothing happened to."""
-    return check_invariants(write_samples(resolve("memory://undisturbed", StorageConfig()), PLAN))
-
-
-def is_whole(job: Store, earlier: dict[str, bytes] | None = None) -> None:
-    """Sealed, equal to the undisturbed job, every invariant kept, no file left over."""
-    assert job.exists("manifest.json")
-    assert job.exists("_SUCCESS")
-    assert check_invariants(job, earlier) == undisturbed()
-    assert len(list(job.list("data/"))) == SHARDS
-
-
-def finishes(job: Store) -> None:
-    """The state that a fault left keeps the invariants, and the same command makes it whole."""
-    earlier = marker_bytes(job)
-    assert check_invariants(job).items() <= undisturbed().items()
+    """{sample id: sha256} of a job and its extension that nothing happened to."""
+    job = resolve(f"memory://{uuid.uuid4().hex}", StorageConfig())
     play(job)
-    is_whole(job, earlier)
+    play(job, MORE)
+    return check_invariants(job)
+
+
+def is_whole(job: Store, earlier: dict[str, bytes] | None = None, wanted: SamplePlan = PLAN) -> None:
+    """Sealed, equal to the undisturbed job, every invariant kept, no file left over."""
+    plan, manifest = samples.read_sealed(job)
+    assert plan.num_samples == wanted.num_samples
+    assert job.exists("_SUCCESS")
+    hashes = check_invariants(job, earlier)
+    assert hashes == {i: undisturbed()[i] for i in range(wanted.num_samples)}
+    assert sorted(entry.key for entry in job.list("data/")) == sorted(marker.key for marker in manifest.shards)
+
+
+def finishes(job: Store, wanted: SamplePlan = PLAN) -> None:
+    """The state that a fault left keeps the invariants, and the same command makes it whole."""
+    earlier = created_once(job)
+    assert check_invariants(job).items() <= undisturbed().items()
+    play(job, wanted)
+    is_whole(job, earlier, wanted)
 
 
 def _within(step: str, breaker: _Breaker) -> None:
     """Local files: the temporary file is written, the name is not given."""
-    name, start = _SYSTEM_CALLS[step], STEPS[step][1]
+    name, (operation, start) = _SYSTEM_CALLS[step], STEPS[step]
     call = getattr(os, name)
 
     def broken(source: str, target: str) -> None:
         if start in target:
-            breaker.at("within", STEPS[step][0], target[target.index(start) :])
+            breaker.at("within", operation, target[target.index(start) :])
         call(source, target)
 
     setattr(local.os, name, broken)
@@ -203,7 +220,7 @@ def _main(uri: str, config: StorageConfig, environment: dict, fault: Fault | Non
     if fault is not None and fault.when == "within":
         _within(fault.step, breaker)
     try:
-        play(BreakingStore(uri, config, breaker), variant)
+        play(BreakingStore(uri, config, breaker), MORE if fault is not None and fault.of_more else PLAN, variant)
         pipe.send((ENDED, ""))
     except BaseException as error:
         pipe.send((ENDED, f"{type(error).__name__}: {error}"))

@@ -1,7 +1,8 @@
 """Before, after and within every step of the commit protocol, every way to die: the same command ends the same."""
 
 import pytest
-from crash_points import EXIT_CODE, STEPS, Fault, Player, finishes, litter
+from crash_points import EXIT_CODE, MORE, PLAN, STEPS, Fault, Player, finishes, is_whole, litter, play
+from invariants import check_invariants, created_once
 
 from pipeline.config import StorageConfig
 from pipeline.storage.store import resolve
@@ -9,12 +10,13 @@ from pipeline.storage.store import resolve
 pytestmark = pytest.mark.faults
 
 EXITS = {"exception": 1, "exit": EXIT_CODE, "kill": -9, "hang": -9}
+NIGHTLY_BUT_KILL = [pytest.param(k, marks=[] if k == "kill" else pytest.mark.nightly) for k in EXITS]
 WRITTEN = ("PLAN", "DATA", "MARK", "SEAL", "SUCCESS")
 
 
 def dies(job, fault):
     """A process does the job among what dead attempts left, until it breaks."""
-    litter(job)
+    litter(job, MORE if fault.of_more else PLAN)
     with Player(job, fault) as player:
         player.reaches_its_fault()
         if fault.kind == "hang":
@@ -31,6 +33,22 @@ def test_on_local_files(step, when, kind, tmp_path):
     finishes(job)
 
 
+@pytest.mark.parametrize("kind", NIGHTLY_BUT_KILL)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_an_extension_on_local_files(step, when, kind, tmp_path):
+    """The samples that were sealed before stay what they are, and stay readable."""
+    job = resolve(str(tmp_path / "job"), StorageConfig())
+    play(job)
+    sealed = created_once(job)
+    dies(job, Fault(step, when, kind, of_more=True))
+    check_invariants(job, sealed)
+    finishes(job, MORE)
+    is_whole(job, sealed, MORE)
+    play(job)
+    is_whole(job, sealed, MORE)
+
+
 @pytest.mark.parametrize("kind", ["exception", "kill"])
 @pytest.mark.parametrize("step", WRITTEN)
 def test_on_local_files_with_the_bytes_written_and_the_name_not_given(step, kind, tmp_path):
@@ -39,9 +57,7 @@ def test_on_local_files_with_the_bytes_written_and_the_name_not_given(step, kind
     finishes(job)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind in ("kill", "hang") else pytest.mark.nightly) for kind in EXITS]
-)
+@pytest.mark.parametrize("kind", NIGHTLY_BUT_KILL)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_on_s3(step, when, kind, s3_uri):

@@ -2,7 +2,7 @@
 
 import pytest
 from crash_points import STEPS, Fault, Player, finishes, is_whole, litter
-from invariants import marker_bytes
+from invariants import created_once
 from proxy import HttpProxy
 
 from pipeline.config import StorageConfig
@@ -65,7 +65,7 @@ def test_the_request_of_a_dead_process_lands_late(step, rerun, job, line):
         line.holds.acquire(timeout=20)
         player.kill()
         player.ends()
-    earlier = marker_bytes(job)
+    earlier = created_once(job)
     if rerun == "after it":
         assert line.landed.acquire(timeout=10)
     finishes(job)
@@ -103,7 +103,7 @@ def test_the_server_is_killed_and_started_again(step, when, job, seaweed):
     patient = resolve(job.uri, StorageConfig(retries=9))
     with Player(patient, Fault(step, when, "wait")) as player:
         player.reaches_its_fault()
-        earlier = marker_bytes(job)
+        earlier = created_once(job)
         seaweed.kill()
         player.goes_on()
         seaweed.restart()

@@ -1,8 +1,8 @@
 """Two drivers at once, and zombies: a process that sleeps through the seal and the garbage collection, and wakes."""
 
 import pytest
-from crash_points import PLAN, STEPS, Fault, Player, finishes, is_whole, litter, play
-from invariants import marker_bytes
+from crash_points import MORE, PLAN, STEPS, Fault, Player, finishes, is_whole, litter, play
+from invariants import created_once
 
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
@@ -13,6 +13,7 @@ pytestmark = pytest.mark.faults
 
 POINTS = [(step, when) for step in STEPS for when in ("before", "after")]
 TOGETHER = [("PLAN", "before"), ("DATA", "after"), ("SEAL", "before"), ("SUCCESS", "before"), ("GC", "before")]
+BEFORE_ITS_END = [(step, "before") for step in ("DATA", "MARK", "SEAL", "SUCCESS", "GC")]
 ON_S3 = {("DATA", "before"), ("MARK", "before"), ("SEAL", "before")}
 
 
@@ -41,10 +42,41 @@ def test_a_zombie_wakes_after_the_seal_and_the_collection(job, step, when):
     with Player(job, Fault(step, when, "stop"), variant=0 if owns(step, when) else 1) as zombie:
         zombie.reaches_its_fault().is_stopped()
         finishes(job)
-        earlier = marker_bytes(job)
+        earlier = created_once(job)
         zombie.goes_on()
         assert zombie.ends() == 0, zombie.error
     is_whole(job, earlier)
+
+
+@pytest.mark.parametrize(("kind", "step", "when"), [*both_stores(BEFORE_ITS_END)])
+def test_a_zombie_wakes_after_the_job_was_extended(job, step, when):
+    """It ends the job that it knew; the extension, which it does not know, loses nothing."""
+    litter(job)
+    with Player(job, Fault(step, when, "stop"), variant=0 if owns(step, when) else 1) as zombie:
+        zombie.reaches_its_fault().is_stopped()
+        finishes(job)
+        finishes(job, MORE)
+        earlier = created_once(job)
+        zombie.goes_on()
+        assert zombie.ends() == 0, zombie.error
+    is_whole(job, earlier, MORE)
+
+
+@pytest.mark.parametrize(("step", "when"), TOGETHER)
+def test_two_drivers_extend_at_once(step, when, tmp_path):
+    job = resolve(str(tmp_path / "job"), StorageConfig())
+    play(job)
+    sealed = created_once(job)
+    litter(job, MORE)
+    fault = Fault(step, when, "wait", of_more=True)
+    with Player(job, fault) as one, Player(job, fault) as other:
+        for driver in (one, other):
+            driver.reaches_its_fault()
+        for driver in (one, other):
+            driver.goes_on()
+        for driver in (one, other):
+            assert driver.ends() == 0, driver.error
+    is_whole(job, sealed, MORE)
 
 
 @pytest.mark.parametrize(("kind", "step", "when"), [*both_stores(TOGETHER)])

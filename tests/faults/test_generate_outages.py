@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from invariants import check_invariants, marker_bytes
+from invariants import check_invariants, created_once
 from proxy import HttpProxy
 from tiny_model import write_model
 
@@ -89,7 +89,7 @@ def test_every_actor_is_killed_and_the_driver_finishes(tmp_path, address, undist
     write_model(f"{tmp_path}/run", config())
     others = actors()
     with driver(tmp_path, tmp_path, address) as (process, store):
-        earlier = marker_bytes(store)
+        earlier = created_once(store)
         victims = actors() - others
         assert victims
         for pid in victims:
@@ -109,7 +109,7 @@ def test_a_sleeping_actor_wakes_after_another_driver_has_sealed_and_collected(tm
                 os.kill(pid, signal.SIGSTOP)
             assert not store.exists("manifest.json")
             assert generate(config(**LONG), f"{tmp_path}/run", store.uri)["state"] == "generated"
-            earlier = marker_bytes(store)
+            earlier = created_once(store)
         finally:
             for pid in asleep:
                 os.kill(pid, signal.SIGCONT)
@@ -120,7 +120,7 @@ def test_a_sleeping_actor_wakes_after_another_driver_has_sealed_and_collected(tm
 def test_the_server_is_killed_and_started_again(tmp_path, address, s3_uri, seaweed, undisturbed):
     write_model(f"{s3_uri}/run", config())
     with driver(tmp_path, s3_uri, address) as (process, store):
-        earlier = marker_bytes(store)
+        earlier = created_once(store)
         seaweed.kill()
         time.sleep(1.0)
         seaweed.restart()
@@ -136,7 +136,7 @@ def test_a_bad_line_to_the_server(tmp_path, address, s3_uri, seaweed, undisturbe
         for every, action in ((7, "503"), (13, "500"), (11, "lost reply"), (17, "lost request")):
             line.break_next(".", action, times=10**6, every=every)
         with driver(tmp_path, s3_uri, address, "--storage.endpoint", line.endpoint) as (process, store):
-            earlier = marker_bytes(store)
+            earlier = created_once(store)
             ends_well(process)
     is_whole(store, undisturbed, earlier)
 
@@ -148,7 +148,7 @@ def test_two_drivers_at_once(tmp_path, address, undisturbed):
         driver(tmp_path, tmp_path, address) as (first, store),
         driver(tmp_path, tmp_path, address) as (second, _),
     ):
-        earlier = marker_bytes(store)
+        earlier = created_once(store)
         ends_well(first)
         ends_well(second)
     is_whole(store, undisturbed, earlier)
@@ -164,7 +164,7 @@ def test_a_node_is_lost(spare, tmp_path, undisturbed):
     try:
         lost = cluster.add_node(num_cpus=1)
         with driver(tmp_path, tmp_path, cluster.address) as (process, store):
-            earlier = marker_bytes(store)
+            earlier = created_once(store)
             cluster.remove_node(lost, allow_graceful=False)
             assert len(list(committed_shards(store))) < SHARDS
             ends_well(process)
