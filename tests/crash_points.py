@@ -249,7 +249,7 @@ class Player:
         self._process.join(20)
 
     def reaches_its_fault(self) -> "Player":
-        assert self._pipe.poll(30), "the fault was not reached"
+        assert self._pipe.poll(120), "the fault was not reached"
         told = self._pipe.recv()
         assert told == REACHED, f"the fault was not reached: {told}"
         return self
@@ -273,7 +273,7 @@ class Player:
 
     def ends(self) -> int:
         """Its exit code (negative: a signal); `error` says what it raised."""
-        self._process.join(60)
+        self._process.join(120)
         assert self._process.exitcode is not None, "the process does not end"
         try:
             while self._pipe.poll():

@@ -52,7 +52,7 @@ def test_one_write_meets_a_bad_line(action, step, job, line):
         assert player.ends() == 0, player.error
     assert broken.struck == 1
     if action == "late":
-        assert line.landed.acquire(timeout=10)
+        assert line.landed.acquire(timeout=60)
     is_whole(job)
 
 
@@ -62,15 +62,15 @@ def test_the_request_of_a_dead_process_lands_late(step, rerun, job, line):
     """A late marker may still win, since its data is there until the seal; a late data file is only left over."""
     line.break_next(WRITES[step], "late")
     with Player(through(line, job)) as player:
-        line.holds.acquire(timeout=20)
+        assert line.holds.acquire(timeout=60)
         player.kill()
         player.ends()
     earlier = created_once(job)
     if rerun == "after it":
-        assert line.landed.acquire(timeout=10)
+        assert line.landed.acquire(timeout=60)
     finishes(job)
     if rerun == "before it":
-        assert line.landed.acquire(timeout=10)
+        assert line.landed.acquire(timeout=60)
         finishes(job)
     is_whole(job, earlier)
 
