@@ -15,6 +15,9 @@ VERBS = {
     "evaluate": "samples + dataset -> Frechet distance between its floor and ceilings",
     "report": "runs and samples -> one self-contained HTML page",
     "verify": "prove a dataset, checkpoint or samples folder from the store alone",
+    "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
+    "merge": "finished samples folders -> one",
+    "reproduce": "make one stored sample again and compare hashes",
     "demo": "all of the above on handwritten digits",
 }
 

@@ -6,7 +6,8 @@ from jobs.command import Argument, Call, Result, Verb
 def _run(call: Call) -> Result:
     from pipeline.stages.generate import generate
 
-    return generate(call.config, call.arguments.model, call.arguments.out, dry_run=call.dry_run)
+    given = call.arguments
+    return generate(call.config, given.model, given.out, dry_run=call.dry_run, requests=given.requests)
 
 
 VERB = Verb(
@@ -16,6 +17,8 @@ VERB = Verb(
         Argument("--model", "URI of a run (its latest checkpoint), a checkpoint or a diffusers folder", required=True),
         Argument("--out", "URI of the job's folder: made, or finished", required=True),
         Argument("--num-samples", "how many images", path="generate.num_samples"),
+        Argument("--requests", "URI of a table (.parquet, .csv, .jsonl) of what to make, instead of --num-samples"),
+        Argument("--format", "parquet or webdataset (tar)", path="generate.format"),
         Argument("--seed", "seed of the samples' noise", path="generate.seed"),
     ),
     run=_run,

@@ -4,19 +4,21 @@ A `Config` is resolved from layers (`pipeline.config_sources`) and stored beside
 `digest` names the settings that decide a result; where things run (`ray`, `storage`) is not among them.
 """
 
-import hashlib
-import json
 import os
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from pipeline.config_generation import ExploreConfig, GenerateConfig
+from pipeline.section import Section, digest_of
 
 __all__ = [
     "Config",
     "DiffusionConfig",
     "EmaConfig",
     "EvaluateConfig",
+    "ExploreConfig",
     "GenerateConfig",
     "IngestConfig",
     "ModelConfig",
@@ -26,22 +28,6 @@ __all__ = [
     "TrainConfig",
     "digest_of",
 ]
-
-
-def digest_of(value: Any) -> str:
-    """sha256 (hex) of a JSON value in canonical form: keys sorted, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class Section(BaseModel):
-    """Base of every configuration model: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def digest(self) -> str:
-        """sha256 (hex) of this section's values."""
-        return digest_of(self.model_dump(mode="json"))
 
 
 def _endpoint_from_environment() -> str | None:
@@ -217,6 +203,9 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     flip: bool = Field(False, description="random horizontal flips")
+    label_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of images trained without their label: what guidance needs, often 0.1"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of forward and backward; weights are fp32")
     sharding: Literal["ddp", "fsdp"] = Field("ddp", description="fsdp splits weights and optimiser over the workers")
     ema: EmaConfig = Field(EmaConfig(), description="the average named 'ema', what samples are drawn from")
@@ -242,31 +231,6 @@ class TrainConfig(Section):
         return self.lanes * self.micro_batch
 
 
-def _no_integer(value: Any) -> Any:
-    """1 and 0 would be read as a quantile or as a switch by chance."""
-    if value in ("0", "1") or (isinstance(value, int) and not isinstance(value, bool)):
-        raise ValueError("must be true, false or a quantile such as 0.995")
-    return value
-
-
-class GenerateConfig(Section):
-    """Bulk sampling."""
-
-    num_samples: int = Field(64, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    sampler: Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"] = "ddpm"
-    steps: int | None = Field(None, ge=1, description="sampling steps; unset means every step of the process")
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM stochasticity; 1 has the variance of DDPM fixed_small")
-    variance: Literal["fixed_small", "fixed_large"] | None = Field(None, description="DDPM only; unset: as trained")
-    clip: Annotated[bool | Annotated[float, Field(gt=0, le=1)], BeforeValidator(_no_integer)] = Field(
-        True, description="clip predicted x_0 to [-1, 1]; a number is the quantile of dynamic thresholding"
-    )
-    weights: str = Field("ema", description="'ema', or 'raw' for the optimiser's own weights")
-    batch_size: int = Field(64, ge=1, description="images a forward pass; pinned in the plan")
-    compile: bool = Field(False, description="torch.compile: minutes at the start; pays for large jobs")
-    shard_size: int = Field(1024, ge=1, description="images an output shard, the unit of commit")
-
-
 class EvaluateConfig(Section):
     """Frechet distance on the features of a classifier trained on the real training split."""
 
@@ -289,6 +253,13 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    explore: ExploreConfig = ExploreConfig()
+
+    @model_validator(mode="after")
+    def _labels_are_there_to_drop(self) -> Self:
+        if self.train.label_dropout and self.model.num_classes is None:
+            raise ValueError("train.label_dropout drops labels of a class-conditional model: set model.num_classes")
+        return self
 
     def digest(self) -> str:
         """sha256 (hex) of the settings that decide results: all but `ray` and `storage`."""

@@ -146,6 +146,8 @@ def _describe(item: Any, origins: Mapping[str, str]) -> str:
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown setting{_suggest(path, list(_paths(Config)))} (from {origin})"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if not path:
+        return str(message)  # several sections together
     if isinstance(item["input"], dict):
         return f"{path}: {message} (from {origin})"
     return f"{path}: {message} (got {item['input']!r}; from {origin})"

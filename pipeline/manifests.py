@@ -7,15 +7,19 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.config import Config, Section, digest_of
+from pipeline.config import Config
 from pipeline.errors import DataError
+from pipeline.sample_manifests import Marker, PlanPart, RequestTable, SampleManifest, SamplePlan
 from pipeline.schema import SCHEMA_VERSION
+from pipeline.section import FileEntry, Section, digest_of
 
 __all__ = [
     "CheckpointManifest",
     "DatasetManifest",
     "FileEntry",
     "Marker",
+    "PlanPart",
+    "RequestTable",
     "RunPlan",
     "RunSuccess",
     "SampleManifest",
@@ -44,14 +48,6 @@ FREE_TO_CHANGE = {
 """Settings of a run that may differ when it is resumed: they do not touch the path of the weights."""
 
 T = TypeVar("T", bound=Section)
-
-
-class FileEntry(Section):
-    """One stored object: key relative to its artefact, size, sha256 (hex)."""
-
-    key: str
-    bytes: int
-    sha256: str
 
 
 class ShardEntry(FileEntry):
@@ -159,58 +155,6 @@ class RunSuccess(Section):
     checkpoint: str  # relative to the run
     batch_digest: str
     config_digest: str
-
-
-class SamplePlan(Section):
-    """`<job>/plan.json`: all that decides the bytes of a job's samples."""
-
-    kind: Literal["samples"] = "samples"
-    schema_version: int = SCHEMA_VERSION
-    num_samples: int
-    shard_size: int
-    batch_size: int
-    seed: int
-    model_uri: str
-    model_digest: str
-    weights: str
-    sampler: str
-    steps: int
-    eta: float
-    variance: str
-    clip: bool | float
-    compile: bool = False  # compiled kernels round differently, so it is part of what decides the bytes
-    image_size: int
-    channels: int
-    num_classes: int | None
-    diffusion: dict[str, Any]
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 (hex) of everything but where the model lay."""
-        return digest_of(self.model_dump(mode="json", exclude={"model_uri"}))
-
-
-class Marker(FileEntry):
-    """`<job>/commits/shard-N.json`, created once: names the one data file of shard N."""
-
-    shard: int
-    rows: int
-    first_id: int
-    last_id: int
-    failed: int
-    plan: str  # the plan's fingerprint
-    attempt: str
-
-
-class SampleManifest(Section):
-    """`<job>/manifest.json`, created once when every shard has its marker."""
-
-    kind: Literal["samples"] = "samples"
-    schema_version: int = SCHEMA_VERSION
-    plan: str
-    rows: int
-    failed: int
-    shards: tuple[Marker, ...]
 
 
 def parse(model: type[T], data: bytes, where: str) -> T:

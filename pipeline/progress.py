@@ -44,9 +44,21 @@ class Progress:
         """Print the last line."""
         self._write(self.line(time.monotonic(), note), end="\n")
 
+    def say(self, text: str) -> None:
+        """A line of its own among the others."""
+        self._write(text, end="\n")
+
+    @property
+    def rate(self) -> float:
+        """Things a second since this run began."""
+        return self._rate(time.monotonic())
+
+    def _rate(self, now: float) -> float:
+        return (self.done - self.start) / max(now - self._began, 1e-9)
+
     def line(self, now: float, note: str = "") -> str:
         """One line of text, with the rate since this run began and the time left at that rate."""
-        rate = (self.done - self.start) / max(now - self._began, 1e-9)
+        rate = self._rate(now)
         parts = [f"{self.done:,}/{self.total:,} {self.unit}", f"{rate:,.1f} {self.unit}/s"]
         if rate > 0 and self.done < self.total:
             parts.append(f"ETA {duration((self.total - self.done) / rate)}")

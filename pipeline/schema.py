@@ -5,7 +5,19 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["DATASET", "IMAGE", "METRICS", "REJECTS", "SAMPLES", "SCHEMA_VERSION", "STATUS_FAILED", "STATUS_OK"]
+__all__ = [
+    "DATASET",
+    "EXPLORED",
+    "IMAGE",
+    "METRICS",
+    "REJECTS",
+    "REQUESTED_SAMPLES",
+    "REQUESTS",
+    "SAMPLES",
+    "SCHEMA_VERSION",
+    "STATUS_FAILED",
+    "STATUS_OK",
+]
 
 SCHEMA_VERSION = 1
 """Raised when a table at rest changes in a way that an older reader would misread."""
@@ -66,6 +78,44 @@ SAMPLES = _with_features(
         pa.field("error", pa.string()),
     ]
 )
+
+REQUESTED_SAMPLES = _with_features(
+    [
+        *SAMPLES,
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("extra", pa.string()),  # the request's further columns, a JSON object; null when there are none
+    ]
+)
+"""Samples of a job that was given a request table."""
+
+REQUESTS = pa.schema(
+    [
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),  # samples
+        pa.field("label", pa.int32()),  # null: every class in turn, or no classes
+        pa.field("guidance", pa.float64()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
+        pa.field("sampler", pa.string(), nullable=False),
+        pa.field("extra", pa.string()),
+    ]
+)
+"""Requests as a job keeps them: checked, and every setting filled in."""
+
+EXPLORED = _with_features(
+    [
+        pa.field("row", pa.int32(), nullable=False),  # of the sheet
+        pa.field("column", pa.int32(), nullable=False),
+        pa.field("image", IMAGE),
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("t", pa.int32(), nullable=False),  # timestep index: left last (progressive), or decoded from
+        pa.field("label", pa.int32()),
+        pa.field("other_id", pa.int64()),  # the second sample of an interpolation
+        pa.field("share", pa.float64()),  # of the way to it
+        pa.field("noise_id", pa.int64()),  # whose noise was added after t
+    ]
+)
+"""Pictures of `ddpm explore`."""
 
 METRICS = pa.schema(
     [

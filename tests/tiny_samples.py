@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
+from pipeline.assignment import Assignments
 from pipeline.engine.images import encode_png
 from pipeline.manifests import SamplePlan
-from pipeline.planning import sample_shards, shard_range
 from pipeline.schema import SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.storage.samples import commit_shard, create_plan, seal
 from pipeline.storage.store import Store
@@ -46,7 +46,7 @@ def sample_png(sample_id: int, variant: int = 0) -> bytes:
 def shard_table(plan: SamplePlan, shard: int, variant: int = 0, failed: tuple[int, ...] = ()) -> pa.Table:
     """The rows of a shard; `variant` stands for a machine whose arithmetic differs in the last bit."""
     rows = []
-    for sample_id in shard_range(shard, plan.num_samples, plan.shard_size):
+    for sample_id in Assignments(plan).layout.ids(shard):
         png = None if sample_id in failed else sample_png(sample_id, variant)
         rows.append(
             {
@@ -75,7 +75,7 @@ def write_samples(
     """A finished job."""
     plan = plan or sample_plan()
     create_plan(job, plan)
-    for shard in range(sample_shards(plan.num_samples, plan.shard_size)):
+    for shard in range(plan.num_shards):
         commit_shard(job, plan, shard, shard_table(plan, shard, failed=failed), f"attempt-{shard}")
     if sealed:
         seal(job, plan)

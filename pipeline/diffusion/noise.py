@@ -24,6 +24,8 @@ from torch import Tensor
 __all__ = ["Key", "SampleNoise", "integers", "normal", "philox_4x32", "stream_key", "uniform"]
 
 Key = tuple[int, int]
+_Keys = tuple[int, int] | tuple[Tensor, Tensor]
+"""Two key words, for all rows or int64 [B, 1] each."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -39,8 +41,10 @@ def stream_key(seed: int, stream: str) -> Key:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: _Keys) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox on four broadcastable int64 word tensors in [0, 2^32); returns words in [0, 2^32)."""
+    k0: int | Tensor
+    k1: int | Tensor
     k0, k1 = key
     for _ in range(_ROUNDS):
         product_0, product_1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -58,7 +62,7 @@ def philox_4x32(counter: Tensor, key: Key) -> Tensor:
     return torch.stack(_rounds(c0, c1, c2, c3, key), dim=-1)
 
 
-def _words(key: Key, ids: Tensor, step: int | Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _words(key: _Keys, ids: Tensor, step: int | Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four int64 [B, blocks] word tensors. `ids` int64 [B]; `step` an int or int64 [B], 0 <= step < 2^32."""
     if isinstance(step, int):
         if not 0 <= step <= _MASK:
@@ -81,7 +85,7 @@ def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
     return (radius * angle.cos()).float(), (radius * angle.sin()).float()
 
 
-def normal(key: Key, ids: Tensor, step: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+def normal(key: _Keys, ids: Tensor, step: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normals, float32 [B, *shape], |z| < 6.67; `ids` int64 [B], `step` an int or int64 [B] in [0, 2^32).
 
     Box-Muller is done in float64 and rounded: CPU, GPU and compiled code use different libraries for log and cos, and
@@ -119,17 +123,23 @@ def integers(key: Key, ids: Tensor, step: int | Tensor, high: int) -> Tensor:
 class SampleNoise:
     """All the noise of a batch of samples: row i depends on (seed, ids[i]) alone.
 
-    seed: any int; ids: int64 [B] sample ids; shape: of one sample, e.g. (C, H, W).
+    seed: any int, or one a row; ids: int64 [B] sample ids; shape: of one sample, e.g. (C, H, W).
     """
 
-    seed: int
+    seed: int | tuple[int, ...]
     ids: Tensor
     shape: tuple[int, ...]
 
     def initial(self) -> Tensor:
         """x_T, float32 [B, *shape]."""
-        return normal(stream_key(self.seed, "x_T"), self.ids, 0, self.shape)
+        return normal(self._keys("x_T"), self.ids, 0, self.shape)
 
     def at(self, step: int) -> Tensor:
         """The noise added when leaving timestep index `step` (0..T-1), float32 [B, *shape]."""
-        return normal(stream_key(self.seed, "sampling"), self.ids, step, self.shape)
+        return normal(self._keys("sampling"), self.ids, step, self.shape)
+
+    def _keys(self, stream: str) -> _Keys:
+        if isinstance(self.seed, int):
+            return stream_key(self.seed, stream)
+        words = torch.tensor([stream_key(seed, stream) for seed in self.seed], device=self.ids.device)
+        return words[:, :1], words[:, 1:]

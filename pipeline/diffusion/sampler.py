@@ -1,9 +1,9 @@
 """From settings to a sampler."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pipeline.config import DiffusionConfig
+from pipeline.config_generation import SamplerName
 from pipeline.diffusion.ancestral import Ancestral
 from pipeline.diffusion.clipping import DynamicThreshold, clip_to_unit
 from pipeline.diffusion.ddim import Ddim
@@ -15,8 +15,6 @@ from pipeline.diffusion.schedule import evenly_spaced, make_schedule
 from pipeline.errors import ConfigError
 
 __all__ = ["NoiseSource", "Sampler", "SamplerName", "State", "make_sampler"]
-
-SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"]
 
 
 def _clip(clip: bool | float) -> Clip | None:

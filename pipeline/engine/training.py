@@ -14,6 +14,7 @@ from pipeline.diffusion.importance import ImportanceTimesteps, LossTally
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.reverse import split
 from pipeline.engine.inputs import Inputs, MicroBatch, training_inputs
+from pipeline.engine.labels import training_labels
 from pipeline.engine.parallel import forget_gathered, is_split, parallelise, synchronised, take, whole
 from pipeline.engine.precision import Precision
 from pipeline.models.ema import Ema
@@ -155,7 +156,7 @@ class Trainer:
         """
         num_timesteps = self.config.diffusion.num_timesteps
         inputs = training_inputs(batch, self.config.train, num_timesteps, self.importance)
-        labels = batch.labels if self.config.model.num_classes is not None else None
+        labels = training_labels(batch.labels, batch.ids, batch.epoch, self.config)
         dropout_key = inputs.dropout if self.config.model.dropout > 0 else None
         seen: list[Tensor] = []
 

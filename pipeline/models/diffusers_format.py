@@ -7,7 +7,8 @@
 
 diffusers reads ours and we read theirs, 2022's attention names included. Fields that our U-Net cannot vary must hold
 the one value it implements; a folder is refused otherwise. `num_class_embeds` is num_classes + 1, the last row being
-"no label" (pipeline.models.unet); another's folder is read by the same rule.
+"no label" (pipeline.models.unet); another's folder is read by the same rule. Whether that row was ever trained is said
+by `_label_dropout`, the share of images that it was trained on; diffusers ignores fields with an underscore.
 """
 
 import json
@@ -61,6 +62,7 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "add_attention": (True, True),
     "class_embed_type": (None, None),
 }
+_DROPOUT = "_label_dropout"
 _LISTS: dict[str, type] = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
 _OPTIONAL: dict[str, Any] = {
     "in_channels": 3,
@@ -83,6 +85,7 @@ class DiffusersModel(NamedTuple):
     sample_size: int
     diffusion: DiffusionConfig
     state: dict[str, Tensor]
+    label_dropout: float = 0.0
 
     @property
     def out_channels(self) -> int:
@@ -95,16 +98,20 @@ class DiffusersModel(NamedTuple):
         return unet.eval()
 
 
-def model_files(unet: UNet, diffusion: DiffusionConfig, betas: Sequence[float] | None = None) -> dict[str, bytes]:
+def model_files(
+    unet: UNet, diffusion: DiffusionConfig, betas: Sequence[float] | None = None, label_dropout: float = 0.0
+) -> dict[str, bytes]:
     """The four files, by path inside the folder; equal inputs give equal bytes.
 
-    betas: float64 [T] of the schedule, needed when diffusers has no name for it (sigmoid). Raises ConfigError for a
-    diffusion that diffusers' scheduler cannot run.
+    betas: float64 [T] of the schedule, needed when diffusers has no name for it (sigmoid). label_dropout: share of
+    images that the network was trained on without their label. Raises ConfigError for a diffusion that diffusers'
+    scheduler cannot run.
     """
+    dropout = {_DROPOUT: label_dropout} if label_dropout else {}
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
     return {
         INDEX_FILE: _json({**_INDEX, "_diffusers_version": DIFFUSERS_VERSION}),
-        UNET_FILE: _json(_unet_fields(unet)),
+        UNET_FILE: _json({**_unet_fields(unet), **dropout}),
         WEIGHTS_FILE: save(weights, metadata={"format": "pt"}),
         SCHEDULER_FILE: _json(scheduler_fields(diffusion, betas)),
     }
@@ -133,7 +140,10 @@ def from_files(files: Mapping[str, bytes]) -> DiffusersModel:
             expected = UNet(model, in_channels, out_channels, sample_size).state_dict()
     except ConfigError as error:
         raise DataError(f"{UNET_FILE}: {error}") from error
-    return DiffusersModel(model, in_channels, sample_size, diffusion, _weights(files, expected))
+    dropout = fields.get(_DROPOUT, 0.0)
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise DataError(f"{UNET_FILE}: {_DROPOUT} is {dropout!r}, not a share in 0..1")
+    return DiffusersModel(model, in_channels, sample_size, diffusion, _weights(files, expected), float(dropout))
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -35,7 +35,7 @@ from pipeline.storage.evaluations import (
     read_extractor,
     write_evaluation,
 )
-from pipeline.storage.samples import read_manifest, read_plan
+from pipeline.storage.samples import read_sealed
 from pipeline.storage.shards import read_dataset
 from pipeline.storage.store import resolve
 
@@ -65,10 +65,8 @@ def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) 
 
 def _open(config: Config, samples: str, dataset: str) -> Job:
     sample_store, data_store = resolve(samples, config.storage), resolve(dataset, config.storage)
-    plan, manifest = read_plan(sample_store), read_dataset(data_store)
-    job = Job(config, sample_store, data_store, plan, read_manifest(sample_store), manifest)
-    if job.sealed.plan != plan.fingerprint:
-        raise DataError(f"{job.samples.uri} is sealed under another plan than its plan.json: generate it again")
+    (plan, sealed), manifest = read_sealed(sample_store), read_dataset(data_store)
+    job = Job(config, sample_store, data_store, plan, sealed, manifest)
     if (plan.image_size, plan.channels) != (manifest.image_size, manifest.channels):
         raise DataError(
             f"{job.samples.uri} has images of {_kind_of_image(plan)}, {job.dataset.uri} of {_kind_of_image(manifest)}: "

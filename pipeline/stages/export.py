@@ -27,7 +27,8 @@ def export(config: Config, run: str, out: str, step: int | None = None, dry_run:
     """
     found, taken = _checkpoint(config, run, step)
     unet = load_unet(found, config.storage)
-    files = model_files(unet, found.diffusion, make_schedule(found.diffusion).betas.tolist())
+    betas = make_schedule(found.diffusion).betas.tolist()
+    files = model_files(unet, found.diffusion, betas, found.label_dropout)
     folder = resolve(out, config.storage)
     missing = _missing(folder, files)
     sha256 = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()

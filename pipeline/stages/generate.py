@@ -6,30 +6,23 @@ The driver holds no image. A worker that is lost costs the shards it had not com
 same command goes on from the markers.
 """
 
-import pickle
-import sys
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-import ray.data
-
-from pipeline.config import Config, GenerateConfig, digest_of
-from pipeline.engine.generation import plan_sampler
-from pipeline.errors import ConfigError, DataError, PipelineError, Transient
+from pipeline.assignment import Assignments, missing_shards
+from pipeline.config import Config, digest_of
+from pipeline.errors import DataError, NotFound
 from pipeline.manifests import SampleManifest, SamplePlan
-from pipeline.planning import sample_shards, shard_range
-from pipeline.progress import Progress
 from pipeline.report.sample_card import sample_card
+from pipeline.requests import Requests
 from pipeline.schema import STATUS_OK
 from pipeline.stages.cluster import cluster
-from pipeline.stages.shard_actor import COMMITTED, ERROR, WORKING, GenerateShards
-from pipeline.storage.models import StoredModel, find_model
+from pipeline.stages.job_plan import make_plan, want_job
+from pipeline.stages.rounds import Rounds, shard_blocks
+from pipeline.storage.models import find_model
 from pipeline.storage.samples import (
     CARD,
     PLAN,
-    ShardLog,
     collect_garbage,
     committed_shards,
     create_plan,
@@ -38,93 +31,62 @@ from pipeline.storage.samples import (
     read_manifest,
     seal,
 )
-from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store, resolve
+from pipeline.storage.webdataset import read_samples
 
 __all__ = ["generate", "make_plan", "shard_blocks"]
 
-MAX_BLOCK_SHARDS = 16
-LONGEST_PAUSE_SECONDS = 60.0
 MAX_LISTED = 20
-ROW_BYTES = 1
-"""Block size that makes Ray Data hand every row to the driver at once."""
+MUCH_PADDING = 0.2
 
 
-def generate(config: Config, model: str, out: str, dry_run: bool = False) -> dict[str, Any]:
-    """Make the samples that are missing, then seal the job.
+def generate(
+    config: Config, model: str, out: str, dry_run: bool = False, requests: str | None = None
+) -> dict[str, Any]:
+    """Make the samples that are missing, then seal the job. requests: URI of a request table, for generate.num_samples.
 
-    Raises ConfigError when `out` holds another job, DataError when there is no model, or when some samples could not
-    be made (the rest is sealed).
+    Raises ConfigError when `out` holds another job, DataError when there is no model, for requests that cannot
+    be met, or when some samples could not be made (the rest is sealed).
     """
     began = time.monotonic()
     job = resolve(out, config.storage)
     found = find_model(model, config.generate.weights, config.storage)
-    plan = make_plan(config.generate, found)
+    wanted = want_job(config.generate, job, found, requests)
     if dry_run:
-        return _described(job, plan)
-    plan = create_plan(job, plan)
-    if is_sealed(job):
-        return _finished(job, plan, read_manifest(job), {"state": "already done"})
+        return _described(job, wanted.plan, wanted.requests)
+    plan = create_plan(job, wanted.plan, wanted.request_file)
+    if is_sealed(job, plan):
+        return _finished(job, plan, read_manifest(job, plan.generation), {"state": "already done"})
     with cluster(config.ray, config.ray.max_workers + 1):
-        figures = _Run(config, job, plan, found.uri).finish()
+        figures = Rounds(config, job, plan, found.uri).finish()
     figures["seconds"] = round(time.monotonic() - began, 1)
     return _finished(job, plan, seal(job, plan), {"state": "generated", **figures})
 
 
-def make_plan(config: GenerateConfig, model: StoredModel) -> SamplePlan:
-    """All that decides the bytes. Raises ConfigError for settings that the sampler or the model cannot follow."""
-    if config.sampler != "ddim" and config.eta != 0:
-        raise ConfigError(f"generate.eta {config.eta} belongs to sampler 'ddim', not {config.sampler!r}")
-    if config.sampler != "ddpm" and config.variance is not None:
-        raise ConfigError(f"generate.variance {config.variance!r} belongs to sampler 'ddpm', not {config.sampler!r}")
-    plan = SamplePlan(
-        num_samples=config.num_samples,
-        shard_size=config.shard_size,
-        batch_size=min(config.batch_size, config.shard_size),
-        seed=config.seed,
-        model_uri=model.uri,
-        model_digest=model.digest,
-        weights=model.weights,
-        sampler=config.sampler,
-        steps=config.steps or model.diffusion.num_timesteps,
-        eta=config.eta,
-        variance=config.variance or model.diffusion.variance,
-        clip=config.clip,
-        compile=config.compile,
-        image_size=model.image_size,
-        channels=model.channels,
-        num_classes=model.model.num_classes,
-        diffusion=model.diffusion.model_dump(mode="json"),
-    )
-    plan_sampler(plan)
-    return plan
-
-
-def shard_blocks(shards: Sequence[int], actors: int) -> list[list[int]]:
-    """Shards a task, in order: many while there are many, one at the end, so that all actors end together."""
-    blocks, start = [], 0
-    largest = max(MAX_BLOCK_SHARDS, len(shards) // 4096)
-    while start < len(shards):
-        size = max(1, min(largest, (len(shards) - start) // (4 * actors)))
-        blocks.append(list(shards[start : start + size]))
-        start += size
-    return blocks
-
-
-def _described(job: Store, plan: SamplePlan) -> dict[str, Any]:
+def _described(job: Store, plan: SamplePlan, requests: Requests | None) -> dict[str, Any]:
+    layout = Assignments(plan, requests).layout
     if job.exists(PLAN):
-        join_plan(job, plan)
-    shards = sample_shards(plan.num_samples, plan.shard_size)
-    missing = shards - sum(1 for shard in committed_shards(job) if shard < shards)
-    return {
+        plan = join_plan(job, plan)
+    shards = plan.num_shards
+    missing = len(missing_shards(shards, committed_shards(job)))
+    how = f"{plan.sampler}, {plan.steps} steps" if plan.requests is None else f"{plan.requests.rows:,} requests"
+    padding = 1.0 - plan.num_samples / (layout.batches(plan.batch_size) * plan.batch_size)
+    result: dict[str, Any] = {
         "summary": f"would generate {plan.num_samples:,} samples in {shards:,} shards ({missing:,} missing) from "
-        f"{plan.model_uri} with {plan.sampler}, {plan.steps} steps -> {job.uri}"
+        f"{plan.model_uri} with {how} -> {job.uri}",
+        "padding": round(padding, 4),
     }
+    if padding > MUCH_PADDING:
+        result["summary"] += (
+            f"\nwarning: {padding:.0%} of the network's work is padding of batches: lower generate.batch_size, or sort "
+            "the requests by sampler, steps and guidance"
+        )
+    return result
 
 
 def _finished(job: Store, plan: SamplePlan, manifest: SampleManifest, figures: dict[str, Any]) -> dict[str, Any]:
     """What is left after the seal, at every invocation: an earlier one may have been stopped right before it."""
-    if not job.exists(CARD):
+    if not _has_card(job, manifest):
         job.put(CARD, sample_card(plan, manifest).encode())
     collect_garbage(job, manifest)
     if manifest.failed:
@@ -144,139 +106,20 @@ def _finished(job: Store, plan: SamplePlan, manifest: SampleManifest, figures: d
     }
 
 
+def _has_card(job: Store, manifest: SampleManifest) -> bool:
+    """Whether the README is there and speaks of this set of samples: that of an extended job speaks of the old one."""
+    try:
+        return manifest.plan.encode() in job.read(CARD)
+    except NotFound:
+        return False
+
+
 def _failures(job: Store, manifest: SampleManifest) -> str:
     lines = [f"{manifest.failed} of {manifest.rows} samples of {job.uri} could not be made; the others are sealed:"]
     for marker in (m for m in manifest.shards if m.failed):
-        for row in read_parquet(job, marker, ["sample_id", "status", "error"]).to_pylist():
+        for row in read_samples(job, marker, ["sample_id", "status", "error"]).to_pylist():
             if row["status"] != STATUS_OK:
                 lines.append(f"sample {row['sample_id']}: {row['error']}")
             if len(lines) > MAX_LISTED:
                 return "\n".join([*lines, "..."])
     return "\n".join(lines)
-
-
-class _Run:
-    """The driver's part of one invocation: rounds over what is missing, until nothing is."""
-
-    def __init__(self, config: Config, job: Store, plan: SamplePlan, model_uri: str) -> None:
-        self._ray, self._job, self._plan, self._model_uri = config.ray, job, plan, model_uri
-        self._log = ShardLog(job)
-        self._working: dict[int, int] = {}  # images finished in shards that are not
-        # Of the shards whose rows arrived; those of a block that was restarted may not.
-        self._images, self._first_start, self._last_end = 0, float("inf"), 0.0
-        self._done = 0
-
-    def finish(self) -> dict[str, Any]:
-        """Returns figures. Raises the error that used up ray.max_failures, or one that no repetition can cure."""
-        missing = self._missing()
-        before = self._made_before(missing)
-        self._progress = Progress("generate", self._plan.num_samples, "images", before)
-        failures, limit = 0, self._ray.max_failures
-        while missing:
-            try:
-                if failures:
-                    missing = self._missing()
-                self._round(missing)
-                # A restarted block repeats rows that Ray drops as known, so only markers say what was done.
-                if missing := self._missing():
-                    raise Transient(f"{len(missing)} shards of {self._job.uri} were not committed")
-            except Exception as error:
-                failures += 1
-                if _is_final(error) or 0 <= limit < failures:
-                    raise _named(error, failures) from error
-                print(f"generate: failure {failures} of {limit}, going on: {_first_line(error)}", file=sys.stderr)
-                time.sleep(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
-            finally:
-                self._log.flush()
-        self._progress.update(self._plan.num_samples)
-        self._progress.close()
-        figures: dict[str, Any] = {"images": self._plan.num_samples - before}
-        if self._images:
-            figures["images_per_second"] = round(self._images / max(self._last_end - self._first_start, 1e-9), 2)
-        return figures
-
-    def _missing(self) -> list[int]:
-        shards = range(sample_shards(self._plan.num_samples, self._plan.shard_size))
-        return sorted(set(shards).difference(committed_shards(self._job)))
-
-    def _made_before(self, missing: Sequence[int]) -> int:
-        return self._plan.num_samples - sum(map(self._rows_of, missing))
-
-    def _rows_of(self, shard: int) -> int:
-        return len(shard_range(shard, self._plan.num_samples, self._plan.shard_size))
-
-    def _round(self, missing: Sequence[int]) -> None:
-        """One pass over the missing shards, if any. Raises the last error of a shard, or Ray's own."""
-        if not missing:
-            return
-        self._working.clear()
-        self._done = self._made_before(missing)
-        error: Exception | None = None
-        row_errors = 0
-        for row in self._rows(missing):
-            if row["state"] != ERROR:
-                row_errors = 0
-                self._settle(row)
-                continue
-            error = pickle.loads(row["error"])
-            row_errors += 1
-            # When nothing succeeds any more, waiting helps and trying every other shard does not.
-            if _is_final(error) or row_errors > 2 * self._ray.max_workers:
-                break
-        if error is not None:
-            raise error
-
-    def _rows(self, missing: Sequence[int]) -> Iterator[dict[str, Any]]:
-        blocks = shard_blocks(missing, self._ray.max_workers)
-        actors = min(self._ray.max_workers, len(blocks))
-        dataset = ray.data.from_arrow([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
-        rows = dataset.map_batches(
-            GenerateShards,
-            fn_constructor_kwargs={
-                "job": self._job,
-                "plan": self._plan,
-                "model_uri": self._model_uri,
-                "use_gpu": self._ray.use_gpu,
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=min(self._ray.min_workers, actors), max_size=actors),
-            num_cpus=1,
-            num_gpus=1 if self._ray.use_gpu else 0,
-        )
-        rows.context.target_max_block_size = ROW_BYTES
-        for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from table.to_pylist()
-
-    def _settle(self, row: dict[str, Any]) -> None:
-        shard = row["shard"]
-        if row["state"] == WORKING:
-            self._working[shard] = row["rows"]
-        else:
-            self._working.pop(shard, None)
-            self._done += self._rows_of(shard)
-        if row["state"] == COMMITTED:
-            self._log.add(row)
-            self._images += row["rows"]
-            self._first_start = min(self._first_start, row["started"])
-            self._last_end = max(self._last_end, row["started"] + row["seconds"])
-        self._progress.update(self._done + sum(self._working.values()))
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether repetition cannot help: our own errors, except that a store was out of reach."""
-    return isinstance(error, PipelineError) and not isinstance(error, Transient)
-
-
-def _named(error: Exception, failures: int) -> Exception:
-    """Our own errors as they are; others, from Ray or a defect, with what to do."""
-    if isinstance(error, PipelineError):
-        return error
-    return PipelineError(
-        f"generation failed {failures} times, more than ray.max_failures allows, the last time with "
-        f"{type(error).__name__}: {_first_line(error)}; what is committed stays and the same command goes on from there"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

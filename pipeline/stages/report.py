@@ -27,9 +27,11 @@ from pipeline.schema import STATUS_OK
 from pipeline.storage.checkpoints import latest_checkpoint, read_success
 from pipeline.storage.evaluations import Evaluation, read_evaluations
 from pipeline.storage.metrics import read_metrics
-from pipeline.storage.samples import SHARD_LOG_KEY, read_manifest, read_plan
+from pipeline.storage.samples import read_sealed
+from pipeline.storage.shard_log import SHARD_LOG_KEY
 from pipeline.storage.shards import read_dataset, read_parquet
 from pipeline.storage.store import Store, resolve
+from pipeline.storage.webdataset import read_samples
 
 __all__ = ["report"]
 
@@ -199,7 +201,7 @@ def _grids(store: Store, name: str) -> Iterator[Picture]:
 
 
 def _samples(store: Store, name: str) -> Part:
-    plan, sealed = read_plan(store), read_manifest(store)
+    plan, sealed = read_sealed(store)
     # Scores of these samples only, the ones of the most images first: they make the verdict.
     evaluations = sorted(
         (e for e in read_evaluations(store) if e.samples_plan == sealed.plan), key=lambda e: e.scores[0].n, reverse=True
@@ -230,7 +232,7 @@ def _samples(store: Store, name: str) -> Part:
 def _sample_images(store: Store, sealed: SampleManifest, plan: SamplePlan) -> Iterator[bytes]:
     """PNGs of the samples in order of id, without the failed ones; a shard is read when its turn comes."""
     for marker in sealed.shards:
-        table = read_parquet(store, marker, ["image", "status"])
+        table = read_samples(store, marker, ["image", "status"])
         yield from _pngs(table.filter(pc.equal(table["status"], STATUS_OK)))
 
 

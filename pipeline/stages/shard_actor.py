@@ -1,5 +1,6 @@
 """The worker's part of generation: the network loaded once, shard after shard made here and committed beside it."""
 
+import os
 import pickle
 import platform
 import time
@@ -8,32 +9,43 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
+from pipeline.assignment import Assignments
 from pipeline.engine.generation import Images, ShardGenerator, sample_table
+from pipeline.engine.images import encode_png
 from pipeline.errors import VerificationFailed
 from pipeline.manifests import SamplePlan
-from pipeline.planning import shard_range
 from pipeline.storage.models import find_model, load_unet
+from pipeline.storage.requests import load_requests
 from pipeline.storage.samples import commit_shard, marker_key
 from pipeline.storage.store import Store
 
-__all__ = ["COMMITTED", "ERROR", "ROW", "THERE", "WORKING", "GenerateShards"]
+__all__ = ["COMMITTED", "ERROR", "MEASURED", "ROW", "THERE", "WORKING", "GenerateShards"]
 
 HEARTBEAT_SECONDS = 30.0
 """A shard may take hours; Ray Data gives up on a job that says nothing for half an hour."""
-WORKING, COMMITTED, THERE, ERROR = "working", "committed", "there", "error"
+MEASURED_BATCHES = 2
+"""After one to warm up; from the speed of the first actor comes the job's forecast."""
+WORKING, MEASURED, COMMITTED, THERE, ERROR = "working", "measured", "committed", "there", "error"
 ROW = pa.schema(
     [
         pa.field("shard", pa.int64()),
         pa.field("state", pa.string()),  # THERE: committed by another attempt
         pa.field("rows", pa.int64()),  # images; those finished so far when WORKING
+        pa.field("bytes", pa.int64()),  # of the file; MEASURED: of so many images as PNG
         pa.field("failed", pa.int64()),
         pa.field("started", pa.float64()),  # Unix seconds
         pa.field("seconds", pa.float64()),  # in the network and the sampler
         pa.field("img_s", pa.float64()),
         pa.field("node", pa.string()),
+        pa.field("actor", pa.string()),  # node:process
+        pa.field("pixel_mean", pa.float64()),  # of levels 0..255, over images that could be made
+        pa.field("pixel_std", pa.float64()),
+        pa.field("saturated_share", pa.float64()),  # of levels that are 0 or 255
         pa.field("error", pa.binary()),  # pickled exception
     ]
 )
@@ -53,6 +65,8 @@ class GenerateShards:
         if not use_gpu:
             torch.set_num_threads(1)  # a worker is one CPU
         self._side = ThreadPoolExecutor(1, "commit")
+        self._speed = _Speed()
+        self._assignments: Assignments | None = None
         self._generator: ShardGenerator | None = None
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -75,24 +89,27 @@ class GenerateShards:
         if self._job.exists(marker_key(shard)):
             return lambda: {"shard": shard, "state": THERE}
         generator = self._loaded()
-        ids = shard_range(shard, self._plan.num_samples, self._plan.shard_size)
+        ids = self._assigned().layout.ids(shard)
         started, clock = time.time(), time.monotonic()
         told, steps = clock, generator.steps(ids)
         while True:
             try:
-                done = next(steps)
+                step = next(steps)
             except StopIteration as end:
                 images: Images = end.value
                 seconds = time.monotonic() - clock
                 return lambda: self._committed(shard, images, started, seconds)
+            if step.pixels is not None and (measured := self._speed.after(step.pixels)) is not None:
+                yield _table({"shard": shard, "state": MEASURED, **measured})
             if time.monotonic() - told >= HEARTBEAT_SECONDS:
                 told = time.monotonic()
-                yield _table({"shard": shard, "state": WORKING, "rows": done})
+                yield _table({"shard": shard, "state": WORKING, "rows": step.done})
 
     def _committed(self, shard: int, images: Images, started: float, seconds: float) -> Row:
         attempt = uuid.uuid4().hex
         try:
-            marker = commit_shard(self._job, self._plan, shard, sample_table(self._plan, images), attempt)
+            table = sample_table(self._plan, images)
+            marker = commit_shard(self._job, self._plan, shard, table, attempt, images.work.ids)
         except Exception as error:
             return _error_row(shard, error)
         return {
@@ -103,7 +120,10 @@ class GenerateShards:
             "started": started,
             "seconds": seconds,
             "img_s": marker.rows / max(seconds, 1e-9),
+            "bytes": marker.bytes,
             "node": platform.node(),
+            "actor": f"{platform.node()}:{os.getpid()}",
+            **_levels(images.pixels[images.finite]),
         }
 
     def _loaded(self) -> ShardGenerator:
@@ -112,8 +132,48 @@ class GenerateShards:
             found = find_model(self._model_uri, self._plan.weights, config)
             if found.digest != self._plan.model_digest:
                 raise VerificationFailed(f"{found.uri} is another model now than when {self._job.uri} was planned")
-            self._generator = ShardGenerator(load_unet(found, config), self._plan, self._device)
+            requests = self._assigned().requests
+            self._generator = ShardGenerator(load_unet(found, config), self._plan, self._device, requests)
         return self._generator
+
+    def _assigned(self) -> Assignments:
+        if self._assignments is None:
+            self._assignments = Assignments(self._plan, load_requests(self._job, self._plan))
+        return self._assignments
+
+
+class _Speed:
+    """The speed of this actor's first batches but one, and the size of their images; told once."""
+
+    def __init__(self) -> None:
+        self._batches, self._images, self._began = 0, 0, 0.0
+
+    def after(self, pixels: NDArray[np.uint8]) -> Row | None:
+        """To be called after each batch; a row once the batches to measure are done."""
+        now = time.monotonic()
+        self._batches += 1
+        if self._batches == 1:
+            self._began = now
+        if not 1 < self._batches <= 1 + MEASURED_BATCHES:
+            return None
+        self._images += len(pixels)
+        if self._batches <= MEASURED_BATCHES:
+            return None
+        size = sum(len(encode_png(image)) for image in pixels) / len(pixels)
+        return {"rows": self._images, "seconds": now - self._began, "bytes": round(size * self._images)}
+
+
+def _levels(pixels: NDArray[np.uint8]) -> Row:
+    """Columns pixel_mean, pixel_std and saturated_share; none when there is no image."""
+    if not pixels.size:
+        return {}
+    counts = np.zeros(256, np.int64)
+    for image in pixels:  # bincount makes int64 of what it is given
+        counts += np.bincount(image.reshape(-1), minlength=256)
+    levels, total = np.arange(256), pixels.size
+    mean = float((counts * levels).sum() / total)
+    std = float(np.sqrt((counts * (levels - mean) ** 2).sum() / total))
+    return {"pixel_mean": mean, "pixel_std": std, "saturated_share": float((counts[0] + counts[255]) / total)}
 
 
 def _table(row: Row) -> pa.Table:

@@ -35,6 +35,7 @@ from pipeline.storage.evaluations import (
 )
 from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
+from pipeline.storage.webdataset import read_samples
 
 __all__ = ["MEASURED", "REFERENCE", "Job", "Part", "Side", "score_sketches", "sketch_part", "train_extractor"]
 
@@ -221,7 +222,7 @@ def _images(job: Job, part: Part) -> tuple[NDArray[np.int64], Pixels]:
         ids = np.arange(part.first_id, part.first_id + part.take)
         return ids, noise_images(part.take, job.shape, job.config.evaluate.seed, part.first_id)
     if part.side == "samples":
-        store, table = job.samples, read_parquet(job.samples, part.shard, ["sample_id", "image", "status"])
+        store, table = job.samples, read_samples(job.samples, part.shard, ["sample_id", "image", "status"])
         table = table.filter(pc.equal(table["status"], STATUS_OK))
     else:
         store, table = job.dataset, read_parquet(job.dataset, part.shard, ["sample_id", "image"])

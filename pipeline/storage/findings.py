@@ -8,13 +8,13 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, NotFound, VerificationFailed
 from pipeline.manifests import FileEntry
 from pipeline.storage.shards import read_verified
 from pipeline.storage.store import Store
+from pipeline.storage.webdataset import decode_shard
 
 __all__ = ["Decode", "Findings"]
 
@@ -73,7 +73,10 @@ class Findings:
         if data is None:
             return None
         try:
-            table = pq.read_table(pa.BufferReader(data))
+            table = decode_shard(entry.key, data)
+        except DataError as error:
+            self.add(f"{where} {error}")
+            return None
         except (pa.ArrowException, OSError) as error:
             self.add(f"{where} is no Parquet file: {error}")
             return None

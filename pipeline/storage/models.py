@@ -47,6 +47,7 @@ class StoredModel:
     diffusion: DiffusionConfig
     image_size: int
     channels: int
+    label_dropout: float = 0.0  # share of images that it was trained on without their label
 
     @property
     def digest(self) -> str:
@@ -79,7 +80,9 @@ def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
     if store.exists(INDEX_FILE):
         folder, sha256 = _read_folder(store)
         size, channels = folder.sample_size, folder.in_channels
-        return StoredModel(store.uri, FOLDER_WEIGHTS, sha256, folder.model, folder.diffusion, size, channels)
+        return StoredModel(
+            store.uri, FOLDER_WEIGHTS, sha256, folder.model, folder.diffusion, size, channels, folder.label_dropout
+        )
     run, manifest = _checkpoint(uri, config)
     group = _group(manifest, weights, run)
     sha256 = next((file.sha256 for file in manifest.files if file.key == f"{group}.safetensors"), "")
@@ -91,7 +94,8 @@ def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
         diffusion = DiffusionConfig.model_validate(manifest.config.get("diffusion"))
     except ValidationError as error:
         raise DataError(f"{location} holds a configuration of another version: {error}") from error
-    return StoredModel(location, weights, sha256, model, diffusion, manifest.image_size, manifest.channels)
+    dropout = float(manifest.config.get("train", {}).get("label_dropout", 0.0))
+    return StoredModel(location, weights, sha256, model, diffusion, manifest.image_size, manifest.channels, dropout)
 
 
 def load_unet(found: StoredModel, config: StorageConfig) -> UNet:

@@ -12,9 +12,20 @@ from pipeline.errors import DataError, NotFound, VerificationFailed
 from pipeline.manifests import DatasetManifest, FileEntry, parse
 from pipeline.storage.store import Store
 
-__all__ = ["document", "parquet_bytes", "put_file", "read_dataset", "read_parquet", "read_verified", "write_dataset"]
+__all__ = [
+    "document",
+    "parquet_bytes",
+    "put_file",
+    "read_dataset",
+    "read_parquet",
+    "read_verified",
+    "viewer_rows",
+    "write_dataset",
+]
 
 MANIFEST = "manifest.json"
+MAX_GROUP_BYTES = 32 * 2**20
+MAX_GROUP_ROWS = 1000
 
 
 def document(model: Section) -> bytes:
@@ -28,6 +39,12 @@ def parquet_bytes(table: pa.Table, row_group_rows: int) -> bytes:
     plain = [name for name in table.column_names if name != "image"]
     pq.write_table(table, sink, row_group_size=row_group_rows, use_dictionary=plain, compression="zstd")
     return sink.getvalue()
+
+
+def viewer_rows(table: pa.Table) -> int:
+    """Rows of a row group that a dataset viewer pages through: at most 1000, and 32 MiB on the average."""
+    mean = table.nbytes / max(table.num_rows, 1)
+    return int(max(1, min(MAX_GROUP_ROWS, MAX_GROUP_BYTES // max(mean, 1))))
 
 
 def put_file(store: Store, key: str, data: bytes) -> FileEntry:

@@ -10,6 +10,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import DataError
 from pipeline.storage.checkpoints import RUN, committed_steps
 from pipeline.storage.findings import Decode, Findings
+from pipeline.storage.merged import MERGED, verify_merged
 from pipeline.storage.models import checkpoint_place
 from pipeline.storage.samples import MANIFEST, PLAN
 from pipeline.storage.store import resolve
@@ -22,7 +23,7 @@ __all__ = ["Report", "verify"]
 
 @dataclass(frozen=True)
 class Report:
-    """kind: dataset, checkpoint, run or samples; counts of what was checked; the first findings and how many in all."""
+    """kind: dataset, checkpoint, run, samples or merged; what was checked; the first findings and how many in all."""
 
     kind: str
     uri: str
@@ -38,6 +39,9 @@ def verify(uri: str, config: StorageConfig, decode: Decode) -> Report:
     if place is not None:
         kind = "checkpoint"
         verify_checkpoint(*place, found)
+    elif store.exists(MERGED):
+        kind = "merged"
+        verify_merged(store, decode, found)
     elif store.exists(PLAN) or any(True for _ in store.list("commits/")):
         kind = "samples"
         verify_samples(store, decode, found)

@@ -27,7 +27,8 @@ from pipeline.stages.report import report
 from pipeline.storage.checkpoints import write_checkpoint
 from pipeline.storage.evaluations import write_evaluation
 from pipeline.storage.metrics import write_metrics
-from pipeline.storage.samples import ShardLog, commit_shard, create_plan, read_plan, seal
+from pipeline.storage.samples import commit_shard, create_plan, read_plan, seal
+from pipeline.storage.shard_log import ShardLog
 from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
 from pipeline.storage.store import Store, resolve
 

@@ -74,9 +74,11 @@ def quiet_diffusers(caplog):
 )
 def test_diffusers_loads_our_folder_and_writes_it_back(tmp_path, quiet_diffusers, config, diffusion, times):
     ours = random_unet(config, times)
-    files = model_files(ours, diffusion)
+    dropout = 0.1 if config.num_classes else 0.0
+    files = model_files(ours, diffusion, label_dropout=dropout)
+    assert from_files(files).label_dropout == dropout
     assert set(files) == {fmt.INDEX_FILE, fmt.UNET_FILE, fmt.WEIGHTS_FILE, fmt.SCHEDULER_FILE}
-    assert files == model_files(ours, diffusion)
+    assert files == model_files(ours, diffusion, label_dropout=dropout)
     write(tmp_path / "ours", files)
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "ours")
     assert_same_state(pipeline.unet.state_dict(), ours.state_dict())

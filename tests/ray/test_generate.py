@@ -28,13 +28,13 @@ from pipeline.stages.generate import generate
 from pipeline.stages.verify import verify
 from pipeline.storage.models import find_model, load_unet
 from pipeline.storage.samples import (
-    SHARD_LOG,
     commit_shard,
     committed_shards,
     create_plan,
     read_manifest,
     read_plan,
 )
+from pipeline.storage.shard_log import SHARD_LOG
 from pipeline.storage.shards import put_file, read_parquet
 from pipeline.storage.store import Store, resolve
 from tiny import config
@@ -148,6 +148,25 @@ def test_one_checkpoint_raw_weights_and_a_diffusers_folder(model, one_actor, tmp
     assert hashes(exported["uri"]) == hashes(averaged["uri"])
     with pytest.raises(ConfigError, match="no weights 'emma'; it has ema, raw"):
         generate(config(generate={"weights": "emma"}), checkpoint, str(tmp_path / "x"))
+
+
+def test_a_sealed_job_grows_by_new_ids_only(model, one_actor, tmp_path):
+    job = resolve(str(tmp_path / "samples"), StorageConfig())
+    for entry in resolve(one_actor["uri"], StorageConfig()).list():
+        job.put(entry.key, resolve(one_actor["uri"], StorageConfig()).read(entry.key))
+    before = {entry.key: job.read(entry.key) for entry in job.list() if not entry.key.startswith(("metrics", "README"))}
+    larger = config(ray={"workers": 2}, generate={"num_samples": 100})
+    assert "100 samples in 7 shards (2 missing)" in generate(larger, model, job.uri, dry_run=True)["summary"]
+    result = generate(larger, model, job.uri)
+    assert (result["samples"], result["images"], result["shards"]) == (100, 20, 7)
+    assert before.items() <= {entry.key: job.read(entry.key) for entry in job.list()}.items()
+    assert hashes(job.uri)[:80] == hashes(one_actor["uri"])
+    assert len(set(hashes(job.uri))) == 100
+    assert verify(config(), job.uri)["counts"]["samples"] == 100
+    assert b"100 generated images" in job.read("README.md")
+    for settings, samples in ((larger, 100), (config(), 80)):
+        again = generate(settings, model, job.uri)
+        assert (again["state"], again["samples"]) == ("already done", samples)
 
 
 def test_what_is_no_model_is_one_clear_error(model, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.config import Config
+from pipeline.config_generation import label_mix
 from pipeline.config_sources import Layer, environment_layer, flag_layer, recipe_layer, resolve, to_yaml, yaml_layer
 from pipeline.errors import ConfigError
 from pipeline.manifests import RunPlan
@@ -40,6 +41,12 @@ def test_every_bad_field_is_named_with_value_and_origin():
         ({"model": {"block_out_channels": [30], "norm_num_groups": 8}}, "multiples"),
         ({"model": {"attention_levels": [9]}}, "attention_levels"),
         ({"ray": {"workers": "4..2"}}, "MIN"),
+        ({"train": {"label_dropout": 0.1}}, "set model.num_classes"),
+        ({"generate": {"labels": "0:0.5,3"}}, "LABEL:WEIGHT"),
+        ({"generate": {"labels": "0:1,0:2"}}, "label 0 twice"),
+        ({"generate": {"labels": "1:-1"}}, "weights above 0"),
+        ({"generate": {"guidance": float("inf")}}, "finite"),
+        ({"generate": {"guidance_interval": [0.8, 0.2]}}, "LOW <= HIGH"),
     ],
 )
 def test_incompatible_choices_are_refused_with_the_reason(values, reason):
@@ -62,6 +69,13 @@ def test_flags_reach_nested_fields_lists_and_nulls():
     assert config.model.num_classes is None
     assert config.train.flip is True
     assert config.ingest.channels == 1
+    guided = resolve([flag_layer(["--generate.guidance=2", "--generate.guidance_interval=0.2,0.8"])]).generate
+    assert (guided.guidance, guided.guidance_interval) == (2.0, (0.2, 0.8))
+
+
+def test_a_label_mix_is_sorted_by_label():
+    assert label_mix("balanced") is None
+    assert label_mix("3:0.5, 0:2") == ((0, 2.0), (3, 0.5))
 
 
 def test_unknown_flag_gets_a_suggestion():

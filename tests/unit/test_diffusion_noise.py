@@ -154,3 +154,12 @@ def test_takes_the_largest_step():
 def test_refuses_an_integer_range_it_cannot_fill(high):
     with pytest.raises(ValueError, match="high"):
         integers(KEY, IDS, 0, high)
+
+
+def test_a_seed_a_row_equals_the_seeds_one_by_one():
+    ids = torch.tensor([4, 9, 2**40])
+    each = SampleNoise((1, 2, 1), ids, (1, 3, 3))
+    alone = [SampleNoise(seed, ids[i : i + 1], (1, 3, 3)) for i, seed in enumerate((1, 2, 1))]
+    assert torch.equal(each.initial(), torch.cat([noise.initial() for noise in alone]))
+    assert torch.equal(each.at(7), torch.cat([noise.at(7) for noise in alone]))
+    assert torch.equal(SampleNoise((5, 5, 5), ids, (1, 3, 3)).at(7), SampleNoise(5, ids, (1, 3, 3)).at(7))

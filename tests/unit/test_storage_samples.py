@@ -8,8 +8,6 @@ from tiny_samples import sample_plan, shard_table, write_samples
 
 from pipeline.errors import AlreadyExists, ConfigError, DataError, Transient
 from pipeline.storage.samples import (
-    SHARD_LOG,
-    ShardLog,
     collect_garbage,
     commit_shard,
     committed_shards,
@@ -22,7 +20,8 @@ from pipeline.storage.samples import (
     read_plan,
     seal,
 )
-from pipeline.storage.shards import read_parquet
+from pipeline.storage.shard_log import SHARD_LOG, ShardLog
+from pipeline.storage.shards import parquet_bytes, read_parquet
 from pipeline.storage.store import Store
 
 PLAN = sample_plan()
@@ -195,3 +194,22 @@ def test_the_log_of_shards_survives_several_invocations(store):
     table = pq.read_table(pa.BufferReader(store.read("metrics/shards.parquet")))
     assert table.schema.equals(SHARD_LOG)
     assert table["shard"].to_pylist() == [0, 1, 2]
+
+
+def test_a_log_of_an_older_program_goes_on(store):
+    """It has no figures of pixels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    old = SHARD_LOG.empty_table().select(
+        [name for name in SHARD_LOG.names if "pixel" not in name and "satur" not in name]
+    )
+    row = {"shard": 4, "rows": 4, "failed": 0, "started": 1.5, "seconds": 2.0, "img_s": 2.0, "node": "n"}
+    store.put("metrics/shards.parquet", parquet_bytes(pa.Table.from_pylist([row], schema=old.schema), 10))
+    log = ShardLog(store)
+    log.add({**row, "shard": 5, "pixel_mean": 3.0})
+    log.flush()
+    table = pq.read_table(pa.BufferReader(store.read("metrics/shards.parquet")))
+    assert table.schema.equals(SHARD_LOG)
+    assert table["shard"].to_pylist() == [4, 5]
+    assert table["pixel_mean"].to_pylist() == [None, 3.0]

@@ -425,7 +425,13 @@ def test_labels_must_be_those_of_the_plan(place):
 def test_an_unconditional_job_has_no_labels(place):
     write_samples(place)
     rewrite(place, 1, lambda table: replace(table, "label", 0, 2))
-    fails(place, "column label is not what the plan says")
+    fails(place, "column label holds [2, None], the plan says None")
+
+
+def test_a_row_that_was_guided_otherwise_is_a_finding(place):
+    write_samples(place)
+    rewrite(place, 1, lambda table: replace(table, "guidance", 0, 2.0))
+    fails(place, "column guidance holds [2.0, None], the plan says None")
 
 
 def test_a_damaged_parquet_footer_is_a_finding(place):

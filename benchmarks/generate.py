@@ -1,0 +1,212 @@
+"""`ddpm generate` against the bare sampling loop and against diffusers: same network, same weights, same steps.
+
+    python benchmarks/generate.py [--quick] [--json] [--check] [--save]
+
+The contenders make images in turn, round after round:
+
+    bare       two processes of one thread: sampling loop only, no Ray, nothing encoded, nothing written
+    pipeline   `generate` with two actors: plan, Ray Data, PNG, Parquet, markers, seal, on local files
+    diffusers  DDIMPipeline on the same model folder, its default threads and output (a quarter of the images)
+    divided    the same in two processes of one thread, which diffusers leaves to its user: for information
+
+Then the pipeline makes ten times as many (five times with --quick), for the cost of a sample in a large job.
+Method: README.md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from digits_model import digits_config, train_digits
+from machine import machine
+from steady import CpuClock, Steady, steady
+
+from pipeline.config import Config, GenerateConfig, StorageConfig
+from pipeline.engine.generation import ShardGenerator
+from pipeline.stages.cluster import cluster
+from pipeline.stages.generate import generate, make_plan
+from pipeline.storage.models import find_model, load_unet
+from pipeline.storage.store import resolve
+
+BARE_BAR, DIFFUSERS_BAR, COST_BAR = 0.95, 1.4, 0.03
+ACTORS, SHARD, BATCH, STEPS = 2, 256, 256, 10
+WIDTHS = (32, 64)  # the demo's network
+Maker = Callable[[range], tuple[float, float]]
+
+
+def settings(num_samples: int) -> GenerateConfig:
+    return GenerateConfig(
+        num_samples=num_samples, sampler="ddim", steps=STEPS, batch_size=BATCH, shard_size=SHARD, seed=7
+    )
+
+
+def bare(folder: str) -> Maker:
+    """The sampling loop on shards of samples."""
+    torch.set_num_threads(1)
+    found = find_model(folder, "ema", StorageConfig())
+    generator = ShardGenerator(
+        load_unet(found, StorageConfig()), make_plan(settings(2**40), found), torch.device("cpu")
+    )
+
+    def make(shards: range) -> None:
+        for shard in shards:
+            generator.shard(range(shard * SHARD, (shard + 1) * SHARD))
+
+    return timed(make)
+
+
+def diffusers(folder: str) -> Maker:
+    from diffusers import DDIMPipeline
+
+    pipeline = DDIMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def make(shards: range) -> None:
+        for _ in range(0, len(shards) * SHARD, BATCH):
+            pipeline(batch_size=BATCH, num_inference_steps=STEPS)
+
+    return timed(make)
+
+
+def one_thread_diffusers(folder: str) -> Maker:
+    torch.set_num_threads(1)
+    return diffusers(folder)
+
+
+def timed(make: Callable[[range], None]) -> Maker:
+    def run(shards: range) -> tuple[float, float]:
+        wall, cpu = time.monotonic(), time.process_time()
+        make(shards)
+        return time.monotonic() - wall, time.process_time() - cpu
+
+    return run
+
+
+def serve(build: Callable[[str], Maker], folder: str, pipe: Connection) -> None:
+    """A process that is built once and then makes what it is told; answers (wall seconds, CPU seconds)."""
+    make = build(folder)
+    make(range(1))  # warm
+    pipe.send("ready")
+    while (shards := pipe.recv()) is not None:
+        pipe.send(make(shards))
+
+
+class Contender:
+    """Processes that make equal shares of the shards at the same time."""
+
+    def __init__(self, build: Callable[[str], Maker], folder: str, processes: int) -> None:
+        context, self._pipes = get_context("spawn"), []
+        for _ in range(processes):
+            mine, theirs = context.Pipe()
+            context.Process(target=serve, args=(build, folder, theirs), daemon=True).start()
+            self._pipes.append(mine)
+        for pipe in self._pipes:
+            assert pipe.recv() == "ready"
+
+    def run(self, num_shards: int) -> Steady:
+        share = num_shards // len(self._pipes)
+        for number, pipe in enumerate(self._pipes):
+            pipe.send(range(number * share, (number + 1) * share))
+        took = [pipe.recv() for pipe in self._pipes]
+        images = share * len(self._pipes) * SHARD
+        return Steady(images, max(wall for wall, _ in took), sum(cpu for _, cpu in took), 0.0)
+
+
+def pipeline(folder: str, out: Path, num_samples: int) -> Steady:
+    """One job of `generate` in this process's cluster."""
+    config = Config.model_validate({"generate": settings(num_samples).model_dump(), "ray": {"workers": ACTORS}})
+    began = time.time()
+    with CpuClock() as clock:
+        generate(config, folder, str(out))
+    log = resolve(str(out), StorageConfig()).read("metrics/shards.parquet")
+    return steady(pq.read_table(pa.BufferReader(log)), ACTORS, began, clock)
+
+
+def measure(folder: str, out: Path, rounds: int, small: int, large: int) -> dict[str, Any]:
+    loops, theirs = Contender(bare, folder, ACTORS), Contender(diffusers, folder, 1)
+    divided = Contender(one_thread_diffusers, folder, ACTORS)
+    found: dict[str, list[Steady]] = {"bare": [], "pipeline": [], "diffusers": [], "divided": []}
+    for number in range(rounds):
+        found["bare"].append(loops.run(small // SHARD))
+        found["pipeline"].append(pipeline(folder, out / f"small-{number}", small))
+        found["diffusers"].append(theirs.run(small // SHARD // 4))
+        found["divided"].append(divided.run(small // SHARD // 4))
+        print(*(f"{name} {runs[-1].rate:.1f} img/s" for name, runs in found.items()), sep=", ", file=sys.stderr)
+    big = pipeline(folder, out / "large", large)
+    print(f"pipeline at {large:,}: {big.rate:.1f} img/s", file=sys.stderr)
+
+    def over(name: str, of: Callable[[Steady], float]) -> float:
+        return statistics.median(of(a) / of(b) for a, b in zip(found["pipeline"], found[name], strict=True))
+
+    def middle(name: str, of: Callable[[Steady], float]) -> float:
+        return statistics.median(map(of, found[name]))
+
+    cost = big.cost / middle("pipeline", lambda run: run.cost) - 1
+    values: dict[str, tuple[float, float | None, bool]] = {
+        "pipeline_over_bare": (over("bare", lambda run: run.rate), BARE_BAR, True),
+        "pipeline_over_diffusers": (over("diffusers", lambda run: run.rate), DIFFUSERS_BAR, True),
+        "cost_large_over_small": (abs(cost), COST_BAR, False),
+        "pipeline_over_divided": (over("divided", lambda run: run.rate), None, True),
+        "cpu_bare_over_pipeline": (1 / over("bare", lambda run: run.cost), None, True),
+        **{f"{name}_img_s": (middle(name, lambda run: run.rate), None, True) for name in found},
+        **{f"{name}_cpu_ms_a_sample": (1000 * middle(name, lambda run: run.cost), None, True) for name in found},
+        f"pipeline_img_s_at_{large}": (big.rate, None, True),
+        f"pipeline_cpu_ms_a_sample_at_{large}": (1000 * big.cost, None, True),
+        "pipeline_startup_seconds": (middle("pipeline", lambda run: run.startup), None, True),
+    }
+    return {name: judged(*entry) for name, entry in values.items()}
+
+
+def judged(value: float, bar: float | None, more_is_better: bool) -> dict[str, Any]:
+    ok = bar is None or (value >= bar if more_is_better else value <= bar)
+    return {"value": round(value, 4), "bar": bar, "ok": ok}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2,048 and 10,240 samples instead of 10,240 and 102,400")
+    parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
+    parser.add_argument("--save", action="store_true", help="write results/<date>-<cores>-generate.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rounds, small, large = (3, 8 * SHARD, 40 * SHARD) if options.quick else (5, 40 * SHARD, 400 * SHARD)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = train_digits(digits_config(*WIDTHS, conditional=False), Path(temporary) / "model", steps=50)
+        with cluster(Config().ray, ACTORS + 1):
+            result = measure(folder, Path(temporary), rounds, small, large)
+    about = machine("torch", "ray", "diffusers")
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(
+        f"{WIDTHS} channels, 8x8x1, DDIM {STEPS} steps, batch {BATCH}; {rounds} rounds of {small:,}, one of {large:,}"
+    )
+    for name, entry in result.items():
+        bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
+        print(f"{name:40} {entry['value']:.4g}{bar}")
+    if options.save:
+        stem = f"{datetime.date.today().isoformat()}-{os.cpu_count()}-generate"
+        target = Path(__file__).parent / "results" / f"{stem}.json"
+        target.write_text(json.dumps({"machine": about, **result}, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(result))
+    return int(options.check and not all(entry["ok"] for entry in result.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
