@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config import IngestConfig
 from pipeline.errors import DataError
+from pipeline.refusals import REASONS, Reason
 
 __all__ = [
     "REASONS",
@@ -28,7 +29,6 @@ __all__ = [
     "to_uint8",
 ]
 
-REASONS: Final = ("empty", "not-an-image", "truncated", "too-large", "decode-error", "unsupported-mode")
 # Raster formats that decode inside this process; Pillow would hand EPS to Ghostscript.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SIGNATURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8")
@@ -41,12 +41,12 @@ Pixels = NDArray[np.uint8]
 class BadImage(DataError):
     """One image cannot be used; `reason` is one of `REASONS`, the message has the details."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = message
 
-    def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[Reason, str]]:
         return type(self), (self.reason, self.message)
 
 
