@@ -4,13 +4,14 @@ A `Config` is resolved from layers (`pipeline.config_sources`) and stored beside
 `digest` names the settings that decide a result; where things run (`ray`, `storage`) is not among them.
 """
 
-import hashlib
-import json
 import os
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from pipeline.config_ingest import IngestConfig
+from pipeline.section import Section, digest_of
 
 __all__ = [
     "Config",
@@ -26,22 +27,6 @@ __all__ = [
     "TrainConfig",
     "digest_of",
 ]
-
-
-def digest_of(value: Any) -> str:
-    """sha256 (hex) of a JSON value in canonical form: keys sorted, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class Section(BaseModel):
-    """Base of every configuration model: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def digest(self) -> str:
-        """sha256 (hex) of this section's values."""
-        return digest_of(self.model_dump(mode="json"))
 
 
 def _endpoint_from_environment() -> str | None:
@@ -92,42 +77,6 @@ class RayConfig(Section):
     @property
     def max_workers(self) -> int:
         return int(self.workers.rpartition("..")[2])
-
-
-def _as_int(value: Any) -> Any:
-    """A flag's text to a number, so that Literal can compare it."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
-
-
-class IngestConfig(Section):
-    """From source images to shuffled Parquet shards."""
-
-    image_size: int = Field(32, ge=1, le=4096, description="height and width of the stored images, pixels")
-    channels: Annotated[Literal[1, 3], BeforeValidator(_as_int)] = Field(3, description="1 is grey, 3 is RGB")
-    fit: Literal["crop", "pad", "stretch"] = Field(
-        "crop", description="to a square: cut the longer side's ends, add background to the shorter's, or distort"
-    )
-    background: int = Field(255, ge=0, le=255, description="grey level under transparent pixels and of padding")
-    animation: Literal["first", "reject"] = Field("first", description="of several frames: keep the first, or none")
-    duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="images with equal pixels: all of them, or the one whose name sorts first"
-    )
-    label_map: dict[str, str | None] | str | None = Field(
-        None, description="new name by label (null: no label), or a JSON or YAML file of it; others are rejected"
-    )
-    image_column: str | None = Field(None, description="of tables; unset: found by its type")
-    label_column: str | None = Field(None, description="of tables; unset: found by its type or name")
-    heldout_share: float = Field(0.1, ge=0, lt=1, description="share kept from training, chosen by content hash")
-    shard_rows: int = Field(1024, ge=1, description="images a shard; a shard is the unit that a training lane reads")
-    row_group_rows: int = Field(256, ge=1, le=1000)
-    partition_rows: int = Field(2000, ge=1, description="source images handled by one task")
-    min_size: int = Field(1, ge=1, description="images with a shorter side, pixels, are rejected")
-    max_image_pixels: int = Field(89_478_485, ge=1, description="larger images are rejected before decoding")
-    max_image_bytes: int = Field(64 * 2**20, ge=1, description="larger files are rejected before reading")
-    max_frames: int = Field(10_000, ge=1, description="images with more frames are rejected")
-    max_decode_seconds: float = Field(30.0, gt=0, description="of processor time for one image; slower: rejected")
-    max_reject_share: float = Field(1.0, ge=0, le=1, description="a larger share of rejects ends the job with exit 3")
-    seed: int = Field(0, ge=0, description="key of the shuffle at write time")
 
 
 class ModelConfig(Section):

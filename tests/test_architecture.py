@@ -9,7 +9,8 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
-BASE = {"config", "config_sources", "errors", "refusals", "schema", "manifests", "progress", "planning", "promotion"}
+BASE = {"section", "config", "config_ingest", "config_sources", "errors", "refusals", "schema", "manifests"}
+BASE |= {"progress", "planning", "promotion"}
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),

@@ -137,8 +137,13 @@ class S3Backend:
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         bucket, start = _split(prefix)
-        for key, size in keys_in_order(lambda *args: self._page(bucket, *args), start):
+        for key, size, *_ in keys_in_order(lambda *args: self._page(bucket, *args), start):
             yield f"{bucket}/{key}", size
+
+    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+        bucket, start = _split(prefix)
+        for key, size, *etag in keys_in_order(lambda *args: self._page(bucket, *args), start):
+            yield f"{bucket}/{key}", size, "".join(etag)
 
     def delete(self, path: str) -> None:
         bucket, key = _split(path)
@@ -151,7 +156,7 @@ class S3Backend:
             lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter=delimiter, **more),
         )
         return Level(
-            keys=[(item["Key"], int(item["Size"])) for item in reply.get("Contents", [])],
+            keys=[(item["Key"], int(item["Size"]), str(item["ETag"])) for item in reply.get("Contents", [])],
             folders=[item["Prefix"] for item in reply.get("CommonPrefixes", [])],
             token=reply.get("NextContinuationToken") if reply.get("IsTruncated") else None,
             server=reply["ResponseMetadata"]["HTTPHeaders"].get("server", ""),

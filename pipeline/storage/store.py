@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound, StorageError
 
-__all__ = ["Backend", "Entry", "Kind", "Store", "resolve"]
+__all__ = ["Backend", "Entry", "Kind", "State", "Store", "resolve"]
 
 Kind = Literal["local", "s3", "memory"]
 
@@ -38,6 +38,17 @@ class Entry(NamedTuple):
     size: int
 
 
+class State(NamedTuple):
+    """One listed object and what changes when its bytes do: its ETag, or the time of its last change.
+
+    A name that is no readable file (a broken link, a device) has size -1 and says so in `version`.
+    """
+
+    key: str
+    size: int
+    version: str
+
+
 class Backend(Protocol):
     """What a kind of storage must do. `path` is a full path without scheme ("bucket/prefix/key")."""
 
@@ -49,6 +60,7 @@ class Backend(Protocol):
     def compare_and_swap(self, path: str, data: bytes, expected: str) -> str: ...
     def size(self, path: str) -> int | None: ...
     def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
+    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]: ...
     def delete(self, path: str) -> None: ...
 
 
@@ -153,6 +165,14 @@ class Store:
             _checked(prefix.removesuffix("/"), self.uri)
         for path, size in self._backend.list(root + prefix):
             yield Entry(path[len(root) :], size)
+
+    def states(self, prefix: str = "") -> Iterator[State]:
+        """`list` with versions, and with the names that are no files."""
+        root = _join(self._root, "")
+        if prefix:
+            _checked(prefix.removesuffix("/"), self.uri)
+        for path, size, version in self._backend.states(root + prefix):
+            yield State(path[len(root) :], size, version)
 
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is fine."""

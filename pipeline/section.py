@@ -1,0 +1,25 @@
+"""What every document and every group of settings is: an immutable model that knows its own digest."""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Section", "digest_of"]
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (hex) of a JSON value in canonical form: keys sorted, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Section(BaseModel):
+    """Base of every configuration model: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """sha256 (hex) of this section's values."""
+        return digest_of(self.model_dump(mode="json"))
