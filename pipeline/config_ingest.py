@@ -24,8 +24,8 @@ class IngestConfig(Section):
     )
     background: int = Field(255, ge=0, le=255, description="grey level under transparent pixels and of padding")
     animation: Literal["first", "reject"] = Field("first", description="of several frames: keep the first, or none")
-    duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="images with equal pixels: all of them, or the one whose name sorts first"
+    duplicates: Literal["keep-first", "keep-all", "reject"] = Field(
+        "keep-first", description="of images with equal pixels: the first in the source's order, all, or none"
     )
     label_map: dict[str, str | None] | str | None = Field(
         None, description="new name by label (null: no label), or a JSON or YAML file of it; others are rejected"
@@ -34,7 +34,8 @@ class IngestConfig(Section):
     label_column: str | None = Field(None, description="of tables; unset: found by its type or name")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="share kept from training, chosen by content hash")
     shard_rows: int = Field(1024, ge=1, description="images a shard; a shard is the unit that a training lane reads")
-    row_group_rows: int = Field(256, ge=1, le=1000)
+    shard_bytes: int = Field(256 * 2**20, ge=1, description="shards of large images have fewer rows, to stay about here")
+    row_group_rows: int = Field(256, ge=1, le=1000, description="fewer where they would take more than 32 MiB")
     partition_rows: int = Field(2000, ge=1, description="source images handled by one task")
     min_size: int = Field(1, ge=1, description="images with a shorter side, pixels, are rejected")
     max_image_pixels: int = Field(89_478_485, ge=1, description="larger images are rejected before decoding")
