@@ -10,7 +10,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {"section", "config", "config_ingest", "config_sources", "errors", "refusals", "schema", "manifests"}
-BASE |= {"progress", "planning", "promotion"}
+BASE |= {"signatures", "progress", "planning", "placement", "promotion"}
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
@@ -24,6 +24,7 @@ MAY_IMPORT = {
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {"cluster", "lanes", "train_worker", "shard_actor", "sketching"}
+STAGE_PARTS |= {"fan_out", "ingest_phases", "preparing", "placing"}
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40

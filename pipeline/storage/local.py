@@ -36,6 +36,11 @@ class LocalBackend:
             data = file.read()
         return data, _version(data)
 
+    def read_range(self, path: str, start: int, count: int) -> bytes:
+        with _mapped(path), open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(count)
+
     def put(self, path: str, data: bytes) -> None:
         with _mapped(path), _temp_file(path, data) as temp:
             os.replace(temp, path)

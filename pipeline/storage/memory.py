@@ -32,6 +32,9 @@ class MemoryBackend:
             data: bytes = self._fs.cat_file(path)
         return data, _version(data)
 
+    def read_range(self, path: str, start: int, count: int) -> bytes:
+        return self.read_versioned(path)[0][start : start + count]
+
     def put(self, path: str, data: bytes) -> None:
         with self._lock:
             self._write(path, data)

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from pipeline.refusals import Refusal
 
-__all__ = ["Partition", "Pixels", "Source", "SourceFile", "SourceRow", "class_names"]
+__all__ = ["Partition", "Pixels", "Source", "SourceFile", "SourceRow", "class_names", "cut"]
+
+_FORWARD_SHARES = 16
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -75,11 +77,13 @@ class Source(Protocol):
         ...
 
 
-def class_names(labels: set[str]) -> tuple[str, ...] | None:
-    """Names in the order of their numbers, from all labels of the rows: integers keep their number, others are sorted.
+def class_names(labels: set[str], known: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+    """Names in the order of their numbers, from all labels of the rows: the known ones (`Source.classes`), then others.
 
-    None when there are no labels.
+    Without known ones integers keep their number; names are sorted. None when there are no labels.
     """
+    if known is not None:
+        return (*known, *sorted(labels - set(known)))
     if not labels:
         return None
     if all(label.isascii() and label.isdigit() and str(int(label)) == label for label in labels):
@@ -87,6 +91,12 @@ def class_names(labels: set[str]) -> tuple[str, ...] | None:
         if largest < max(1000, 10 * len(labels)):  # else they are names that happen to be digits
             return tuple(str(number) for number in range(largest + 1))
     return tuple(sorted(labels))
+
+
+def cut(count: int, size: int, forward: bool = False) -> list[range]:
+    """0..count-1 in shares of `size`; of what can only be read from its front, a few large ones."""
+    size = max(size, -(-count // _FORWARD_SHARES)) if forward else size
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _digest(text: str) -> str:
