@@ -81,7 +81,7 @@ def _as_file(store: Store, config: Config) -> tuple[Store, SourceFile] | None:
 def _open_file(whole: Store, store: Store, file: SourceFile, config: Config) -> Source:
     head = head_of(store, file)
     kind = kind_of(head)
-    kind = kind if kind not in ("empty", "unknown") else _hint(file.key) or kind
+    kind = kind if kind not in ("empty", "unknown", "gzip") else _hint(file.key) or kind
     ingest, name = config.ingest, whole.uri
     if kind == "image":
         return FolderSource(name, store, None, ingest.partition_rows, ingest.max_image_bytes, (file,))
