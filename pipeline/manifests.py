@@ -3,6 +3,7 @@
 None holds a time, a host or a credential, so equal inputs give equal documents and equal digests.
 """
 
+import re
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ __all__ = [
     "ShardEntry",
     "Split",
     "parse",
+    "without_credentials",
 ]
 
 Split = Literal["train", "heldout"]
@@ -45,6 +47,16 @@ FREE_TO_CHANGE = {
 
 T = TypeVar("T", bound=Section)
 
+_USER = re.compile(r"(?<=//)[^/@\s]+@")
+_SECRET = re.compile(
+    r"(?<=[?&;])([\w.%-]*(?:signature|sig|token|secret|credential|password|accesskey)[\w.%-]*)=[^&;\s]*", re.I
+)
+
+
+def without_credentials(name: str) -> str:
+    """A URI as it may be shown and stored: no user part, no signed query."""
+    return _SECRET.sub(r"\1=***", _USER.sub("***@", name))
+
 
 class FileEntry(Section):
     """One stored object: key relative to its artefact, size, sha256 (hex)."""
@@ -60,10 +72,15 @@ class ShardEntry(FileEntry):
     split: Split
     rows: int
     first_id: int
+    keys: tuple[str, str] | None = None  # shuffle keys (16 hex digits) of the first and the last row
 
 
 class DatasetManifest(Section):
-    """`<dataset>/manifest.json`. source_rows = rows + rejects, always."""
+    """`<dataset>/manifest.json`: the newest generation. source_rows = rows + rejects, always.
+
+    Shards, rejects, snapshots and counts are those of all generations so far; a generation only appends. channel_mean
+    and channel_std are of all images, in the model's range [-1, 1], from the exact channel_sums.
+    """
 
     kind: Literal["dataset"] = "dataset"
     schema_version: int = SCHEMA_VERSION
@@ -78,6 +95,23 @@ class DatasetManifest(Section):
     channel_mean: tuple[float, ...]
     channel_std: tuple[float, ...]
     ingest: dict[str, Any]
+    generation: int = 1
+    parent: str | None = None  # digest of the generation before
+    snapshot: str | None = None  # sha256 (hex) of the names and versions of the files that this generation added
+    snapshots: tuple[FileEntry, ...] = ()  # lists of the files that were read
+    removed_files: int = 0  # read by earlier generations, gone or changed when this one was planned
+    channel_sums: tuple[int, ...] = ()  # per channel: sum of levels, then of squared levels
+
+    def digest(self) -> str:
+        """sha256 (hex) of the values; of older manifests without what was added since, so that runs find them."""
+        values = self.model_dump(mode="json")
+        for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        for shard in values["shards"]:
+            if shard["keys"] is None:
+                del shard["keys"]
+        return digest_of(values)
 
     def split(self, name: Split) -> tuple[ShardEntry, ...]:
         """Shards of one split, in order of sample id."""
