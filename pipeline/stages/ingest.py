@@ -13,6 +13,7 @@ markers; one of a source that has grown adds a generation.
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +34,7 @@ from pipeline.storage.shards import (
 )
 from pipeline.storage.snapshots import KnownFiles, Snapshot, write_snapshot
 from pipeline.storage.sources.opening import open_source
-from pipeline.storage.sources.source import Source
+from pipeline.storage.sources.source import Partition, Source
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["ingest"]
@@ -92,8 +93,7 @@ def _check_same(store: Store, head: DatasetManifest | None, config: Config, sour
 
 
 def _describe(store: Store, head: DatasetManifest | None, source: Source) -> str:
-    known = frozenset[str]() if head is None else KnownFiles(store, head.snapshots)
-    partitions = sum(1 for _ in source.partitions(known))
+    partitions = sum(1 for _ in source.partitions(KnownFiles(store, () if head is None else head.snapshots)))
     if head is not None and (head.snapshot is None or not partitions):
         return f"already done: {source.name} has nothing that {store.uri} has not"
     what = "ingest" if head is None else f"add generation {head.generation + 1} from"
@@ -114,9 +114,9 @@ def _plan(config: Config, store: Store, source: Source, head: DatasetManifest | 
             return existing, existing.removed_files
     if head is not None and head.snapshot is None:  # made before the files of a source were listed: cannot grow
         return None, 0
-    known = None if head is None else KnownFiles(store, head.snapshots)
-    snapshot = write_snapshot(store, _next(head), source.partitions(frozenset() if known is None else known))
-    removed = 0 if known is None else known.unseen
+    known = KnownFiles(store, () if head is None else head.snapshots)
+    snapshot = write_snapshot(store, _next(head), _new_partitions(source, known))
+    removed = known.unseen
     if not snapshot.partitions:
         if head is None:
             raise DataError(f"no images at {source.name}")
@@ -129,6 +129,13 @@ def _plan(config: Config, store: Store, source: Source, head: DatasetManifest | 
     if existing is not None:
         withdraw(Work(store, existing))
     return claim(store, _new_plan(config, _next(head), snapshot, {**asked, "removed_files": removed})), removed
+
+
+def _new_partitions(source: Source, known: KnownFiles) -> Iterator[Partition]:
+    """Partitions with a file that is new; what is known and read again (labels beside new images) is not gone."""
+    for partition in source.partitions(known):
+        known.see(partition.files)
+        yield partition
 
 
 def _new_plan(config: Config, generation: int, snapshot: Snapshot, values: dict[str, Any]) -> IngestPlan:

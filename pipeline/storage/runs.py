@@ -12,15 +12,13 @@ and is never read by another version of the program.
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from pipeline.errors import NotFound, Transient, VerificationFailed
+from pipeline.errors import VerificationFailed
 from pipeline.manifests import FileEntry
 from pipeline.storage.store import Store
 
@@ -103,15 +101,21 @@ def _read(
 ) -> tuple[Records, bytes, bytes]:
     """Records, texts and (or nothing) images of these slots."""
     kind = record_type(shape[1])
-    with _ranges(store, run.key) as read:
-        before = np.frombuffer(read(slots.start * 24, (len(slots) + 1) * 24), "<i8").reshape(-1, 3)
-        (row, text, png), (stop, text_stop, png_stop) = before[0].tolist(), before[-1].tolist()
-        records_at = (shape[0] + 1) * 24
-        texts_at = records_at + run.rows * kind.itemsize
-        images_at = texts_at + run.text_bytes
-        records = read(records_at + row * kind.itemsize, (stop - row) * kind.itemsize)
-        texts = read(texts_at + text, text_stop - text)
-        return np.frombuffer(records, kind), texts, read(images_at + png, png_stop - png) if images else b""
+
+    def read(offset: int, length: int) -> bytes:
+        data = store.read_range(run.key, offset, length) if length else b""
+        if len(data) != length:
+            raise VerificationFailed(f"{store.location(run.key)} is shorter than it was written: check the storage")
+        return data
+
+    before = np.frombuffer(read(slots.start * 24, (len(slots) + 1) * 24), "<i8").reshape(-1, 3)
+    (row, text, png), (stop, text_stop, png_stop) = before[0].tolist(), before[-1].tolist()
+    records_at = (shape[0] + 1) * 24
+    texts_at = records_at + run.rows * kind.itemsize
+    images_at = texts_at + run.text_bytes
+    records = np.frombuffer(read(records_at + row * kind.itemsize, (stop - row) * kind.itemsize), kind)
+    texts = read(texts_at + text, text_stop - text)
+    return records, texts, read(images_at + png, png_stop - png) if images else b""
 
 
 def _cut(texts: bytes, lengths: npt.NDArray[np.uint32]) -> Iterator[str]:
@@ -129,15 +133,3 @@ def _images(blob: bytes, records: Records) -> Iterator[bytes]:
         if zlib.crc32(png) != crc:
             raise VerificationFailed("a prepared image changed between the passes of the ingest: check the storage")
         yield png
-
-
-@contextmanager
-def _ranges(store: Store, key: str) -> Iterator[Any]:
-    """A function (offset, length) -> bytes on one object."""
-    try:
-        with store.pa_fs.open_input_file(store.path(key)) as file:
-            yield lambda offset, length: file.read_at(length, offset) if length else b""
-    except FileNotFoundError as error:
-        raise NotFound(f"no object {store.location(key)}") from error
-    except (OSError, pa.ArrowException) as error:
-        raise Transient(f"{store.location(key)} cannot be read: {type(error).__name__}: run again") from error

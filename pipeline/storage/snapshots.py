@@ -122,6 +122,11 @@ class KnownFiles:
         self._seen[place] = True
         return True
 
+    def see(self, files: Iterable[SourceFile]) -> None:
+        """These are still in the source."""
+        for file in files:
+            _ = file.fingerprint in self
+
     @property
     def unseen(self) -> int:
         """Files that nobody asked for: gone, or changed."""
