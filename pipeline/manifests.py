@@ -4,6 +4,7 @@ None holds a time, a host or a credential, so equal inputs give equal documents 
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ __all__ = [
     "SamplePlan",
     "ShardEntry",
     "Split",
+    "channel_statistics",
     "parse",
     "without_credentials",
 ]
@@ -120,6 +122,14 @@ class DatasetManifest(Section):
     def rows(self, name: Split) -> int:
         """Images of one split."""
         return sum(shard.rows for shard in self.split(name))
+
+
+def channel_statistics(sums: Sequence[int], pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, in [-1, 1], from exact sums of levels, then of squared levels."""
+    half = len(sums) // 2
+    means = [value / pixels for value in sums[:half]]
+    variances = [max(value / pixels - mean**2, 0.0) for value, mean in zip(sums[half:], means, strict=True)]
+    return tuple(mean / 127.5 - 1.0 for mean in means), tuple(value**0.5 / 127.5 for value in variances)
 
 
 class CheckpointManifest(Section):

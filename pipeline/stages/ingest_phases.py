@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.config import IngestConfig
 from pipeline.errors import DataError, NotFound, VerificationFailed
-from pipeline.manifests import DatasetManifest, FileEntry, ShardEntry
+from pipeline.manifests import DatasetManifest, FileEntry, ShardEntry, channel_statistics
 from pipeline.placement import Group, output_groups, rows_a_shard
 from pipeline.progress import Progress
 from pipeline.stages.fan_out import fan_out
@@ -182,9 +182,7 @@ def _manifest(
         shards, rejects = before.shards + shards, before.rejects + rejects
     sums = [before.channel_sums] if before is not None else []
     total = np.array([*sums, *(part.sums for part in settled)], dtype=object).sum(0).tolist()
-    pixels = sum(shard.rows for shard in shards) * config.image_size**2
-    means = [value / pixels for value in total[: config.channels]]
-    squares = [value / pixels for value in total[config.channels :]]
+    mean, std = channel_statistics(total, sum(shard.rows for shard in shards) * config.image_size**2)
     return DatasetManifest(
         source=plan.source,
         source_rows=rows,
@@ -194,8 +192,8 @@ def _manifest(
         shards=shards,
         rejects=rejects,
         reject_counts=dict(sorted(counts.items())),
-        channel_mean=tuple(mean / 127.5 - 1.0 for mean in means),
-        channel_std=tuple(max(s - m**2, 0.0) ** 0.5 / 127.5 for s, m in zip(squares, means, strict=True)),
+        channel_mean=mean,
+        channel_std=std,
         channel_sums=tuple(total),
         ingest=plan.settings,
         generation=plan.generation,

@@ -16,7 +16,7 @@ from pipeline.storage.shards import parquet_bytes, put_hashed, read_parquet
 from pipeline.storage.sources.source import Partition, SourceFile
 from pipeline.storage.store import Store
 
-__all__ = ["KnownFiles", "Snapshot", "read_snapshot", "write_snapshot"]
+__all__ = ["KnownFiles", "Snapshot", "read_snapshot", "snapshot_digest", "write_snapshot"]
 
 FILES_A_PART = 50_000
 _FILE = pa.struct([("key", pa.binary()), ("size", pa.int64()), ("version", pa.string())])
@@ -45,20 +45,35 @@ class Snapshot:
     file_bytes: int
 
 
+class Count:
+    """Goes along partitions: what a Snapshot says of them."""
+
+    def __init__(self) -> None:
+        self.partitions = self.rows = self.file_bytes = 0
+        self._hash = hashlib.sha256()
+        self._before: set[tuple[str, str | None]] = set()  # of the partition before: shares of one file follow
+
+    def add(self, partition: Partition) -> None:
+        self.partitions += 1
+        self.rows += len(partition.files) if partition.rows is None else len(partition.rows)
+        labels = partition.labels or (None,) * len(partition.files)
+        states = [(file.fingerprint, label) for file, label in zip(partition.files, labels, strict=True)]
+        for file, state in zip(partition.files, states, strict=True):
+            if state not in self._before:
+                self._hash.update(f"{state}\n".encode("utf-8", "surrogateescape"))
+                self.file_bytes += max(file.size, 0)
+        self._before = set(states)
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
 def write_snapshot(store: Store, generation: int, partitions: Iterable[Partition]) -> Snapshot:
     """Store the list as `snapshots/`; memory is bounded by a part of it."""
-    digest, parts, table = hashlib.sha256(), list[FileEntry](), list[Partition]()
-    count = rows = file_bytes = in_table = 0
-    before: tuple[str, str | None] | None = None
+    count, parts, table, in_table = Count(), list[FileEntry](), list[Partition](), 0
     for partition in partitions:
-        for file, label in zip(partition.files, partition.labels or (None,) * len(partition.files), strict=True):
-            state = (file.fingerprint, label)
-            if state != before:
-                digest.update(f"{state}\n".encode("utf-8", "surrogateescape"))
-                file_bytes += max(file.size, 0)
-            before = state
-        count += 1
-        rows += len(partition.files) if partition.rows is None else len(partition.rows)
+        count.add(partition)
         table.append(partition)
         in_table += len(partition.files)
         if in_table >= FILES_A_PART:
@@ -66,7 +81,15 @@ def write_snapshot(store: Store, generation: int, partitions: Iterable[Partition
             table, in_table = [], 0
     if table:
         parts.append(_write(store, generation, len(parts), table))
-    return Snapshot(digest.hexdigest(), tuple(parts), count, rows, file_bytes)
+    return Snapshot(count.digest, tuple(parts), count.partitions, count.rows, count.file_bytes)
+
+
+def snapshot_digest(partitions: Iterable[Partition]) -> str:
+    """The digest that `write_snapshot` gives to these partitions."""
+    count = Count()
+    for partition in partitions:
+        count.add(partition)
+    return count.digest
 
 
 def _write(store: Store, generation: int, number: int, partitions: Sequence[Partition]) -> FileEntry:
