@@ -44,7 +44,7 @@ def test_slots_and_their_keys_agree(slots):
     assert [r for split in ("train", "heldout") for part in slots.ranges(split, 7) for r in part] == list(
         range(slots.count)
     )
-    assert slots.keys(range(0, slots.train)) == (0, 2**64 - 1)
+    assert slots.keys(range(slots.train)) == (0, 2**64 - 1)
 
 
 def test_slots_follow_the_split():

@@ -1,4 +1,4 @@
-"""Generations of a dataset, and the claim of an ingest: one of each number, found by digest, nothing lost by sweeping."""
+"""Generations and claims: one of each number, found by digest; sweeping takes nothing that is named."""
 
 import json
 
