@@ -34,7 +34,9 @@ class IngestConfig(Section):
     label_column: str | None = Field(None, description="of tables; unset: found by its type or name")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="share kept from training, chosen by content hash")
     shard_rows: int = Field(1024, ge=1, description="images a shard; a shard is the unit that a training lane reads")
-    shard_bytes: int = Field(128 * 2**20, ge=1, description="shards of large images have fewer rows, to stay about here")
+    shard_bytes: int = Field(
+        128 * 2**20, ge=1, description="shards of large images have fewer rows, to stay about here"
+    )
     row_group_rows: int = Field(256, ge=1, le=1000, description="fewer where they would take more than 32 MiB")
     partition_rows: int = Field(2000, ge=1, description="source images handled by one task")
     min_size: int = Field(1, ge=1, description="images with a shorter side, pixels, are rejected")

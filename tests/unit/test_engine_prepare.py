@@ -8,7 +8,7 @@ from PIL import Image
 from pipeline.config import IngestConfig
 from pipeline.engine.decode import BadImage
 from pipeline.engine.png import encode_png
-from pipeline.engine.prepare import prepare
+from pipeline.engine.prepare import prepare, prepare_pixels
 
 pytestmark = pytest.mark.unit
 LIMIT = 10**6
