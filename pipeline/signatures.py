@@ -22,6 +22,7 @@ _IMAGES: Final = (
 )
 _ZIPS: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _ARCHIVES: Final = (b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd")
+_CONTROL: Final = bytes(n for n in range(32) if n not in b"\t\n\f\r\x1b")
 _TAR_BLOCK: Final = 512
 _NAMES: Final[dict[Kind, str]] = {
     "image": "an image",
@@ -87,7 +88,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _is_text(head: bytes) -> bool:
-    if b"\0" in head:
+    if head.translate(None, _CONTROL) != head:
         return False
     try:
         head.decode()

@@ -1,12 +1,13 @@
 """Every kind of bad or odd image that real data holds, made by code, each with what must become of it.
 
-`images()` are encoded images; `folder`, `tarred`, `zipped`, `table` and `listed` put them where sources find them.
-LIMITS are the settings under which the stated results hold.
+`images()` are encoded images; LIMITS are the settings under which the stated results hold.
 """
 
 import gzip
 import io
+import pickle
 import struct
+import tarfile
 import zipfile
 import zlib
 from functools import cache
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pipeline.config import IngestConfig
-from pipeline.refusals import Reason
+from pipeline.config import Config, IngestConfig
+from pipeline.refusals import Reason, Refusal
+from pipeline.storage.sources.opening import open_source
 
 LIMITS = {
     "image_size": 16,
@@ -238,3 +240,39 @@ def odd_files():
 def images():
     """Every kind of encoded image, by a name that is odd itself in places."""
     return no_images() | damaged_images() | odd_modes() | odd_files()
+
+
+def tar_of(members, mode="w"):
+    """A tar archive of (name or TarInfo, content)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, data in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def tar_begin(members):
+    """An archive of (name, content) without its end mark, so that more can follow."""
+    size = sum(512 + -(-len(data) // 512) * 512 for _, data in members)
+    return tar_of(members)[:size]
+
+
+def special(name, kind, target=""):
+    """A tar member that is no file: tarfile.SYMTYPE, LNKTYPE, CHRTYPE, FIFOTYPE, ..."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, b""
+
+
+def read(uri, **settings):
+    """Every row of a source, as workers would read it: source and partitions travel as bytes."""
+    config = Config(ingest=IngestConfig(**{"max_image_bytes": LIMITS["max_image_bytes"], **settings}))
+    source = pickle.loads(pickle.dumps(open_source(str(uri), config)))
+    return [row for part in source.partitions() for row in source.rows(pickle.loads(pickle.dumps(part)))]
+
+
+def outcome(row):
+    """The reason of a refusal, "image" for anything to be decoded."""
+    return row.image.reason if isinstance(row.image, Refusal) else "image"

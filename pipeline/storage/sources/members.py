@@ -19,7 +19,7 @@ def unsafe(name: str) -> Refusal | None:
 
 def is_hidden(name: str) -> bool:
     """True when a part of the name begins with a dot: what systems and editors leave behind."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    return any(part.startswith(".") and part not in (".", "..") for part in re.split(r"[/\\]", name))
 
 
 def label_of(name: str) -> str | None:

@@ -88,7 +88,7 @@ def _belongs(name: str, stem: str) -> bool:
 
 def _axis(shape: tuple[int, ...]) -> int | None:
     """Where the channels are: 3 (last) or 1."""
-    return 3 if shape[3] in (1, 3, 4) else 1 if shape[1] in (1, 3, 4) else None
+    return 3 if shape[3] in (1, 3, 4) else 1 if shape[1] in (1, 3) else None
 
 
 def _rows(archive: zipfile.ZipFile, key: str, array: _Array, rows: range) -> Iterator[SourceRow]:

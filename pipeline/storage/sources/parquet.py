@@ -58,11 +58,9 @@ class ParquetReader:
     def _read(self, parquet: pq.ParquetFile, share: range) -> Iterator[SourceRow]:
         columns = image_columns(parquet.schema_arrow, self.config)
         wanted = [columns.image] + ([columns.label] if columns.label else [])
-        batches = parquet.iter_batches(
-            _BATCH_ROWS, row_groups=_groups(parquet, share), columns=wanted, use_threads=False
-        )
-        for batch in batches:
-            yield from self._rows(batch, columns)
+        for group in _groups(parquet, share):  # one at a time: a damaged one costs no row of the one before
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
+                yield from self._rows(batch, columns)
 
     def _rows(self, batch: pa.RecordBatch, columns: ImageColumns) -> Iterator[SourceRow]:
         images = batch.column(columns.image).to_pylist()

@@ -1,5 +1,6 @@
 """Bytes out of a store for sources: a refusal where one file is at fault, an error where the store is."""
 
+import errno
 import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,7 +114,7 @@ class _ObjectFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
         if start + offset < 0:
-            raise ValueError("a place before the start of the file")
+            raise OSError(errno.EINVAL, "a place before the start of the file")
         self._position = start + offset
         return self._position
 

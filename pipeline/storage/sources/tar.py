@@ -34,6 +34,8 @@ def members(store: Store, file: SourceFile, max_bytes: int) -> Iterator[Member]:
         stream = _Stream(cast(IO[bytes], gzip.GzipFile(fileobj=raw) if zipped else raw), zipped)
         try:
             for info in _headers(stream):
+                if info.size < 0:
+                    raise tarfile.ReadError(f"a member of {info.size} bytes")
                 name = info.name.removeprefix("./")
                 if info.isdir() or is_hidden(name):
                     continue
