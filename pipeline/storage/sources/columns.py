@@ -48,15 +48,18 @@ def image_columns(schema: pa.Schema, config: IngestConfig) -> ImageColumns:
     return ImageColumns(image, _is_nested(schema.field(image).type), label, classes.get(label or ""))
 
 
-def uri_columns(names: list[str], config: IngestConfig) -> UriColumns | None:
-    """The columns of a list of images, by their names; None when there is none with places."""
+def uri_columns(texts: list[str], names: list[str], config: IngestConfig) -> UriColumns | None:
+    """The columns of a list of images: places among those of text, labels among all; None when there are no places."""
+    uri = _named(config.image_column, texts, _URI_NAMES)
+    return None if uri is None else UriColumns(uri, _named(config.label_column, names, _LABEL_NAMES))
+
+
+def _named(wanted: str | None, names: list[str], usual: tuple[str, ...]) -> str | None:
+    """The configured column if there is one of that name; unless configured, the first with a usual name."""
+    if wanted is not None:
+        return wanted if wanted in names else None
     lower = {name.strip().lower(): name for name in names}
-    uri = config.image_column if config.image_column in names else None
-    uri = uri or next((lower[name] for name in _URI_NAMES if name in lower), None)
-    if uri is None:
-        return None
-    label = config.label_column if config.label_column in names else None
-    return UriColumns(uri, label or next((lower[name] for name in _LABEL_NAMES if name in lower), None))
+    return next((lower[name] for name in usual if name in lower), None)
 
 
 def label_name(value: Any, names: tuple[str, ...] | None) -> str | None:

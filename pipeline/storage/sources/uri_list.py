@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
+import pyarrow as pa
+
 from pipeline.config import IngestConfig
 from pipeline.errors import ConfigError
 from pipeline.refusals import Refusal
@@ -129,7 +131,7 @@ def _csv(text: IO[str], line: str, config: IngestConfig) -> Iterator[Row]:
     delimiter = next((mark for mark in ("\t", ";") if mark in line), ",")
     lines = csv.reader(text, delimiter=delimiter, strict=True)
     header = next(lines, [])
-    columns = uri_columns(header, config)
+    columns = uri_columns(header, header, config)
     if columns is None:
         raise Unfit("wrong-schema", f"no column with places among {', '.join(header[:20])[:200]}")
     for fields in lines:
@@ -148,7 +150,7 @@ def _json_lines(text: IO[str], config: IngestConfig) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield f"no JSON: {error}"
             continue
-        columns = columns or (uri_columns(list(record), config) if isinstance(record, dict) else None)
+        columns = columns or (uri_columns(list(record), list(record), config) if isinstance(record, dict) else None)
         if columns is None:
             raise Unfit("wrong-schema", f"no field with places in {line[:200]!r}")
         yield _row(record, columns) if isinstance(record, dict) else "no JSON object"
@@ -156,9 +158,13 @@ def _json_lines(text: IO[str], config: IngestConfig) -> Iterator[Row]:
 
 def _parquet(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row]:
     with opened_parquet(store, file) as parquet:
-        columns = uri_columns(parquet.schema_arrow.names, config)
+        schema = parquet.schema_arrow
+        texts = [
+            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+        columns = uri_columns(texts, schema.names, config)
         if columns is None:
-            raise Unfit("wrong-schema", f"no column with places among {', '.join(parquet.schema_arrow.names[:20])}")
+            raise Unfit("wrong-schema", f"no column with places among {', '.join(schema.names[:20])}")
         wanted = [columns.uri] + ([columns.label] if columns.label else [])
         for batch in parquet.iter_batches(columns=wanted):
             for record in batch.to_pylist():
