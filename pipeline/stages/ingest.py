@@ -33,6 +33,7 @@ from pipeline.storage.shards import (
     read_generation,
 )
 from pipeline.storage.snapshots import KnownFiles, Snapshot, write_snapshot
+from pipeline.storage.sources.label_map import with_label_map
 from pipeline.storage.sources.opening import open_source
 from pipeline.storage.sources.source import Partition, Source
 from pipeline.storage.store import Store, resolve
@@ -47,6 +48,7 @@ def ingest(config: Config, source: str, dataset: str, dry_run: bool = False) -> 
     or more than ingest.max_reject_share was rejected.
     """
     began = time.monotonic()
+    config = with_label_map(config)  # its content decides the dataset, not where it lay
     store, opened = resolve(dataset, config.storage), open_source(source, config)
     state, removed = "already done", 0
     while True:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.config import IngestConfig
 from pipeline.engine.decoder import Decoder
-from pipeline.engine.images import encode_png
+from pipeline.engine.png import encode_png
 from pipeline.manifests import DatasetManifest, without_credentials
 from pipeline.placement import shuffle_key
 from pipeline.refusals import Refusal

@@ -2,11 +2,14 @@
 
 import corpus
 import pytest
+from tiny_ingest import rows_of, without_ray
 
 from pipeline.config import Config, IngestConfig
 from pipeline.errors import ConfigError
+from pipeline.stages.ingest import ingest
 from pipeline.storage.sources.label_map import with_label_map
 from pipeline.storage.sources.opening import open_source
+from tiny import config
 
 pytestmark = pytest.mark.unit
 GOOD = corpus.encoded(corpus.photo())
@@ -62,3 +65,16 @@ def test_what_is_no_map_is_a_matter_of_configuration(source, tmp_path, text):
         (tmp_path / "map").write_text(text)
     with pytest.raises(ConfigError, match="label_map"):
         corpus.read(source, label_map=str(tmp_path / "map"))
+
+
+def test_a_dataset_remembers_what_the_map_said_not_where_it_lay(source, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    for name in ("map", "copy"):
+        (tmp_path / name).write_text("{cat: a, kitten: b, dog: a, fish: null}")
+    settings = {name: config(ingest={"label_map": str(tmp_path / name)}) for name in ("map", "copy")}
+    assert ingest(settings["map"], str(source), str(tmp_path / "out"))["state"] == "ingested"
+    assert rows_of(str(tmp_path / "out"))[0].classes == ("a", "b")
+    assert ingest(settings["copy"], str(source), str(tmp_path / "out"))["state"] == "already done"
+    (tmp_path / "copy").write_text("{cat: a, kitten: a, dog: a, fish: null}")
+    with pytest.raises(ConfigError, match="label_map"):
+        ingest(settings["copy"], str(source), str(tmp_path / "out"))
