@@ -21,6 +21,7 @@ VERB = Verb(
         Argument("--dataset", "URI of the dataset's folder", required=True),
         Argument("--image-size", "height and width of the stored images, pixels", path="ingest.image_size"),
         Argument("--channels", "1 is grey, 3 is RGB", path="ingest.channels"),
+        Argument("--max-reject-share", "a larger share of bad rows ends with exit 3", path="ingest.max_reject_share"),
     ),
     run=_run,
 )
