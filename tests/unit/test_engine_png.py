@@ -1,9 +1,15 @@
 """Stored images: exact, repeatable, and only grey or RGB."""
 
+import io
+
 import numpy as np
 import pytest
 from corpus import encoded, random_pixels
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from pipeline.engine.decode import BadImage
 from pipeline.engine.png import decode_pixels, encode_png
@@ -29,3 +35,28 @@ def test_encode_refuses_what_is_not_an_image_array(pixels):
 def test_reading_stored_images_refuses_other_modes():
     with pytest.raises(BadImage, match="unsupported-mode"):
         decode_pixels(encoded(Image.new("RGBA", (4, 4))), LIMIT)
+
+
+@given(
+    pixels=hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))),
+    order=st.sampled_from("CF"),
+)
+def test_any_pixels_come_back_through_pillow(pixels, order):
+    data = encode_png(np.asarray(pixels, order=order))
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()  # every checksum
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == ("L" if pixels.shape[2] == 1 else "RGB")
+        np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+
+
+def test_files_are_about_as_small_as_pillow_makes_them():
+    photograph = np.ascontiguousarray(load_sample_images().images[0][100:228, 200:328])
+    for pixels, most in ((photograph, 1.05), (random_pixels(64, 64, 3), 1.01)):
+        assert len(encode_png(pixels)) < most * len(encoded(Image.fromarray(pixels), compress_level=1))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0, 3)])
+def test_no_pixels_are_no_image(shape):
+    with pytest.raises(ValueError, match="need uint8"):
+        encode_png(np.zeros(shape, np.uint8))
