@@ -31,7 +31,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
     One filter for all rows (each byte less the one a pixel to its left) and zlib's run-length strategy: against
     Pillow's choice among five filters a row, encoding takes a third to half of the time and decoding of photographs
-    two thirds, for files as large (photographs) to a tenth larger (28 x 28).
+    two thirds, for files that are up to a tenth larger.
     """
     grey_or_rgb = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))
     if pixels.dtype != np.uint8 or not grey_or_rgb or not pixels.size:
