@@ -16,6 +16,7 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Raster formats that decode inside this process; Pillow would hand EPS to Ghostscript."""
 
 _ANIMATED: Final = ("PNG", "WEBP", "GIF", "TIFF")  # further frames of a JPEG are previews and gain maps
+_ORIENTED: Final = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow finds an orientation
 _CONTAINERS: Final = ("zip", "tar", "gzip", "archive", "parquet")
 
 
@@ -111,6 +112,8 @@ def _is_cut(head: bytes) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if image.format != "TIFF" and not any(name in image.info for name in _ORIENTED):
+        return image  # Pillow would look through the file once more, and copy the pixels
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:

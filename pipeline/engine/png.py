@@ -12,6 +12,10 @@ from pipeline.engine.decode import BadImage, decode
 __all__ = ["Pixels", "decode_pixels", "encode_png"]
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_START: Final = _SIGNATURE + struct.pack(">I", 13) + b"IHDR"
+_END: Final = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+_BODY_AT: Final = 41
+_FRAME_BYTES: Final = _BODY_AT + 4 + len(_END)
 _GREY, _RGB, _SUB = 0, 2, 1
 
 Pixels = NDArray[np.uint8]
@@ -19,11 +23,43 @@ Pixels = NDArray[np.uint8]
 
 def decode_pixels(data: bytes, max_pixels: int) -> Pixels:
     """uint8 [H, W, C] of a stored image (grey or RGB, as `encode_png` writes). Raises BadImage."""
+    own = _own_pixels(data, max_pixels)
+    if own is not None:
+        return own
     image = decode(data, max_pixels)
     if image.mode not in ("L", "RGB"):
         raise BadImage("unsupported-mode", f"a stored image is L or RGB, not {image.mode}")
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _own_pixels(data: bytes, max_pixels: int) -> Pixels | None:
+    """The pixels of a file that `encode_png` wrote, checksums checked, in a fraction of Pillow's time; None of others."""
+    if len(data) < _FRAME_BYTES or not data.startswith(_START) or not data.endswith(_END):
+        return None
+    width, height, depth, colour, *methods, header_crc, length = struct.unpack_from(">IIBBBBBII", data, 16)
+    stop, channels = _BODY_AT + length, 1 if colour == _GREY else 3
+    if depth != 8 or colour not in (_GREY, _RGB) or any(methods) or stop + 4 + len(_END) != len(data):
+        return None
+    stride, (body_crc,) = 1 + width * channels, struct.unpack_from(">I", data, stop)
+    if not 0 < width * height <= max_pixels or header_crc != zlib.crc32(data[12:29]):
+        return None
+    if data[37:_BODY_AT] != b"IDAT" or body_crc != zlib.crc32(data[37:stop]):
+        return None
+    packer = zlib.decompressobj()
+    try:
+        filtered = np.frombuffer(packer.decompress(data[_BODY_AT:stop], height * stride), np.uint8)
+    except zlib.error:
+        return None
+    if filtered.size != height * stride or not packer.eof and packer.decompress(packer.unconsumed_tail, 1):
+        return None
+    rows = filtered.reshape(height, stride)
+    if (rows[:, 0] != _SUB).any():
+        return None
+    pixels = np.empty((height, width, channels), np.uint8)
+    for channel in range(channels):
+        np.add.accumulate(rows[:, 1 + channel :: channels], axis=1, dtype=np.uint8, out=pixels[:, :, channel])
+    return pixels
 
 
 def encode_png(pixels: Pixels) -> bytes:

@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 
 
 def prepare(data: bytes, config: IngestConfig) -> Pixels:
-    """An image file to uint8 [size, size, channels]. Raises BadImage, MemoryError."""
+    """An image file to uint8 [size, size, channels], read-only. Raises BadImage, MemoryError."""
     return _prepared(decode_checked(data, config), config)
 
 
@@ -49,7 +49,8 @@ def _prepared(image: Image.Image, config: IngestConfig) -> Pixels:
     except (ValueError, OSError) as error:
         raise BadImage("unsupported-mode", f"mode {image.mode}: {error}") from error
     image = _fitted(image, config)
-    return np.asarray(image, dtype=np.uint8).reshape(config.image_size, config.image_size, config.channels)
+    pixels = np.frombuffer(image.tobytes(), np.uint8)
+    return pixels.reshape(config.image_size, config.image_size, config.channels)
 
 
 def _fitted(image: Image.Image, config: IngestConfig) -> Image.Image:

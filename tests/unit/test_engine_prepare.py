@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from corpus import animation, encoded, random_pixels
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline.config import IngestConfig
 from pipeline.engine.decode import BadImage
@@ -196,3 +196,23 @@ def test_limits_of_pixels(shape, change, reason):
     with pytest.raises(BadImage) as caught:
         prepare_pixels(np.zeros(shape, np.uint8), IngestConfig(image_size=4, **change))
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+def test_orientation_is_found_in_every_format_that_has_one(kind):
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8] = 250  # bright top
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encoded(Image.fromarray(upright[::-1].copy()), kind, exif=exif)
+    np.testing.assert_allclose(prepare(data, config(16, 3)).astype(int), upright, atol=20)  # some are lossy
+
+
+def test_orientation_in_xmp_is_followed():
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8] = 250
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    data = encoded(Image.fromarray(upright[::-1].copy()), pnginfo=info)
+    np.testing.assert_array_equal(prepare(data, config(16, 3)), upright)
