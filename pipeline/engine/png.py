@@ -34,7 +34,7 @@ def decode_pixels(data: bytes, max_pixels: int) -> Pixels:
 
 
 def _own_pixels(data: bytes, max_pixels: int) -> Pixels | None:
-    """The pixels of a file that `encode_png` wrote, checksums checked, in a fraction of Pillow's time; None of others."""
+    """The pixels of a file that `encode_png` wrote, checksums checked, in less time than Pillow's; None of others."""
     if len(data) < _FRAME_BYTES or not data.startswith(_START) or not data.endswith(_END):
         return None
     width, height, depth, colour, *methods, header_crc, length = struct.unpack_from(">IIBBBBBII", data, 16)
@@ -46,20 +46,14 @@ def _own_pixels(data: bytes, max_pixels: int) -> Pixels | None:
         return None
     if data[37:_BODY_AT] != b"IDAT" or body_crc != zlib.crc32(data[37:stop]):
         return None
-    packer = zlib.decompressobj()
     try:
-        filtered = np.frombuffer(packer.decompress(data[_BODY_AT:stop], height * stride), np.uint8)
+        filtered = np.frombuffer(zlib.decompressobj().decompress(data[_BODY_AT:stop], height * stride), np.uint8)
     except zlib.error:
         return None
-    if filtered.size != height * stride or not packer.eof and packer.decompress(packer.unconsumed_tail, 1):
+    if filtered.size != height * stride or (filtered[::stride] != _SUB).any():
         return None
-    rows = filtered.reshape(height, stride)
-    if (rows[:, 0] != _SUB).any():
-        return None
-    pixels = np.empty((height, width, channels), np.uint8)
-    for channel in range(channels):
-        np.add.accumulate(rows[:, 1 + channel :: channels], axis=1, dtype=np.uint8, out=pixels[:, :, channel])
-    return pixels
+    differences = filtered.reshape(height, stride)[:, 1:].reshape(height, width, channels)
+    return np.add.accumulate(differences, axis=1, dtype=np.uint8)
 
 
 def encode_png(pixels: Pixels) -> bytes:

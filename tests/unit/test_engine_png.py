@@ -1,6 +1,8 @@
 """Stored images: exact, repeatable, and only grey or RGB."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -60,3 +62,42 @@ def test_files_are_about_as_small_as_pillow_makes_them():
 def test_no_pixels_are_no_image(shape):
     with pytest.raises(ValueError, match="need uint8"):
         encode_png(np.zeros(shape, np.uint8))
+
+
+def chunked(*chunks):
+    """A PNG file of (kind, body)."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, body in chunks:
+        parts += [struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(kind + body))]
+    return b"".join(parts)
+
+
+def damaged(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def test_own_files_are_read_without_pillow_and_all_others_with_it(monkeypatch):
+    """The short way must know its own files only: others have filters, palettes or alpha that it lacks."""
+    pixels = random_pixels(6, 5, 3)
+    data = encode_png(pixels)
+    rows = np.concatenate([np.zeros((6, 1), np.uint8), pixels.reshape(6, 15)], axis=1)  # no filter
+    header, end = (b"IHDR", data[16:29]), (b"IEND", b"")
+    body = zlib.compress(rows.tobytes())
+    unfiltered = chunked(header, (b"IDAT", body), end)
+    in_two = chunked(header, (b"IDAT", body[:9]), (b"IDAT", body[9:]), end)
+    for file in (unfiltered, in_two, encoded(Image.fromarray(pixels))):
+        np.testing.assert_array_equal(decode_pixels(file, LIMIT), pixels)
+    monkeypatch.setattr("pipeline.engine.png.decode", None)
+    np.testing.assert_array_equal(decode_pixels(data, LIMIT), pixels)
+    for other in (unfiltered, in_two, b"", data[:-1], data + b"x", *(damaged(data, n) for n in range(len(data)))):
+        with pytest.raises(TypeError):  # handed on
+            decode_pixels(other, LIMIT)
+    with pytest.raises(TypeError):
+        decode_pixels(data, 29)
+
+
+def test_a_body_that_unpacks_to_more_is_not_unpacked():
+    bomb = zlib.compress(bytes([1]) + bytes(10**7))
+    assert decode_pixels(
+        chunked((b"IHDR", encode_png(random_pixels(1, 4, 1))[16:29]), (b"IDAT", bomb), (b"IEND", b"")), 4
+    ).shape == (1, 4, 1)
