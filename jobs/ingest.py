@@ -13,10 +13,15 @@ VERB = Verb(
     name="ingest",
     purpose="Turn images into a dataset: shuffled Parquet shards and a manifest.",
     arguments=(
-        Argument("--source", "a folder of images, an IDX file (*-ubyte.gz), or 'digits'", required=True),
+        Argument(
+            "--source",
+            "images, Parquet, tar, zip, npz or IDX (a file or a folder of them), a list of images, or 'digits'",
+            required=True,
+        ),
         Argument("--dataset", "URI of the dataset's folder", required=True),
         Argument("--image-size", "height and width of the stored images, pixels", path="ingest.image_size"),
         Argument("--channels", "1 is grey, 3 is RGB", path="ingest.channels"),
+        Argument("--max-reject-share", "a larger share of bad rows ends with exit 3", path="ingest.max_reject_share"),
     ),
     run=_run,
 )

@@ -6,11 +6,12 @@ A `Config` is resolved from layers (`pipeline.config_sources`) and stored beside
 
 import os
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.config_generation import ExploreConfig, GenerateConfig
+from pipeline.config_ingest import IngestConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -78,26 +79,6 @@ class RayConfig(Section):
     @property
     def max_workers(self) -> int:
         return int(self.workers.rpartition("..")[2])
-
-
-def _as_int(value: Any) -> Any:
-    """A flag's text to a number, so that Literal can compare it."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
-
-
-class IngestConfig(Section):
-    """From source images to shuffled Parquet shards."""
-
-    image_size: int = Field(32, ge=1, le=4096, description="height and width of the stored images, pixels")
-    channels: Annotated[Literal[1, 3], BeforeValidator(_as_int)] = Field(3, description="1 is grey, 3 is RGB")
-    background: int = Field(255, ge=0, le=255, description="grey level under transparent pixels")
-    heldout_share: float = Field(0.1, ge=0, lt=1, description="share kept from training, chosen by content hash")
-    shard_rows: int = Field(1024, ge=1, description="images a shard; a shard is the unit that a training lane reads")
-    row_group_rows: int = Field(256, ge=1, le=1000)
-    partition_rows: int = Field(2000, ge=1, description="source images handled by one task")
-    max_image_pixels: int = Field(89_478_485, ge=1, description="larger images are rejected before decoding")
-    max_reject_share: float = Field(1.0, ge=0, le=1, description="a larger share of rejects ends the job with exit 3")
-    seed: int = Field(0, ge=0, description="key of the shuffle at write time")
 
 
 class ModelConfig(Section):

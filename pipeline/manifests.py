@@ -3,6 +3,8 @@
 None holds a time, a host or a credential, so equal inputs give equal documents and equal digests.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -26,7 +28,9 @@ __all__ = [
     "SamplePlan",
     "ShardEntry",
     "Split",
+    "channel_statistics",
     "parse",
+    "without_credentials",
 ]
 
 Split = Literal["train", "heldout"]
@@ -49,6 +53,16 @@ FREE_TO_CHANGE = {
 
 T = TypeVar("T", bound=Section)
 
+_USER = re.compile(r"(?<=//)[^/@\s]+@")
+_SECRET = re.compile(
+    r"(?<=[?&;])([\w.%-]*(?:signature|sig|token|secret|credential|password|accesskey)[\w.%-]*)=[^&;\s]*", re.I
+)
+
+
+def without_credentials(name: str) -> str:
+    """A URI as it may be shown and stored: no user part, no signed query."""
+    return _SECRET.sub(r"\1=***", _USER.sub("***@", name))
+
 
 class ShardEntry(FileEntry):
     """A Parquet shard of a dataset; its rows have sample ids first_id..first_id+rows-1."""
@@ -56,10 +70,15 @@ class ShardEntry(FileEntry):
     split: Split
     rows: int
     first_id: int
+    keys: tuple[str, str] | None = None  # shuffle keys (16 hex digits) of the first and the last row
 
 
 class DatasetManifest(Section):
-    """`<dataset>/manifest.json`. source_rows = rows + rejects, always."""
+    """`<dataset>/manifest.json`: the newest generation. source_rows = rows + rejects, always.
+
+    Shards, rejects, snapshots and counts are those of all generations so far; a generation only appends. channel_mean
+    and channel_std are of all images, in the model's range [-1, 1], from the exact channel_sums.
+    """
 
     kind: Literal["dataset"] = "dataset"
     schema_version: int = SCHEMA_VERSION
@@ -74,6 +93,23 @@ class DatasetManifest(Section):
     channel_mean: tuple[float, ...]
     channel_std: tuple[float, ...]
     ingest: dict[str, Any]
+    generation: int = 1
+    parent: str | None = None  # digest of the generation before
+    snapshot: str | None = None  # sha256 (hex) of the names and versions of the files that this generation added
+    snapshots: tuple[FileEntry, ...] = ()  # lists of the files that were read
+    removed_files: int = 0  # read by earlier generations, gone or changed when this one was planned
+    channel_sums: tuple[int, ...] = ()  # per channel: sum of levels, then of squared levels
+
+    def digest(self) -> str:
+        """sha256 (hex) of the values; of older manifests without what was added since, so that runs find them."""
+        values = self.model_dump(mode="json")
+        for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        for shard in values["shards"]:
+            if shard["keys"] is None:
+                del shard["keys"]
+        return digest_of(values)
 
     def split(self, name: Split) -> tuple[ShardEntry, ...]:
         """Shards of one split, in order of sample id."""
@@ -82,6 +118,14 @@ class DatasetManifest(Section):
     def rows(self, name: Split) -> int:
         """Images of one split."""
         return sum(shard.rows for shard in self.split(name))
+
+
+def channel_statistics(sums: Sequence[int], pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, in [-1, 1], from exact sums of levels, then of squared levels."""
+    half = len(sums) // 2
+    means = [value / pixels for value in sums[:half]]
+    variances = [max(value / pixels - mean**2, 0.0) for value, mean in zip(sums[half:], means, strict=True)]
+    return tuple(mean / 127.5 - 1.0 for mean in means), tuple(value**0.5 / 127.5 for value in variances)
 
 
 class CheckpointManifest(Section):

@@ -10,8 +10,9 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {
-    *("config", "config_generation", "config_sources", "section", "errors", "schema", "manifests", "progress"),
-    *("sample_manifests", "planning", "assignment", "requests", "forecast", "promotion"),
+    *("section", "config", "config_generation", "config_ingest", "config_sources", "errors", "refusals", "schema"),
+    *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
+    *("forecast", "promotion"),
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
@@ -28,6 +29,7 @@ NO_TORCH = BASE
 STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching"),
+    *("fan_out", "ingest_phases", "preparing", "placing"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300

@@ -19,6 +19,7 @@ from pipeline.errors import AlreadyExists, Denied, NotFound, StorageError
 __all__ = ["BACKEND", "LocalBackend"]
 
 _HIDDEN = ".ddpm-"
+_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 class LocalBackend:
@@ -34,6 +35,11 @@ class LocalBackend:
         with _mapped(path), open(path, "rb") as file:
             data = file.read()
         return data, _version(data)
+
+    def read_range(self, path: str, start: int, count: int) -> bytes:
+        with _mapped(path), open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(count)
 
     def put(self, path: str, data: bytes) -> None:
         with _mapped(path), _temp_file(path, data) as temp:
@@ -73,6 +79,9 @@ class LocalBackend:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return ((path, size) for path, size, _ in self.states(prefix) if size >= 0)
+
+    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         folder, _, start = prefix.rpartition("/")
         return _walk(folder, start, ())
 
@@ -88,14 +97,14 @@ def _version(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _walk(folder: str, start: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Files under `folder` whose first part begins with `start`, in key order: a folder sorts as "name/"."""
+def _walk(folder: str, start: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, str]]:
+    """States under `folder` whose first part begins with `start`, in key order: a folder sorts as "name/"."""
     with _mapped(folder):
         try:
             status = os.stat(folder or "/")
             with os.scandir(folder or "/") as entries:
                 names = sorted(
-                    entry.name + "/" if entry.is_dir() else entry.name
+                    entry.name + "/" if _is_folder(entry) else entry.name
                     for entry in entries
                     if entry.name.startswith(start) and not entry.name.startswith(_HIDDEN)
                 )
@@ -103,13 +112,34 @@ def _walk(folder: str, start: str, ancestors: tuple[tuple[int, int], ...]) -> It
             return
     here = (status.st_dev, status.st_ino)
     if here in ancestors:  # a symbolic link back up would never end
+        yield folder, -1, "a link to a folder that holds it"
         return
     for name in names:
         path = f"{folder}/{name}"
         if name.endswith("/"):
             yield from _walk(path[:-1], "", (*ancestors, here))
-        elif (size := BACKEND.size(path)) is not None:
-            yield path, size
+        else:
+            yield path, *_state(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _state(path: str) -> tuple[int, str]:
+    """Size and version of a file; -1 and what it is for anything else."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if os.path.islink(path):
+            return -1, f"a link to nowhere ({error.strerror})"
+        return -1, f"{error.strerror}"  # deleted while it was listed, say
+    if not stat.S_ISREG(status.st_mode):
+        return -1, f"no file but a {_KINDS.get(stat.S_IFMT(status.st_mode), 'special file')}"
+    return status.st_size, f"{status.st_mtime_ns}"
 
 
 @contextmanager

@@ -32,6 +32,9 @@ class MemoryBackend:
             data: bytes = self._fs.cat_file(path)
         return data, _version(data)
 
+    def read_range(self, path: str, start: int, count: int) -> bytes:
+        return self.read_versioned(path)[0][start : start + count]
+
     def put(self, path: str, data: bytes) -> None:
         with self._lock:
             self._write(path, data)
@@ -55,9 +58,17 @@ class MemoryBackend:
             return int(self._fs.info(path)["size"]) if self._fs.isfile(path) else None
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return ((path, size) for path, size, _ in self.states(prefix))
+
+    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         with self._lock:
-            found = {name.lstrip("/"): int(file.size) for name, file in self._fs.store.items()}
-        return iter(sorted((path, size) for path, size in found.items() if path.startswith(prefix)))
+            files = {name.lstrip("/"): file for name, file in self._fs.store.items()}
+            found = [
+                (path, int(file.size), _version(file.getvalue()))
+                for path, file in files.items()
+                if path.startswith(prefix)
+            ]
+        return iter(sorted(found))
 
     def delete(self, path: str) -> None:
         with self._lock:

@@ -18,8 +18,8 @@ import fsspec.asyn
 import s3fs
 
 from pipeline.config import StorageConfig
-from pipeline.errors import AlreadyExists, NotFound, Transient
-from pipeline.storage.s3_errors import has_no_effect, is_missing_object, translated
+from pipeline.errors import AlreadyExists, NotFound, StorageError, Transient
+from pipeline.storage.s3_errors import has_no_effect, is_missing_object, is_past_the_end, translated
 from pipeline.storage.s3_listing import Level, keys_in_order
 
 __all__ = ["S3Backend", "backend_for"]
@@ -91,10 +91,21 @@ class S3Backend:
         )
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
+        return self._get(path)
+
+    def read_range(self, path: str, start: int, count: int) -> bytes:
+        try:
+            return self._get(path, Range=f"bytes={start}-{start + count - 1}")[0]
+        except StorageError as error:
+            if is_past_the_end(error.__cause__):
+                return b""
+            raise
+
+    def _get(self, path: str, **part: str) -> tuple[bytes, str]:
         bucket, key = _split(path)
 
         async def get() -> tuple[bytes, str]:
-            reply = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
+            reply = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **part)
             async with reply["Body"] as body:
                 return await body.read(), reply["ETag"]
 
@@ -137,8 +148,13 @@ class S3Backend:
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         bucket, start = _split(prefix)
-        for key, size in keys_in_order(lambda *args: self._page(bucket, *args), start):
+        for key, size, *_ in keys_in_order(lambda *args: self._page(bucket, *args), start):
             yield f"{bucket}/{key}", size
+
+    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+        bucket, start = _split(prefix)
+        for key, size, *etag in keys_in_order(lambda *args: self._page(bucket, *args), start):
+            yield f"{bucket}/{key}", size, "".join(etag)
 
     def delete(self, path: str) -> None:
         bucket, key = _split(path)
@@ -151,7 +167,7 @@ class S3Backend:
             lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter=delimiter, **more),
         )
         return Level(
-            keys=[(item["Key"], int(item["Size"])) for item in reply.get("Contents", [])],
+            keys=[(item["Key"], int(item["Size"]), str(item["ETag"])) for item in reply.get("Contents", [])],
             folders=[item["Prefix"] for item in reply.get("CommonPrefixes", [])],
             token=reply.get("NextContinuationToken") if reply.get("IsTruncated") else None,
             server=reply["ResponseMetadata"]["HTTPHeaders"].get("server", ""),

@@ -12,7 +12,7 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from pipeline.errors import AlreadyExists, Denied, MissingBucket, NotFound, StorageError, Transient
 
-__all__ = ["has_no_effect", "is_missing_object", "translated"]
+__all__ = ["has_no_effect", "is_missing_object", "is_past_the_end", "translated"]
 
 _DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}  # these come with status 400
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
@@ -65,6 +65,11 @@ def is_missing_object(error: BaseException | None) -> bool:
     """True when the server answered 404 for something other than the bucket."""
     code, status = _reply(error)
     return status == 404 and code != "NoSuchBucket"
+
+
+def is_past_the_end(error: BaseException | None) -> bool:
+    """True when the asked range begins at or after the end of the object."""
+    return _reply(error)[1] == 416
 
 
 def has_no_effect(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """Key order from any S3 server, a page at a time."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import StorageError
@@ -12,10 +12,14 @@ __all__ = ["Level", "Pager", "keys_in_order"]
 _FOLDER_ORDERED = ("SeaweedFS",)
 
 
-class Level(NamedTuple):
-    """One page of a listing: objects (key, size in bytes), folders ("a/b/") when a delimiter was given."""
+Item = tuple[str, int, *tuple[str, ...]]
+"""A key, its size in bytes, and what else a server said of it."""
 
-    keys: list[tuple[str, int]]
+
+class Level(NamedTuple):
+    """One page of a listing: objects, and folders ("a/b/") when a delimiter was given."""
+
+    keys: Sequence[Item]
     folders: list[str]
     token: str | None
     server: str
@@ -24,8 +28,8 @@ class Level(NamedTuple):
 Pager = Callable[[str, str, str | None], Level]  # prefix, delimiter ("" or "/"), token of the page
 
 
-def keys_in_order(page: Pager, prefix: str) -> Iterator[tuple[str, int]]:
-    """(key, size) of every object under `prefix` in key order; keys that end in "/" are folder marks, not objects.
+def keys_in_order(page: Pager, prefix: str) -> Iterator[Item]:
+    """Every object under `prefix` in key order; keys that end in "/" are folder marks, not objects.
 
     One flat listing where the server sorts by key; folder by folder where it does not (a request a folder).
     Memory: one page, or one page a level. Raises StorageError when a server keeps neither order.
@@ -37,15 +41,16 @@ def keys_in_order(page: Pager, prefix: str) -> Iterator[tuple[str, int]]:
     if not first.token:  # all there is: no need to trust the server's order
         first = first._replace(keys=sorted(first.keys))
     last = ""
-    for key, size in _flat(page, prefix, first):
+    for item in _flat(page, prefix, first):
+        key = item[0]
         if key < last:
             raise StorageError(f"the server lists '{key}' after '{last}': it keeps no key order, so it cannot be used")
         last = key
         if not key.endswith("/"):
-            yield key, size
+            yield item
 
 
-def _flat(page: Pager, prefix: str, first: Level) -> Iterator[tuple[str, int]]:
+def _flat(page: Pager, prefix: str, first: Level) -> Iterator[Item]:
     yield from first.keys
     token = first.token
     while token:
@@ -54,32 +59,32 @@ def _flat(page: Pager, prefix: str, first: Level) -> Iterator[tuple[str, int]]:
         token = level.token
 
 
-def _by_folder(page: Pager, prefix: str) -> Iterator[tuple[str, int]]:
+def _by_folder(page: Pager, prefix: str) -> Iterator[Item]:
     """Key order out of name order: a folder "a/" waits until no name below "a/" (such as "a b") can follow."""
-    waiting: list[tuple[str, int]] = []
-    for name, key, size in _names(page, prefix):
+    waiting: list[Item] = []
+    for name, item in _names(page, prefix):
         while waiting and waiting[0][0] <= name:
-            yield from _expanded(page, *heapq.heappop(waiting))
-        heapq.heappush(waiting, (key, size))
+            yield from _expanded(page, heapq.heappop(waiting))
+        heapq.heappush(waiting, item)
     while waiting:
-        yield from _expanded(page, *heapq.heappop(waiting))
+        yield from _expanded(page, heapq.heappop(waiting))
 
 
-def _names(page: Pager, prefix: str) -> Iterator[tuple[str, str, int]]:
-    """(name, key, size) of one level in name order; a folder's key ends in "/", its name does not."""
+def _names(page: Pager, prefix: str) -> Iterator[tuple[str, Item]]:
+    """Name and item of one level in name order; a folder's key ends in "/", its name does not."""
     token: str | None = None
     while True:
         level = page(prefix, "/", token)
-        objects = [(key, key, size) for key, size in level.keys if not key.endswith("/")]
-        folders = [(folder.rstrip("/"), folder, 0) for folder in level.folders]
+        objects: list[tuple[str, Item]] = [(item[0], item) for item in level.keys if not item[0].endswith("/")]
+        folders: list[tuple[str, Item]] = [(folder.rstrip("/"), (folder, 0)) for folder in level.folders]
         yield from sorted(objects + folders)
         token = level.token
         if not token:
             return
 
 
-def _expanded(page: Pager, key: str, size: int) -> Iterator[tuple[str, int]]:
-    if key.endswith("/"):
-        yield from keys_in_order(page, key)
+def _expanded(page: Pager, item: Item) -> Iterator[Item]:
+    if item[0].endswith("/"):
+        yield from keys_in_order(page, item[0])
     else:
-        yield key, size
+        yield item

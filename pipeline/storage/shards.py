@@ -1,4 +1,10 @@
-"""Datasets at rest: shuffled Parquet shards and the manifest that names them."""
+"""Datasets at rest: shuffled Parquet shards and the manifests that name them.
+
+    manifests/000001.json   generation 1, created once; generation g names the digest of g - 1 and appends to it
+    manifest.json           a copy of the newest, moved on by compare-and-swap: what readers take
+
+A generation exists from the moment that its file in manifests/ does.
+"""
 
 import hashlib
 import io
@@ -8,15 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Section
-from pipeline.errors import DataError, NotFound, VerificationFailed
+from pipeline.errors import AlreadyExists, DataError, NotFound, VerificationFailed
 from pipeline.manifests import DatasetManifest, FileEntry, parse
 from pipeline.storage.store import Store
 
 __all__ = [
     "document",
+    "finish_commit",
+    "generation_key",
     "parquet_bytes",
     "put_file",
+    "put_hashed",
     "read_dataset",
+    "read_generation",
     "read_parquet",
     "read_verified",
     "viewer_rows",
@@ -26,6 +36,12 @@ __all__ = [
 MANIFEST = "manifest.json"
 MAX_GROUP_BYTES = 32 * 2**20
 MAX_GROUP_ROWS = 1000
+NAME_DIGITS = 12
+
+
+def generation_key(generation: int) -> str:
+    """Where the manifest of one generation is, relative to the dataset."""
+    return f"manifests/{generation:06d}.json"
 
 
 def document(model: Section) -> bytes:
@@ -53,6 +69,11 @@ def put_file(store: Store, key: str, data: bytes) -> FileEntry:
     return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
+def put_hashed(store: Store, stem: str, data: bytes) -> FileEntry:
+    """Store a Parquet file under a name with its hash: whoever writes it again writes the same bytes, or elsewhere."""
+    return put_file(store, f"{stem}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}.parquet", data)
+
+
 def read_verified(store: Store, entry: FileEntry) -> bytes:
     """The bytes of a manifest's file. Raises VerificationFailed when they are not those that were written."""
     try:
@@ -72,15 +93,59 @@ def read_parquet(store: Store, entry: FileEntry, columns: list[str] | None = Non
     return pq.read_table(pa.BufferReader(read_verified(store, entry)), columns=columns)
 
 
-def read_dataset(store: Store) -> DatasetManifest:
-    """The manifest of a dataset. Raises DataError when there is none."""
+def read_dataset(store: Store, digest: str | None = None) -> DatasetManifest:
+    """The newest generation of a dataset, or the one with this digest.
+
+    Raises DataError when there is no dataset, or no such generation of it.
+    """
     try:
         data = store.read(MANIFEST)
     except NotFound as error:
         raise DataError(f"no dataset at {store.uri}: {MANIFEST} is missing (ddpm ingest makes one)") from error
-    return parse(DatasetManifest, data, store.location(MANIFEST))
+    newest = parse(DatasetManifest, data, store.location(MANIFEST))
+    if digest is None or newest.digest() == digest:
+        return newest
+    for generation in range(newest.generation - 1, 0, -1):
+        manifest = read_generation(store, generation)
+        if manifest is not None and manifest.digest() == digest:
+            return manifest
+    raise DataError(
+        f"{store.uri} has no generation with digest {digest[:16]}...: it is another dataset, or was made again "
+        f"(its newest generation, {newest.generation}, is {newest.digest()[:16]}...)"
+    )
+
+
+def read_generation(store: Store, generation: int) -> DatasetManifest | None:
+    """The manifest of one generation, or None."""
+    key = generation_key(generation)
+    try:
+        return parse(DatasetManifest, store.read(key), store.location(key))
+    except NotFound:
+        return None
 
 
 def write_dataset(store: Store, manifest: DatasetManifest) -> None:
-    """Commit a dataset: its manifest, once. Raises AlreadyExists."""
-    store.create_once(MANIFEST, document(manifest))
+    """Commit a generation. Raises AlreadyExists when there is another one of its number."""
+    key, data = generation_key(manifest.generation), document(manifest)
+    try:
+        store.create_once(key, data)
+    except AlreadyExists:
+        if store.read(key) != data:  # else it was us, or an equal ingest
+            raise
+    finish_commit(store, manifest)
+
+
+def finish_commit(store: Store, manifest: DatasetManifest) -> None:
+    """Let `manifest.json` show a committed generation, or a newer one."""
+    while True:
+        try:
+            shown, version = store.read_versioned(MANIFEST)
+            if parse(DatasetManifest, shown, store.location(MANIFEST)).generation >= manifest.generation:
+                return
+        except NotFound:
+            version = None
+        try:
+            store.compare_and_swap(MANIFEST, document(manifest), version)
+            return
+        except AlreadyExists:
+            continue

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound, StorageError
 
-__all__ = ["Backend", "Entry", "Kind", "Store", "resolve"]
+__all__ = ["Backend", "Entry", "Kind", "State", "Store", "resolve"]
 
 Kind = Literal["local", "s3", "memory"]
 
@@ -38,17 +38,30 @@ class Entry(NamedTuple):
     size: int
 
 
+class State(NamedTuple):
+    """One listed object and what changes when its bytes do: its ETag, or the time of its last change.
+
+    A name that is no readable file (a broken link, a device) has size -1 and says so in `version`.
+    """
+
+    key: str
+    size: int
+    version: str
+
+
 class Backend(Protocol):
     """What a kind of storage must do. `path` is a full path without scheme ("bucket/prefix/key")."""
 
     @property
     def pa_fs(self) -> Any: ...
     def read_versioned(self, path: str) -> tuple[bytes, str]: ...
+    def read_range(self, path: str, start: int, count: int) -> bytes: ...
     def put(self, path: str, data: bytes) -> None: ...
     def create_once(self, path: str, data: bytes) -> str: ...
     def compare_and_swap(self, path: str, data: bytes, expected: str) -> str: ...
     def size(self, path: str) -> int | None: ...
     def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
+    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]: ...
     def delete(self, path: str) -> None: ...
 
 
@@ -112,6 +125,10 @@ class Store:
         """The whole object and the version that `compare_and_swap` expects (equal bytes may have equal versions)."""
         return self._backend.read_versioned(self._object(key))
 
+    def read_range(self, key: str, start: int, count: int) -> bytes:
+        """Up to `count` > 0 bytes from `start`, fewer only at the end of the object. Raises NotFound."""
+        return self._backend.read_range(self._object(key), start, count)
+
     def put(self, key: str, data: bytes) -> None:
         """Write or replace the object in one step; readers see the old or the new bytes, whole."""
         self._backend.put(self._object(key), data)
@@ -153,6 +170,14 @@ class Store:
             _checked(prefix.removesuffix("/"), self.uri)
         for path, size in self._backend.list(root + prefix):
             yield Entry(path[len(root) :], size)
+
+    def states(self, prefix: str = "") -> Iterator[State]:
+        """`list` with versions, and with the names that are no files."""
+        root = _join(self._root, "")
+        if prefix:
+            _checked(prefix.removesuffix("/"), self.uri)
+        for path, size, version in self._backend.states(root + prefix):
+            yield State(path[len(root) :], size, version)
 
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is fine."""

@@ -8,15 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from tiny_ingest import pictures, rows_of
 
-from pipeline.config import StorageConfig
 from pipeline.engine.images import decode_pixels
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning import is_heldout
 from pipeline.stages.ingest import ingest
-from pipeline.storage.shards import read_dataset, read_parquet
-from pipeline.storage.store import resolve
 from tiny import config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -26,24 +23,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 def made(tmp_path_factory, ray_cluster):
     """The digits dataset and what `ingest` said of it."""
     return ingest(config(), "digits", str(tmp_path_factory.mktemp("digits") / "dataset"))
-
-
-def pictures(folder, count=20, size=12, channels=3):
-    """PNG and JPEG files of random pixels in two class folders, one of them with spaces and an umlaut in its name."""
-    generator = np.random.default_rng(5)
-    for number in range(count):
-        name = ("cats", "größe dogs")[number % 2]
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, (size, size, channels), np.uint8)
-        suffix = "png" if number % 3 else "jpg"
-        Image.fromarray(pixels).save(folder / name / f"{number:03d}.{suffix}")
-
-
-def rows_of(uri):
-    store = resolve(uri, StorageConfig())
-    manifest = read_dataset(store)
-    rows = [row for shard in manifest.shards for row in read_parquet(store, shard).to_pylist()]
-    return manifest, rows
 
 
 def test_good_images_are_kept_and_bad_ones_listed_with_reasons(tmp_path):

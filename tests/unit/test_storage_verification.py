@@ -14,12 +14,15 @@ from jobs.__main__ import main
 from pipeline.config import Config, StorageConfig
 from pipeline.engine.images import encode_png
 from pipeline.errors import DataError, VerificationFailed
-from pipeline.manifests import DatasetManifest, FileEntry, RunSuccess, ShardEntry
+from pipeline.manifests import DatasetManifest, FileEntry, RunSuccess, ShardEntry, channel_statistics
+from pipeline.placement import shuffle_key
 from pipeline.schema import DATASET, REJECTS
 from pipeline.stages.verify import verify
 from pipeline.storage.checkpoints import checkpoint_key
 from pipeline.storage.samples import marker_key
-from pipeline.storage.shards import document, parquet_bytes, put_file, write_dataset
+from pipeline.storage.shards import document, generation_key, parquet_bytes, put_file, put_hashed, write_dataset
+from pipeline.storage.snapshots import write_snapshot
+from pipeline.storage.sources.source import Partition, SourceFile
 from pipeline.storage.store import resolve
 from tiny import config
 
@@ -293,6 +296,146 @@ def test_a_damaged_dataset_manifest_is_a_failure_not_nothing(place):
     write_small_dataset(place)
     place.put("manifest.json", place.read("manifest.json")[:-10])
     fails(place, "is not a DatasetManifest")
+
+
+# Generations: a dataset as ingest makes it since it can grow
+
+
+GROWN = {"heldout_share": 0.5, "seed": 3, "duplicates": "keep-first"}
+
+
+def placed(numbers, split):
+    """Images of one split in the order that their content gives them."""
+    mine = [n for n in numbers if is_heldout(n) == (split == "heldout")]
+    return sorted(mine, key=lambda n: shuffle_key(hashlib.sha256(pixels_of(n).tobytes()).hexdigest(), 3))
+
+
+def grown(place, generations=((0, 20), (20, 30)), change=lambda shards: shards, **fields):
+    """A dataset of images `first`..`stop`-1 in each generation; `change` is applied to the last one's own shards."""
+    before, channel_sums, first = None, [0, 0], 0
+    for generation, (low, stop) in enumerate(generations, 1):
+        numbers = range(low, stop)
+        shards = []
+        for split in ("train", "heldout"):
+            mine = placed(numbers, split)
+            file = put_hashed(place, f"data/{split}-{generation}", parquet_bytes(dataset_table(mine, first), 100))
+            ends = [f"{shuffle_key(hashlib.sha256(pixels_of(n).tobytes()).hexdigest(), 3):016x}" for n in mine]
+            entry = {"split": split, "rows": len(mine), "first_id": first, "keys": (ends[0], ends[-1])}
+            shards.append(ShardEntry(**file.model_dump(), **entry))
+            first += len(mine)
+        channel_sums = [channel_sums[0] + 16 * sum(numbers), channel_sums[1] + 16 * sum(n * n for n in numbers)]
+        files = [Partition(str(low), (SourceFile(f"{low}.png", 1, "v"),))]
+        listed = write_snapshot(place, generation, files)
+        last = generation == len(generations)
+        mean, std = channel_statistics(channel_sums, 16 * first)
+        values = {
+            "source": "s",
+            "source_rows": first,
+            "image_size": 4,
+            "channels": 1,
+            "classes": ("a", "b"),
+            "shards": (() if before is None else before.shards) + tuple(change(shards) if last else shards),
+            "rejects": (),
+            "reject_counts": {},
+            "channel_mean": mean,
+            "channel_std": std,
+            "channel_sums": channel_sums,
+            "ingest": GROWN,
+            "generation": generation,
+            "parent": before and before.digest(),
+            "snapshot": listed.digest,
+            "snapshots": (() if before is None else before.snapshots) + listed.parts,
+            **(fields if last else {}),
+        }
+        before = DatasetManifest(**values)
+        write_dataset(place, before)
+    return before
+
+
+def test_a_whole_grown_dataset_passes(place):
+    grown(place)
+    place.put("data/train-9-left.parquet", b"by an attempt")
+    counts = check(place)["counts"]
+    assert (counts["images"], counts["generations"], counts["shards"], counts["unnamed"]) == (30, 2, 4, 1)
+    assert counts["files"] == 4 + 2
+
+
+def replace_shard(place, number, numbers):
+    """A change of the last generation: another shard of these images, rightly named in every other respect."""
+
+    def change(shards):
+        old = shards[number]
+        file = put_hashed(place, "data/changed", parquet_bytes(dataset_table(numbers, old.first_id), 100))
+        shards[number] = old.model_copy(update=file.model_dump())
+        return shards
+
+    return change
+
+
+def test_images_lie_where_their_content_puts_them(place):
+    mine = placed(range(20, 30), "train")
+    grown(place, change=replace_shard(place, 0, [mine[1], mine[0], *mine[2:]]))
+    fails(place, "is not where its content belongs")
+
+
+@pytest.mark.parametrize("of", ["this generation", "another"])
+def test_no_image_twice(place, of):
+    mine = placed(range(20, 30), "train")
+    other = mine[0] if of == "this generation" else placed(range(20), "train")[0]
+    changed = sorted([other, mine[0], *mine[2:]], key=placed([*mine, other], "train").index)
+    grown(place, change=replace_shard(place, 0, changed))
+    fails(place, "repeats the one before it" if of == "this generation" else "pixels of an image of another generation")
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"parent": "0" * 64}, "names another parent"),
+        ({"classes": ("b", "a", "c")}, "does not only append to the classes"),
+        ({"source": "t"}, "has another source than its parent"),
+        ({"snapshot": "0" * 64}, "the files listed for generation 2 differ"),
+        ({"channel_sums": (1, 2)}, "channel_sums are [1, 2]"),
+        ({"channel_mean": (0.5,)}, "do not follow from channel_sums"),
+    ],
+)
+def test_a_generation_that_contradicts_its_parent_or_itself(place, fields, what):
+    grown(place, **fields)
+    fails(place, what)
+
+
+def test_older_shards_are_kept_as_they_were(place):
+    grown(place)
+    for key in ("manifest.json", generation_key(2)):
+        shards = json.loads(place.read(key))["shards"]
+        edit(place, key, shards=[shards[1], shards[0], *shards[2:]])
+    fails(place, "does not only append to the shards", "begins at sample")
+
+
+def test_the_last_keys_of_a_shard(place):
+    def change(shards):
+        return [shards[0].model_copy(update={"keys": ("0" * 16, shards[0].keys[1])}), shards[1]]
+
+    grown(place, change=change)
+    fails(place, "has other first and last keys")
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "listed file gone", "not the newest"])
+def test_a_damaged_chain(place, damage):
+    newest = grown(place)
+    if damage == "gone":
+        place.delete(generation_key(1))
+        fails(place, "000001.json is missing or damaged")
+    elif damage == "cut":
+        place.put(generation_key(1), place.read(generation_key(1))[:-9])
+        fails(place, "000001.json is not a DatasetManifest")
+    elif damage == "listed file gone":
+        place.delete(newest.snapshots[0].key)
+        fails(place, "named by its manifest but missing")
+    else:
+        place.put("manifest.json", place.read(generation_key(1)))
+        check(place)  # the older generation is whole: a commit that is under way looks like this
+        edit(place, "manifest.json", source_rows=1)
+        fails(place, "is not its newest generation")
 
 
 # Checkpoints and runs

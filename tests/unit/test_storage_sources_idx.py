@@ -1,4 +1,4 @@
-"""Sources that are damaged or empty end in one clear error before anything runs."""
+"""IDX files: every image once, labels by the file's name, and damage named before anything runs."""
 
 import gzip
 import struct
@@ -6,11 +6,12 @@ import struct
 import numpy as np
 import pytest
 
-from pipeline.config import StorageConfig
+from pipeline.config import Config, IngestConfig
 from pipeline.errors import DataError
-from pipeline.storage.sources import open_source
+from pipeline.storage.sources.opening import open_source
 
 pytestmark = pytest.mark.unit
+CONFIG = Config(ingest=IngestConfig(partition_rows=10))
 
 
 def idx(array):
@@ -19,7 +20,7 @@ def idx(array):
 
 def opened(path, data):
     path.write_bytes(data)
-    return open_source(str(path), 10, StorageConfig())
+    return open_source(str(path), CONFIG)
 
 
 def test_a_damaged_gzip_body_is_named(tmp_path):
@@ -50,9 +51,11 @@ def test_labels_must_match_the_images(tmp_path):
 def test_partitions_cover_every_image_once(tmp_path):
     images = np.arange(25 * 64, dtype=np.int64).reshape(25, 8, 8).astype(np.uint8)
     source = opened(tmp_path / "a-images-idx3-ubyte", idx(images))
-    read = [image for partition in source.partitions for image in partition.read()]
-    assert [len(list(partition.read())) for partition in source.partitions] == [10, 10, 5]
-    assert all(np.array_equal(image.data, pixels) for image, pixels in zip(read, images, strict=True))
+    shares = [list(source.rows(partition)) for partition in source.partitions()]
+    assert [len(rows) for rows in shares] == [10, 10, 5]
+    read = [row for rows in shares for row in rows]
+    assert all(np.array_equal(row.image, pixels) for row, pixels in zip(read, images, strict=True))
+    assert [row.source for row in read] == [f"a-images-idx3-ubyte#{row}" for row in range(25)]
 
 
 @pytest.mark.parametrize(
@@ -68,17 +71,5 @@ def test_labels_are_found_by_name(tmp_path, images, labels):
     (tmp_path / labels).write_bytes(idx(np.array([2, 0, 1], np.uint8)))
     source = opened(tmp_path / images, idx(np.zeros((3, 8, 8), np.uint8)))
     assert source.classes == ("0", "1", "2")
-    assert [image.label for image in source.partitions[0].read()] == [2, 0, 1]
-
-
-def test_class_folders_keep_their_labels_beside_other_files(tmp_path):
-    for name in ("cat/1.png", "dog/2.png", "README.txt", ".hidden/3.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    source = open_source(str(tmp_path), 10, StorageConfig())
-    assert source.classes == ("cat", "dog")
-    assert {image.path: image.label for image in source.partitions[0].read()} == {
-        "README.txt": None,
-        "cat/1.png": 0,
-        "dog/2.png": 1,
-    }
+    (partition,) = source.partitions()
+    assert [row.label for row in source.rows(partition)] == ["2", "0", "1"]

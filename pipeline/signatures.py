@@ -1,0 +1,104 @@
+"""What a file is, by how it begins: names lie, first bytes seldom do."""
+
+import zlib
+from typing import Final, Literal
+
+__all__ = ["HEAD_BYTES", "Kind", "kind_of", "shown"]
+
+Kind = Literal["empty", "image", "parquet", "tar", "zip", "idx", "idx-labels", "gzip", "archive", "text", "unknown"]
+
+HEAD_BYTES: Final = 8192
+"""Enough of a file for `kind_of`."""
+
+_IMAGES: Final = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\x00",
+    b"MM\x00*",
+    b"II+\x00",
+    b"MM\x00+",
+)
+_ZIPS: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+_ARCHIVES: Final = (b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd")
+_CONTROL: Final = bytes(n for n in range(32) if n not in b"\t\n\f\r\x1b")
+_TAR_BLOCK: Final = 512
+_NAMES: Final[dict[Kind, str]] = {
+    "image": "an image",
+    "parquet": "a Parquet file",
+    "tar": "a tar archive",
+    "zip": "a zip archive",
+    "idx": "an IDX file of images",
+    "idx-labels": "an IDX file of labels",
+    "gzip": "a gzip file",
+    "archive": "an archive (bzip2, xz, 7z, rar or zstd)",
+    "text": "text",
+}
+
+
+def kind_of(head: bytes) -> Kind:
+    """The kind of a file from its first `HEAD_BYTES` bytes (all of it if shorter); inside gzip, what is compressed."""
+    if not head:
+        return "empty"
+    if head.startswith(b"\x1f\x8b"):
+        inside = _kind(_unzipped(head))
+        return inside if inside in ("tar", "idx", "idx-labels") else "gzip"
+    return _kind(head)
+
+
+def _kind(head: bytes) -> Kind:
+    if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return "image"
+    if (head[:2] == b"BM" and head[6:10] == bytes(4)) or (head[:1] == b"P" and head[1:2] in b"123456" and _space(head)):
+        return "image"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(_ZIPS):
+        return "zip"
+    if head.startswith(b"\x00\x00\x08") and head[3:4] in (b"\x03", b"\x04", b"\x01"):
+        return "idx-labels" if head[3] == 1 else "idx"
+    if head.startswith(_ARCHIVES):
+        return "archive"
+    if _is_tar(head):
+        return "tar"
+    return "text" if _is_text(head) else "unknown"
+
+
+def shown(head: bytes) -> str:
+    """What to call it in a message."""
+    kind = kind_of(head)
+    return _NAMES.get(kind, f"something that begins with {head[:8]!r}" if head else "an empty file")
+
+
+def _space(head: bytes) -> bool:
+    return len(head) > 2 and head[2:3] in b" \t\r\n#"
+
+
+def _is_tar(head: bytes) -> bool:
+    """A header block sums to its checksum: true of all tar dialects, the oldest have no other mark."""
+    if len(head) < _TAR_BLOCK or not head[:1].strip(b"\0"):
+        return False
+    block = head[:_TAR_BLOCK]
+    try:
+        stated = int(block[148:156].strip(b"\0 ") or b"-1", 8)
+    except ValueError:
+        return False
+    return stated == sum(block) - sum(block[148:156]) + 8 * 32
+
+
+def _is_text(head: bytes) -> bool:
+    if head.translate(None, _CONTROL) != head:
+        return False
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 3 and error.start > 0  # the head may cut a character
+    return True
+
+
+def _unzipped(head: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
+    except zlib.error:
+        return b""

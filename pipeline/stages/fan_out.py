@@ -1,0 +1,38 @@
+"""Many Ray tasks, few at a time: the memory of the driver does not grow with their number."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+
+from pipeline.errors import Transient
+
+__all__ = ["fan_out"]
+
+T = TypeVar("T")
+
+TASKS_A_CPU = 2
+RETRIES = 3
+
+
+def fan_out(function: Callable[..., T], shared: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    """Results of function(shared, *call) for every call, in the order in which they end.
+
+    A task whose process dies or whose store is away is started again, so it must be one that may be repeated.
+    `shared` travels to a node once. What a task raises is raised here; the tasks under way are then cancelled.
+    """
+    task = ray.remote(max_retries=RETRIES, retry_exceptions=[Transient])(function)
+    common, at_a_time = ray.put(shared), TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: list[ray.ObjectRef] = []
+    try:
+        for call in calls:
+            if len(waiting) >= at_a_time:
+                (done,), waiting = ray.wait(waiting)
+                yield ray.get(done)
+            waiting.append(task.remote(common, *call))
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            yield ray.get(done)
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
