@@ -42,7 +42,8 @@ def train(
     """
     began = time.monotonic()
     source, store = resolve(dataset, config.storage), resolve(run, config.storage)
-    manifest = read_dataset(source)
+    begun = _begun(store)
+    manifest = _dataset(source, begun)
     plan = _plan(config, manifest)
     _check_workers(config)
     check_prior(config.diffusion)
@@ -52,7 +53,7 @@ def train(
         dataset_uri=source.uri,
         dataset_digest=manifest.digest(),
         config=config.model_dump(mode="json"),
-        init_digest=_init_digest(config, manifest, store),
+        init_digest=_init_digest(config, manifest, begun),
     )
     if dry_run:
         return {"summary": _describe(config, manifest, plan)}
@@ -85,7 +86,20 @@ def _record(store: Store, config: Config) -> tuple[RunSuccess, CheckpointManifes
     return success, checkpoint
 
 
-def _init_digest(config: Config, manifest: DatasetManifest, store: Store) -> str | None:
+def _begun(store: Store) -> RunPlan | None:
+    """What the run was started with, if it was."""
+    return parse(RunPlan, store.read(RUN), store.location(RUN)) if store.exists(RUN) else None
+
+
+def _dataset(source: Store, begun: RunPlan | None) -> DatasetManifest:
+    """The newest generation, or the one that the run was started on: a data set may grow under it."""
+    if begun is not None:
+        with suppress(DataError):  # another data set is refused by name, later
+            return read_dataset(source, begun.dataset_digest)
+    return read_dataset(source)
+
+
+def _init_digest(config: Config, manifest: DatasetManifest, begun: RunPlan | None) -> str | None:
     """sha256 of the weights that a warm start takes; those of a run that has begun are pinned, wherever they are now.
 
     Raises ConfigError when they are another network's.
@@ -93,8 +107,8 @@ def _init_digest(config: Config, manifest: DatasetManifest, store: Store) -> str
     uri = config.train.init_from
     if uri is None:
         return None
-    if store.exists(RUN):
-        return parse(RunPlan, store.read(RUN), store.location(RUN)).init_digest
+    if begun is not None:
+        return begun.init_digest
     try:
         found = find_model(uri, config.train.init_weights, config.storage)
     except ConfigError as error:
