@@ -1,8 +1,9 @@
 """Before, after and within every step of the commit protocol, every way to die: the same command ends the same."""
 
 import pytest
-from crash_points import EXIT_CODE, MORE, PLAN, STEPS, Fault, Player, finishes, is_whole, litter, play
+from crash_points import EXIT_CODE, STEPS, Fault, Player
 from invariants import check_invariants, created_once
+from played_job import MORE, PLAN, finishes, is_whole, litter, play
 
 from pipeline.config import StorageConfig
 from pipeline.storage.store import resolve

@@ -1,8 +1,9 @@
 """An S3 server behind a bad line: lost and late requests, refusals, absence, its own death. The job ends the same."""
 
 import pytest
-from crash_points import STEPS, Fault, Player, finishes, is_whole, litter
+from crash_points import STEPS, Fault, Player
 from invariants import created_once
+from played_job import finishes, is_whole, litter
 
 from pipeline.config import StorageConfig
 from pipeline.storage.store import resolve

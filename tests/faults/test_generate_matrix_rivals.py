@@ -1,8 +1,9 @@
 """Two drivers at once, and zombies: a process that sleeps through the seal and the garbage collection, and wakes."""
 
 import pytest
-from crash_points import MORE, PLAN, STEPS, Fault, Player, finishes, is_whole, litter, play
+from crash_points import STEPS, Fault, Player
 from invariants import created_once
+from played_job import MORE, PLAN, finishes, is_whole, litter, play
 
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
