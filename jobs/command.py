@@ -37,6 +37,7 @@ class Argument:
     path: str | None = None
     required: bool = False
     nargs: str | None = None
+    kind: type = str
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _parser(verb: Verb) -> _Parser:
     parser.add_argument("-h", "--help", action="store_true", help="show this and every dotted flag")
     for argument in (*verb.arguments, *COMMON):
         if argument.flag.startswith("-"):
-            parser.add_argument(argument.flag, help=argument.help, metavar="X")
+            parser.add_argument(argument.flag, help=argument.help, metavar="X", type=argument.kind)
         else:
             parser.add_argument(argument.flag, help=argument.help, nargs=argument.nargs)
     parser.add_argument("--recipe", help="a complete named run from jobs/recipes", metavar="NAME")

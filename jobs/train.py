@@ -6,7 +6,8 @@ from jobs.command import Argument, Call, Result, Verb
 def _run(call: Call) -> Result:
     from pipeline.stages.train import train
 
-    return train(call.config, call.arguments.dataset, call.arguments.run, dry_run=call.dry_run)
+    words = call.arguments
+    return train(call.config, words.dataset, words.run, call.dry_run, words.from_step)
 
 
 VERB = Verb(
@@ -16,6 +17,7 @@ VERB = Verb(
         Argument("--dataset", "URI of a dataset made by ddpm ingest", required=True),
         Argument("--run", "URI of the run's folder: made, or resumed", required=True),
         Argument("--steps", "optimiser steps", path="train.steps"),
+        Argument("--from-step", "go on from this checkpoint of the run; later ones are deleted", kind=int),
         Argument("--seed", "seed of initial weights, noise and data order", path="train.seed"),
     ),
     run=_run,

@@ -142,7 +142,9 @@ class EmaConfig(Section):
     """One exponential moving average of the weights: a fixed decay, a half-life in images, or a power function."""
 
     decay: float = Field(0.9999, ge=0, lt=1)
-    warmup: bool = Field(True, description="decay at step n is at most (1 + n) / (10 + n)")
+    warmup: bool = Field(
+        True, description="decay at step n is at most (1 + n) / (10 + n), a half-life at most 0.05 of the images seen"
+    )
     half_life_images: float | None = Field(
         None, gt=0, description="instead of decay: images after which a weight counts half (Karras et al. 2022)"
     )

@@ -143,11 +143,12 @@ def _between(unit: Unit, start: int, stop: int) -> Unit | None:
 
 
 def lanes_of_worker(rank: int, world_size: int, lanes: int) -> list[int]:
-    """Lanes rank, rank + W, ...; raises ConfigError unless W divides the lanes."""
-    if lanes % world_size:
-        raise ConfigError(
-            f"{world_size} workers do not divide train.lanes = {lanes}: use a number of workers that does"
-        )
+    """Lanes rank, rank + W, ...; raises ConfigError when a worker would have none.
+
+    Where W does not divide the lanes some workers have one lane more, and the others wait for them.
+    """
+    if world_size > lanes:
+        raise ConfigError(f"{world_size} workers are more than train.lanes = {lanes}: use at most as many")
     return list(range(rank, lanes, world_size))
 
 

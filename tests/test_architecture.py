@@ -23,8 +23,10 @@ MAY_IMPORT = {
 }
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
-STAGE_PARTS = {"cluster", "lanes", "train_worker", "shard_actor", "sketching"}
-STAGE_PARTS |= {"fan_out", "ingest_phases", "preparing", "placing"}
+STAGE_PARTS = {
+    *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
+    *("shard_actor", "sketching", "fan_out", "ingest_phases", "preparing", "placing"),
+}
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40

@@ -47,12 +47,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
+    """`ends`: the last value of its first curve is where things stand now, and is told beside the title."""
+
     title: str
     x_label: str
     unit: str
     series: tuple[Series, ...]
     log: bool = False
     note: str = ""
+    ends: bool = True
 
 
 @dataclass(frozen=True)

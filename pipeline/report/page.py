@@ -36,9 +36,9 @@ def _data_uri(picture: Picture) -> str:
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
-    """A chart with its drawing and, in words, where its first curve in the foreground ends."""
+    """A chart with its drawing and, in words, where its first curve in the foreground ends if that says something."""
     front = next((series for series in chart.series if not series.muted), None)
-    last = f"{figures(front.y[-1])} {chart.unit}".rstrip() if front and front.y else ""
+    last = f"{figures(front.y[-1])} {chart.unit}".rstrip() if chart.ends and front and front.y else ""
     # Markup is safe here: the drawing was serialised from a tree, which escapes every text.
     return {"chart": chart, "svg": Markup(line_chart(chart)), "last": last}
 

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 from ray.data import DataContext, Dataset
@@ -16,15 +18,20 @@ from pipeline.engine.training import MicroBatch
 from pipeline.errors import PipelineError
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import Cursor, TrainPlan, Unit
-from pipeline.storage.checkpoints import latest_checkpoint
+from pipeline.storage.checkpoints import usable_checkpoint
+from pipeline.storage.patience import patiently
 from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["LaneDataset", "LaneStream", "lane_name"]
+__all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name"]
 
 TASK_ROWS = 1024
 """Small shards are read several to a task, so that a task is worth its start."""
 BLOCK_BYTES = 16 * 2**20
+LANE_BYTES = 4 * BLOCK_BYTES
+"""Decoded images that a lane may hold ahead of its worker, in the object store."""
+MOST_TASKS = 2000
+"""A lane of a long run: the driver keeps a little of every task from the start."""
 READ_CPUS = 0.25
 """A lane's reader mostly waits: for storage, and for the trainer to take what it decoded."""
 PREFETCH_BATCHES = 2
@@ -46,27 +53,34 @@ class LaneDataset:
     plan: TrainPlan
     lane: int
     total_steps: int
+    workers: int
 
     def __call__(self) -> Dataset:
-        checkpoint = latest_checkpoint(self.run)
+        checkpoint = usable_checkpoint(self.run)
         cursor = Cursor() if checkpoint is None else Cursor(checkpoint.epoch, checkpoint.batches, checkpoint.step)
         units = [asdict(unit) for unit in self.plan.remaining(self.lane, cursor, self.total_steps)]
         rows = self.manifest.split("train")[0].rows
-        units_per_task = max(1, TASK_ROWS // rows)
+        units_per_task = max(1, TASK_ROWS // rows, -(-len(units) // MOST_TASKS))
         context = DataContext.get_current()
         context.target_max_block_size = BLOCK_BYTES
         context.enable_progress_bars = False
         context.custom_execution_callback_classes = [Unhurried]
         table = pa.Table.from_pylist(units, schema=UNITS)
         blocks = [table.slice(start, units_per_task) for start in range(0, len(units), units_per_task)]
-        return ray.data.from_arrow(blocks or [table]).map_batches(
+        # Not from_arrow: that starts a task of one CPU a block, and the workers may hold all CPUs there are.
+        return ray.data.from_blocks(blocks or [table]).map_batches(
             read_units,
             fn_kwargs={"dataset": self.dataset, "manifest": self.manifest, "plan": self.plan},
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=READ_CPUS,
+            num_cpus=self._cpus(),
             compute=ray.data.TaskPoolStrategy(1),
         )
+
+    def _cpus(self) -> float:
+        """None where the cluster has no room beside the workers: a reader that is never started stops them all."""
+        needed = self.workers + self.plan.lanes * READ_CPUS
+        return READ_CPUS if ray.cluster_resources().get("CPU", 0) >= needed else 0
 
 
 class Unhurried:
@@ -98,7 +112,11 @@ def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan:
     limit = manifest.image_size**2
     for row in batch.to_pylist():
         unit = Unit(**row)
-        table = read_parquet(dataset, shards[unit.shard], ["sample_id", "image", "label"])
+        table = patiently(
+            partial(read_parquet, dataset, shards[unit.shard], ["sample_id", "image", "label"]),
+            dataset.config.outage_seconds,
+            dataset.location(shards[unit.shard].key),
+        )
         table = table.take(pa.array(plan.rows(unit)))
         for number in range(unit.take - unit.skip):
             part = table.slice(number * plan.micro_batch, plan.micro_batch)

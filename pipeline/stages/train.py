@@ -1,67 +1,78 @@
 """Dataset -> run: Ray Data feeds lanes to Ray Train workers; every restart goes on from our own latest checkpoint."""
 
-import signal
-import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
-
-import ray
-import ray.train
-import ray.train.torch
-from ray.data import ExecutionOptions
 
 from pipeline.config import Config
 from pipeline.config_sources import to_yaml
+from pipeline.engine.checks import check_images, check_prior
 from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound
 from pipeline.manifests import CheckpointManifest, DatasetManifest, RunPlan, RunSuccess, parse
-from pipeline.planning import TrainPlan, lanes_of_worker
-from pipeline.progress import Progress
+from pipeline.planning import TrainPlan
 from pipeline.stages.cluster import cluster
-from pipeline.stages.lanes import READ_CPUS, LaneDataset, lane_name
-from pipeline.stages.train_worker import TrainJob, train_worker
+from pipeline.stages.fitting import Fit
+from pipeline.stages.lanes import READ_CPUS
 from pipeline.storage.checkpoints import (
     RUN,
     SUCCESS,
     checkpoint_key,
     latest_checkpoint,
     read_success,
+    rewind,
 )
+from pipeline.storage.lease import LEASE, Lease
 from pipeline.storage.metrics import read_metrics
+from pipeline.storage.models import find_model
 from pipeline.storage.shards import document, read_dataset
 from pipeline.storage.store import Store, resolve
+from pipeline.storage.trackers import check_trackers
 
 __all__ = ["train"]
 
-POLL_SECONDS = 0.5
-RAY_FOLDER = "ray"
 
-
-def train(config: Config, dataset: str, run: str, dry_run: bool = False) -> dict[str, Any]:
-    """Train to `train.steps`, from wherever the run stands.
+def train(
+    config: Config, dataset: str, run: str, dry_run: bool = False, from_step: int | None = None
+) -> dict[str, Any]:
+    """Train to `train.steps`, from wherever the run stands, or from the checkpoint of `from_step`: later ones go.
 
     Raises ConfigError when the run was started with other settings or the workers do not divide the lanes, DataError
-    when the dataset is missing or too small.
+    when the dataset is missing or too small or there is no such step, Busy when another driver trains this run,
+    Stopped after SIGTERM.
     """
     began = time.monotonic()
     source, store = resolve(dataset, config.storage), resolve(run, config.storage)
     manifest = read_dataset(source)
     plan = _plan(config, manifest)
     _check_workers(config)
-    asked = RunPlan(dataset_uri=source.uri, dataset_digest=manifest.digest(), config=config.model_dump(mode="json"))
+    check_prior(config.diffusion)
+    check_images(manifest)
+    check_trackers(config.train.trackers)
+    asked = RunPlan(
+        dataset_uri=source.uri,
+        dataset_digest=manifest.digest(),
+        config=config.model_dump(mode="json"),
+        init_digest=_init_digest(config, manifest, store),
+    )
     if dry_run:
         return {"summary": _describe(config, manifest, plan)}
     _join(store, asked, config)
     done = read_success(store)
-    if done is not None and done.step >= config.train.steps:
+    if done is not None and done.step >= config.train.steps and from_step is None:
         return _result(store, done, "already done", {})
-    if done is not None:
+    with Lease(store, LEASE, f"training of {store.uri}") as lease:
+        if from_step is not None:
+            rewind(store, from_step)
         store.delete(SUCCESS)  # a run that is being extended is not finished, and its last checkpoint may be retired
-    start = latest_checkpoint(store)
-    with cluster(config.ray, config.ray.max_workers + 1 + round(config.train.lanes * READ_CPUS)):
-        _fit(config, source, store, manifest, plan)
+        start = latest_checkpoint(store)
+        with cluster(config.ray, config.ray.max_workers + 1 + round(config.train.lanes * READ_CPUS)):
+            Fit(config, source, store, manifest, plan, lease.token)()
+        success, checkpoint = _record(store, config)
+    figures = _figures(store, checkpoint, 0 if start is None else start.step)
+    return {**_result(store, success, "trained", figures), "seconds": round(time.monotonic() - began, 1)}
+
+
+def _record(store: Store, config: Config) -> tuple[RunSuccess, CheckpointManifest]:
     checkpoint = _finished(store, config)
     success = RunSuccess(
         step=checkpoint.step,
@@ -71,8 +82,34 @@ def train(config: Config, dataset: str, run: str, dry_run: bool = False) -> dict
         config_digest=checkpoint.config_digest,
     )
     store.put(SUCCESS, document(success))
-    figures = _figures(store, checkpoint, 0 if start is None else start.step)
-    return {**_result(store, success, "trained", figures), "seconds": round(time.monotonic() - began, 1)}
+    return success, checkpoint
+
+
+def _init_digest(config: Config, manifest: DatasetManifest, store: Store) -> str | None:
+    """sha256 of the weights that a warm start takes; those of a run that has begun are pinned, wherever they are now.
+
+    Raises ConfigError when they are another network's.
+    """
+    uri = config.train.init_from
+    if uri is None:
+        return None
+    if store.exists(RUN):
+        return parse(RunPlan, store.read(RUN), store.location(RUN)).init_digest
+    try:
+        found = find_model(uri, config.train.init_weights, config.storage)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("generate.weights", "train.init_weights")) from error
+    theirs = {**found.model.model_dump(), "image_size": found.image_size, "channels": found.channels}
+    ours = {**config.model.model_dump(), "image_size": manifest.image_size, "channels": manifest.channels}
+    free = {"dropout", "gradient_checkpointing"}
+    different = [name for name in ours if name not in free and ours[name] != theirs[name]]
+    if found.diffusion.prediction != config.diffusion.prediction:
+        different.append("prediction")
+    if different:
+        raise ConfigError(
+            f"train.init_from {uri} is another network ({', '.join(different)}): use its settings or another model"
+        )
+    return found.sha256
 
 
 def _plan(config: Config, manifest: DatasetManifest) -> TrainPlan:
@@ -93,8 +130,13 @@ def _plan(config: Config, manifest: DatasetManifest) -> TrainPlan:
 
 
 def _check_workers(config: Config) -> None:
-    for workers in range(config.ray.min_workers, config.ray.max_workers + 1):
-        lanes_of_worker(0, workers, config.train.lanes)
+    """A fixed number that does not divide the lanes is as slow as a smaller one that does; MIN..MAX takes any."""
+    least, most, lanes = config.ray.min_workers, config.ray.max_workers, config.train.lanes
+    if most > lanes or (least == most and lanes % most):
+        raise ConfigError(
+            f"{most} workers do not divide train.lanes = {lanes}: use a number of workers that does (a range MIN..MAX "
+            f"may have any up to {lanes})"
+        )
 
 
 def _describe(config: Config, manifest: DatasetManifest, plan: TrainPlan) -> str:
@@ -118,97 +160,6 @@ def _join(store: Store, asked: RunPlan, config: Config) -> None:
             f"in {store.location('config.yaml')}"
         )
     store.put("config.yaml", to_yaml(config).encode())
-
-
-def _fit(config: Config, source: Store, store: Store, manifest: DatasetManifest, plan: TrainPlan) -> None:
-    board = Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    steps = config.train.steps
-    lanes = {
-        lane_name(lane): LaneDataset(store, source, manifest, plan, lane, steps) for lane in range(config.train.lanes)
-    }
-    workers = config.ray.max_workers
-    trainer = ray.train.torch.TorchTrainer(
-        lambda settings: train_worker(settings["job"]),
-        train_loop_config={"job": TrainJob(config, store, manifest, manifest.digest(), board)},
-        datasets=lanes,
-        dataset_config=ray.train.DataConfig(
-            datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)
-        ),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers if config.ray.min_workers == workers else (config.ray.min_workers, workers),
-            use_gpu=config.ray.use_gpu,
-        ),
-        run_config=ray.train.RunConfig(
-            # Ray's own state is of one attempt only: what a run resumes from is its latest checkpoint.
-            name=uuid.uuid4().hex,
-            storage_path=store.path(RAY_FOLDER),
-            storage_filesystem=store.pa_fs,
-            failure_config=ray.train.FailureConfig(max_failures=config.ray.max_failures, max_preemption_failures=-1),
-        ),
-    )
-    with _Watch(board, steps, latest_checkpoint(store)), _interrupts_as_usual():
-        trainer.fit()
-    for entry in list(store.list(f"{RAY_FOLDER}/")):
-        store.delete(entry.key)
-
-
-@contextmanager
-def _interrupts_as_usual() -> Iterator[None]:
-    """Ray's fit() answers Ctrl-C with exit 0 and leaves its handler behind; here it means stop, not done."""
-    on_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if on_main else None
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if on_main:
-            signal.signal(signal.SIGINT, handler)
-
-
-@ray.remote
-class Board:
-    """Where rank 0 writes how far it is, and the driver reads it."""
-
-    def __init__(self) -> None:
-        self.state: tuple[int, float] | None = None
-
-    def show(self, step: int, loss: float) -> None:
-        self.state = (step, loss)
-
-    def read(self) -> tuple[int, float] | None:
-        return self.state
-
-
-class _Watch:
-    """Shows the board's state on the driver until the block ends."""
-
-    def __init__(self, board: Any, steps: int, start: CheckpointManifest | None) -> None:
-        self._board = board
-        self._progress = Progress("train", steps, "steps", 0 if start is None else start.step)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            self._show()
-
-    def _show(self) -> None:
-        try:
-            state = ray.get(self._board.read.remote())
-        except ray.exceptions.RayError:
-            return  # a lost board costs the progress line, not the run
-        if state is not None:
-            self._progress.update(state[0], f"loss {state[1]:.4f}")
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._show()
-        self._progress.close()
 
 
 def _finished(store: Store, config: Config) -> CheckpointManifest:

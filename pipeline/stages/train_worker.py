@@ -3,8 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,32 +11,25 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.sampler import make_sampler
+from pipeline.engine.checks import check_average_moved, check_finite, check_replicas, weights_digest
 from pipeline.engine.images import encode_png, grid, to_uint8
-from pipeline.engine.training import EMA, StepResult, Trainer
-from pipeline.errors import PipelineError
-from pipeline.manifests import CheckpointManifest, DatasetManifest, FileEntry
+from pipeline.engine.training import Trainer
+from pipeline.errors import PipelineError, Transient
+from pipeline.manifests import DatasetManifest
 from pipeline.planning import lanes_of_worker
+from pipeline.stages.control import Control, Ending
+from pipeline.stages.keeper import Keeper, Place, Restart
 from pipeline.stages.lanes import LaneStream, lane_name
-from pipeline.storage.checkpoints import (
-    committed_steps,
-    read_checkpoint,
-    read_tensors,
-    remove_old_checkpoints,
-    write_checkpoint,
-    write_tensors,
-)
-from pipeline.storage.metrics import TensorBoard, write_metrics
+from pipeline.stages.recorder import Moment, Recorder
 from pipeline.storage.store import Store
 
 __all__ = ["TrainJob", "train_worker"]
 
-REPORT_SECONDS = 1.0
 GRID_PIXELS, GRID_GAP = 64, 2
 """About the side of one image on a grid."""
 
@@ -50,31 +42,25 @@ class TrainJob:
     run: Store
     manifest: DatasetManifest
     dataset_digest: str
-    progress: Any  # handle of the driver's progress actor
+    lease: str
+    board: Any  # handle of stages.board.Board
 
 
-def train_worker(job: TrainJob) -> None:
-    """Train from the latest checkpoint to the end of the run."""
-    worker = Worker(job)
-    worker.resume()
-    while worker.step < job.config.train.steps:
-        worker.advance()
+def train_worker(job: TrainJob) -> str:
+    """Train from the latest checkpoint to the end of the run, or until all ranks decide to stop; the Ending's value.
 
-
-@dataclass
-class Pending:
-    """What happened since the last checkpoint, on this rank."""
-
-    losses: list[Tensor] = field(default_factory=list)
-    grad_norms: list[Tensor] = field(default_factory=list)
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-
-def _wrap(world_size: int, device: torch.device) -> Callable[[nn.Module], nn.Module]:
-    if world_size == 1:
-        return lambda model: model
-    ids = [device.index] if device.type == "cuda" else None
-    return lambda model: DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    An error that a restart would meet again is left on the board, and restarted workers end at once.
+    """
+    if ray.get(job.board.failed.remote()) is not None:
+        return Ending.FAILED.value
+    try:
+        worker = Worker(job)
+        worker.resume()
+        return worker.work().value
+    except PipelineError as error:
+        if not isinstance(error, Transient | Restart):
+            ray.get(job.board.fail.remote(error))
+        raise
 
 
 class Worker:
@@ -93,175 +79,135 @@ class Worker:
             job.manifest.image_size,
             job.manifest.channels,
             self.device,
-            _wrap(self.world_size, self.device),
-            dist.all_reduce if self.world_size > 1 else lambda tensor: None,
+            world_size=self.world_size,
+            all_reduce=dist.all_reduce if self.world_size > 1 else lambda tensor: None,
         )
         self.streams = [
             LaneStream(ray.train.get_dataset_shard(lane_name(j)), self.settings.micro_batch, self.device)
             for j in self.lanes
         ]
-        self.lane_digests = [""] * self.settings.lanes
-        self.metric_parts: tuple[FileEntry, ...] = ()
-        self.epoch, self.batches = 0, 0
-        self.pending = Pending()
-        self.tensorboard = TensorBoard(job.run) if self.rank == 0 else None
-        self._reported = 0.0
+        self.place = Place(0, 0, ("",) * self.settings.lanes)
+        self.recorder = Recorder(self.settings, self.rank, self.world_size, self.device)
+        self.keeper = Keeper(job.config, job.run, job.manifest, job.dataset_digest, job.lease, self.world_size)
 
     @property
     def step(self) -> int:
         return self.trainer.steps_done
 
-    # --- resume ------------------------------------------------------------------------------------------------------
-
     def resume(self) -> None:
-        """Load the checkpoint that rank 0 found to be the latest; without one, start afresh."""
-        steps = committed_steps(self.job.run) if self.rank == 0 else []
-        found = torch.tensor(steps[-1] if steps else -1, device=self.device)
+        """Load the newest checkpoint that is whole, which rank 0 finds; without one, start afresh."""
+        found = torch.tensor(self.keeper.newest_step() if self.rank == 0 else 0, device=self.device)
         if self.world_size > 1:
             dist.broadcast(found, src=0)
-        if found < 0:
-            return
-        manifest = read_checkpoint(self.job.run, int(found))
-        self.trainer.load(read_tensors(self.job.run, manifest), manifest.step)
-        self.lane_digests = list(manifest.lane_digests)
-        self.metric_parts = manifest.metric_parts
-        self.epoch, self.batches = manifest.epoch, manifest.batches
+        if found >= 0:
+            manifest, tensors = self.keeper.read(int(found))
+            self.trainer.load(tensors, manifest.step)
+            self.place = Place(manifest.epoch, manifest.batches, manifest.lane_digests)
+        elif self.settings.init_from is not None:
+            self.trainer.start_from(self.keeper.initial_weights())
+        self.averages = self._average_digests()
+
+    def work(self) -> Ending:
+        """Step after step; a checkpoint at the end, whatever the reason for it."""
+        control = Control(self.job.board, self.rank, self.world_size, self.device, self.step)
+        with self.keeper.working(self.rank, self.step):
+            while self.step < self.settings.steps:
+                self.advance()
+                if control.due(self.step) or self.step == self.settings.steps:
+                    self.recorder.check_finite()
+                    ending = control.decide(self.recorder.reading())
+                    if ending is not None and self.step < self.settings.steps:
+                        self._checkpoint()
+                        return ending
+                self._regular()
+        return Ending.DONE
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
-        """One global batch, and whatever is due after it."""
+        """One global batch."""
         began = time.perf_counter()
         received = [stream.next() for stream in self.streams]
         waited = time.perf_counter() - began
+        batches = [batch for batch, _ in received]
         self._take_position({(batch.epoch, number) for batch, number in received})
-        for lane, (batch, _) in zip(self.lanes, received, strict=True):
-            digest = hashlib.sha256(self.lane_digests[lane].encode() + batch.ids.cpu().numpy().tobytes())
-            self.lane_digests[lane] = digest.hexdigest()
-        result = self.trainer.step([batch for batch, _ in received])
-        self._record(result, waited, time.perf_counter() - began)
+        self._digest([batch.ids for batch in batches])
+        result = self.trainer.step(batches)
+        seconds = time.perf_counter() - began
+        ids = torch.cat([batch.ids for batch in batches])
+        moment = Moment(self.step, self.place.epoch, self.place.batches - 1, ids, waited, seconds)
+        self.recorder.add(moment, result)
+
+    def _take_position(self, positions: set[tuple[int, int]]) -> None:
+        """The feed must continue where the weights stand: same epoch and next batch, or the next epoch's first."""
+        epoch, batches = self.place.epoch, self.place.batches
+        if len(positions) != 1 or not positions <= {(epoch, batches), (epoch + 1, 0)}:
+            raise PipelineError(
+                f"step {self.step + 1} expects batch {batches} of epoch {epoch}, and was fed {sorted(positions)}"
+            )
+        epoch, number = positions.pop()
+        self.place = Place(epoch, number + 1, self.place.lane_digests)
+
+    def _digest(self, ids: list[Tensor]) -> None:
+        digests = list(self.place.lane_digests)
+        for lane, part in zip(self.lanes, ids, strict=True):
+            digests[lane] = hashlib.sha256(digests[lane].encode() + part.cpu().numpy().tobytes()).hexdigest()
+        self.place = Place(self.place.epoch, self.place.batches, tuple(digests))
+
+    # --- what is due after a step ------------------------------------------------------------------------------------
+
+    def _regular(self) -> None:
+        if self._due(self.settings.check_every):
+            self._check()
         if self._due(self.settings.checkpoint_every):
             self._checkpoint()
-        if self.rank == 0 and self._due(self.settings.grid_every):
+        if self._due(self.settings.grid_every):
             self._grid()
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
-    def _take_position(self, positions: set[tuple[int, int]]) -> None:
-        """The feed must continue where the weights stand: same epoch and next batch, or the next epoch's first."""
-        expected = {(self.epoch, self.batches), (self.epoch + 1, 0)}
-        if len(positions) != 1 or not positions <= expected:
-            raise PipelineError(
-                f"step {self.step + 1} expects batch {self.batches} of epoch {self.epoch}, and was fed "
-                f"{sorted(positions)}"
-            )
-        self.epoch, number = positions.pop()
-        self.batches = number + 1
+    def _check(self) -> None:
+        """Failures that no loss curve shows: ranks that drifted apart, weights or averages that are no numbers or that
+        stand still."""
+        shadows = {name: ema.shadow for name, ema in self.trainer.averages.items()}
+        check_finite({"model": self.trainer.replica(), **shadows}, self.step)
+        check_replicas(self._gather(weights_digest(self.trainer.replica())), self.step)
+        before, self.averages = self.averages, self._average_digests()
+        check_average_moved(before, self.averages, self.step)
 
-    def _record(self, result: StepResult, waited: float, seconds: float) -> None:
-        self.pending.losses.append(result.loss)
-        self.pending.grad_norms.append(result.grad_norm)
-        self.pending.rows.append(
-            {
-                "step": self.step,
-                "images": self.step * self.settings.global_batch,
-                "epoch": self.epoch,
-                "lr": result.lr,
-                "step_seconds": seconds,
-                "data_wait_seconds": waited,
-                "world_size": self.world_size,
-            }
-        )
-        now = time.monotonic()
-        if self.rank == 0 and (now - self._reported > REPORT_SECONDS or self.step == self.settings.steps):
-            self._reported = now
-            self.job.progress.show.remote(self.step, self._finite(float(result.loss)))
+    def _average_digests(self) -> dict[str, str]:
+        return {name: weights_digest(ema.shadow) for name, ema in self.trainer.averages.items()}
 
-    def _finite(self, value: float) -> float:
-        """A loss or gradient norm, given back: one that is not finite must reach no checkpoint."""
-        if not math.isfinite(value):
-            raise PipelineError(
-                f"loss or gradient is {value} at step {self.step} (epoch {self.epoch}, batch {self.batches - 1}, "
-                f"rank {self.rank}): lower train.lr or train.grad_clip, or look at the data; "
-                "the last checkpoint is good"
-            )
-        return value
-
-    # --- checkpoints and grids ---------------------------------------------------------------------------------------
+    def _gather(self, value: Any) -> list[Any]:
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def _checkpoint(self) -> None:
-        losses, grad_norms = self._mean_losses().tolist(), torch.stack(self.pending.grad_norms).tolist()
-        mine = {lane: self.lane_digests[lane] for lane in self.lanes}
-        digests = [mine] * self.world_size
-        if self.world_size > 1:
-            dist.all_gather_object(digests, mine)
-        for part in digests:
-            for lane, digest in part.items():
-                self.lane_digests[lane] = digest
-        for value in (*losses, *grad_norms):
-            self._finite(value)
+        """Every rank tells what it saw; rank 0 commits in the background."""
+        mine = {lane: self.place.lane_digests[lane] for lane in self.lanes}
+        digests = {lane: digest for part in self._gather(mine) for lane, digest in part.items()}
+        self.place = Place(self.place.epoch, self.place.batches, tuple(digests[j] for j in range(len(digests))))
+        rows, tensors = self.recorder.rows(), self.trainer.tensors()
         if self.rank == 0:
-            self._write(losses, grad_norms)
-        self.pending = Pending()
-
-    def _mean_losses(self) -> Tensor:
-        """Loss of each pending step over the whole global batch: every rank has as many images."""
-        losses = torch.stack(self.pending.losses).double()
-        if self.world_size > 1:
-            dist.all_reduce(losses)
-        mean: Tensor = losses / self.world_size
-        return mean
-
-    def _write(self, losses: list[float], grad_norms: list[float]) -> None:
-        run, config, manifest = self.job.run, self.job.config, self.job.manifest
-        rows = [
-            {**row, "loss": loss, "grad_norm": norm}
-            for row, loss, norm in zip(self.pending.rows, losses, grad_norms, strict=True)
-        ]
-        # Tensors first: a checkpoint that another driver committed ends this one before it touches the metrics.
-        files = write_tensors(run, self.step, self.trainer.tensors())
-        self.metric_parts = (*self.metric_parts, write_metrics(run, rows))
-        write_checkpoint(
-            run,
-            CheckpointManifest(
-                step=self.step,
-                images=self.step * self.settings.global_batch,
-                epoch=self.epoch,
-                batches=self.batches,
-                world_size=self.world_size,
-                dataset_digest=self.job.dataset_digest,
-                image_size=manifest.image_size,
-                channels=manifest.channels,
-                classes=manifest.classes,
-                config=config.model_dump(mode="json"),
-                config_digest=config.digest(),
-                lane_digests=tuple(self.lane_digests),
-                metric_parts=self.metric_parts,
-                ema=(EMA,),
-                files=files,
-            ),
-        )
-        remove_old_checkpoints(run, self.settings.keep_checkpoints)
-        if self.tensorboard is not None:
-            self.tensorboard.scalars(rows)
+            self.keeper.commit(self.step, self.place, tensors, rows)
 
     def _grid(self) -> None:
         """Samples of the averaged weights from the same noise every time, by DDIM."""
+        if self.rank != 0 and self.settings.sharding == "ddp":
+            return  # with fsdp it takes all ranks
         settings, manifest = self.settings, self.job.manifest
         ids = torch.arange(settings.grid_size, device=self.device)
         noise = SampleNoise(settings.seed, ids, (manifest.channels, manifest.image_size, manifest.image_size))
         steps = min(settings.grid_sampling_steps, self.job.config.diffusion.num_timesteps)
         sampler = make_sampler(self.job.config.diffusion, "ddim", steps, 0.0, None, True)
-        model, classes = self.trainer.model, self.job.config.model.num_classes
+        classes = self.job.config.model.num_classes
         labels = None if classes is None else ids % classes
-        model.eval()
-        with torch.inference_mode(), self.trainer.ema.applied_to(model):
+        with torch.inference_mode(), self.trainer.averaged() as model:
             *_, last = sampler.run(lambda x, t: model(x, t, labels), noise)
         images = to_uint8(last.x_t)
-        columns = math.ceil(math.sqrt(len(images)))
         scale = max(1, GRID_PIXELS // manifest.image_size)
-        png = encode_png(grid(images, columns, scale, GRID_GAP))
-        self.job.run.put(f"grids/step-{self.step:09d}.png", png)
-        if self.tensorboard is not None:
-            self.tensorboard.image("samples", png, self.step)
+        if self.rank == 0:
+            self.keeper.picture(self.step, encode_png(grid(images, math.ceil(math.sqrt(len(images))), scale, GRID_GAP)))

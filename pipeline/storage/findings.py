@@ -61,8 +61,11 @@ class Findings:
         except _FAULTS as error:
             self.add(str(error))
 
-    def table(self, store: Store, entry: FileEntry, schema: pa.Schema) -> pa.Table | None:
-        """A file with the hash that its manifest names and the schema that its kind has, or None and a finding."""
+    def table(self, store: Store, entry: FileEntry, schema: pa.Schema, grown: bool = False) -> pa.Table | None:
+        """A file with the hash that its manifest names and the schema that its kind has, or None and a finding.
+
+        grown: the kind got its nullable columns over time, so that an older file may lack them.
+        """
         where = store.location(entry.key)
         self.counts["files"] += 1
         self.counts["bytes"] += entry.bytes
@@ -74,7 +77,8 @@ class Findings:
         except (pa.ArrowException, OSError) as error:
             self.add(f"{where} is no Parquet file: {error}")
             return None
-        if not table.schema.equals(schema):
+        expected = [field for field in schema if not grown or not field.nullable or field.name in table.column_names]
+        if not table.schema.equals(pa.schema(expected)):
             self.add(f"{where} has columns {table.schema.names}, with other names or types than its kind")
             return None
         return table

@@ -179,12 +179,16 @@ class Lease:
 
     def _take(self, found: _Found) -> bool:
         began = _now()
+        _tokens_of_this_process.add(self.token)  # first: whoever reads the document must find it living
         try:
             self._version = self._store.compare_and_swap(self._key, document(self._holder), found.version)
         except AlreadyExists:
+            _tokens_of_this_process.discard(self.token)
             return False  # another contender, or a holder that lives
+        except StorageError:
+            _tokens_of_this_process.discard(self.token)
+            raise
         self._confirmed = began
-        _tokens_of_this_process.add(self.token)
         self._thread = threading.Thread(target=self._keep, name="ddpm-lease", daemon=True)
         self._thread.start()
         return True

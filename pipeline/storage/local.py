@@ -210,4 +210,6 @@ def _mapped(path: str) -> Iterator[None]:
 def _remedy(number: int | None) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
+    if number == errno.EFBIG:
+        return "raise the limit on file sizes (ulimit -f), or check the disk and the file system"
     return "check the disk and the file system"

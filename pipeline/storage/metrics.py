@@ -1,24 +1,20 @@
-"""Training metrics at rest: Parquet parts that a checkpoint names, and TensorBoard event files beside them."""
+"""Training metrics at rest: Parquet parts that a checkpoint names. What of them is charted: `charts`."""
 
-import io
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from PIL import Image
-from tensorboardX import SummaryWriter
 
 from pipeline.manifests import CheckpointManifest, FileEntry
 from pipeline.schema import METRICS
 from pipeline.storage.shards import parquet_bytes, put_file, read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["TensorBoard", "read_metrics", "write_metrics"]
+__all__ = ["Row", "charts", "read_metrics", "write_metrics"]
 
-Row = Mapping[str, float]
-CHARTED = ("loss", "lr", "grad_norm")
+Row = Mapping[str, Any]
+"""A step: METRICS by name; columns that may be null may be missing."""
+CHARTED = ("loss", "lr", "grad_norm", "skew_seconds")
 
 
 def write_metrics(run: Store, rows: Sequence[Row]) -> FileEntry:
@@ -29,39 +25,34 @@ def write_metrics(run: Store, rows: Sequence[Row]) -> FileEntry:
 
 
 def read_metrics(run: Store, checkpoint: CheckpointManifest) -> pa.Table:
-    """METRICS of every step up to a checkpoint, each step once."""
-    parts = [read_parquet(run, part) for part in checkpoint.metric_parts]
+    """METRICS of every step up to a checkpoint, each step once; columns that an older part lacks are null."""
+    parts = [_with_all_columns(read_parquet(run, part)) for part in checkpoint.metric_parts]
     return pa.concat_tables(parts) if parts else METRICS.empty_table()
 
 
-class TensorBoard:
-    """Event files of one attempt, kept whole under `<run>/tensorboard/`; steps appear when a checkpoint has them."""
+def _with_all_columns(part: pa.Table) -> pa.Table:
+    known = set(part.column_names)
+    missing = [field for field in METRICS if field.nullable and field.name not in known]
+    for field in missing:
+        part = part.append_column(field, pa.nulls(len(part), field.type))
+    return part.select(METRICS.names).cast(METRICS)
 
-    def __init__(self, run: Store) -> None:
-        self._run = run
-        self._folder = tempfile.TemporaryDirectory(prefix="ddpm-tensorboard-")
-        self._writer = SummaryWriter(self._folder.name)
 
-    def scalars(self, rows: Sequence[Row]) -> None:
-        """Chart loss, learning rate, gradient norm, img/s and the share of time spent waiting for data."""
-        for row in rows:
-            step = int(row["step"])
-            for name in CHARTED:
-                self._writer.add_scalar(f"train/{name}", row[name], step)
-            self._writer.add_scalar("train/data_wait", row["data_wait_seconds"] / row["step_seconds"], step)
-        images = rows[-1]["images"] - rows[0]["images"]
-        seconds = sum(row["step_seconds"] for row in rows[1:])
-        if seconds > 0:
-            self._writer.add_scalar("train/images_per_second", images / seconds, int(rows[-1]["step"]))
-        self._upload()
+def charts(rows: Sequence[Row]) -> list[tuple[int, dict[str, float]]]:
+    """(step, value by chart) of every row: what there is of loss, learning rate, gradient norm, skew of the ranks and
+    the loss by tenth of the timesteps, and the share of time (0..1) spent waiting for data; the last row also has the
+    images per second of all rows after the first."""
+    found = [(int(row["step"]), _charts_of(row)) for row in rows]
+    images = rows[-1]["images"] - rows[0]["images"]
+    seconds = sum(row["step_seconds"] for row in rows[1:])
+    if seconds > 0:
+        found[-1][1]["train/images_per_second"] = images / seconds
+    return found
 
-    def image(self, name: str, png: bytes, step: int) -> None:
-        """Show a PNG."""
-        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
-        self._upload()
 
-    def _upload(self) -> None:
-        self._writer.flush()
-        for file in Path(self._folder.name).iterdir():
-            self._run.put(f"tensorboard/{file.name}", file.read_bytes())
+def _charts_of(row: Row) -> dict[str, float]:
+    values = {f"train/{name}": row.get(name) for name in CHARTED}
+    if row["step_seconds"] > 0:
+        values["train/data_wait"] = row["data_wait_seconds"] / row["step_seconds"]
+    values |= {f"train/loss_by_t/{tenth}": value for tenth, value in enumerate(row.get("loss_by_t") or ())}
+    return {name: float(value) for name, value in values.items() if value is not None}

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import StorageConfig
-from pipeline.errors import ConfigError, DataError
-from pipeline.manifests import CheckpointManifest
+from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.manifests import CheckpointManifest, RunPlan
 from pipeline.stages.train import train
 from pipeline.storage.checkpoints import committed_steps, latest_checkpoint, read_tensors
 from pipeline.storage.metrics import read_metrics
@@ -146,3 +146,59 @@ def test_a_run_stopped_before_its_record_is_completed(root, undisturbed):
     result = finish(root, "unrecorded", 2, steps=8)
     assert (result["state"], result["step"]) == ("trained", 8)
     assert store.exists("_SUCCESS.json")
+
+
+def test_weights_that_blow_up_end_the_run_by_name_and_without_a_restart(root):
+    """The same run would meet the same step again, so `ray.max_failures` restarts would be of no use."""
+    uri = f"{root}/runs/blown"
+    with pytest.raises(PipelineError, match=r"step \d+ \(epoch 0, batch \d+\) has loss .*sample ids"):
+        train(config(train={"lr": 1e30, "warmup_steps": 0, "grad_clip": 1e30}), f"{root}/datasets/digits", uri)
+    store = resolve(uri, StorageConfig())
+    assert not committed_steps(store)
+    assert len(list(store.list("attempts/"))) == 1
+    assert not store.exists("_SUCCESS.json")
+
+
+def test_split_weights_a_warm_start_and_two_averages(root, undisturbed):
+    """fsdp on two workers, from the weights of another run; then on one worker from the same checkpoint."""
+    sections = {
+        "sharding": "fsdp",
+        "more_ema": {"fast": {"half_life_images": 64}},
+        "init_from": undisturbed["checkpoint"],
+        "checkpoint_every": 4,
+        "grid_every": 4,
+    }
+    made = [
+        train(config(train={**sections, "steps": steps}, ray={"workers": workers}), f"{root}/datasets/digits", uri)
+        for steps, workers, uri in ((4, 2, f"{root}/runs/warm"), (8, 1, f"{root}/runs/warm"))
+    ]
+    assert made[1]["step"] == 8
+    store = resolve(f"{root}/runs/warm", StorageConfig())
+    found = latest_checkpoint(store)
+    assert found.ema == ("ema", "fast")
+    tensors = read_tensors(store, found, "ema", "fast")
+    assert any((tensors["ema"][name] != tensors["fast"][name]).any() for name in tensors["ema"])
+    rows = read_metrics(store, found).to_pylist()
+    assert [row["world_size"] for row in rows] == [2] * 4 + [1] * 4
+    trained = read_metrics(resolve(undisturbed["uri"], StorageConfig()), checkpoint(undisturbed)).to_pylist()
+    assert rows[0]["loss"] < 0.6 * trained[0]["loss"]  # it begins where the other run ended
+    assert RunPlan.model_validate_json(store.read("run.json")).init_digest == hashes(undisturbed)["ema.safetensors"]
+
+
+@pytest.mark.nightly
+def test_loss_curves_of_any_number_of_workers_agree(root):
+    """200 steps on 1, 2 and 4 workers, and on 3 of which two have an idle lane's time."""
+    curves = {}
+    for workers in ("1", "2", "4", "1..3"):
+        result = train(
+            config(train={"steps": 200, "checkpoint_every": 100, "grid_every": 200}, ray={"workers": workers}),
+            f"{root}/datasets/digits",
+            f"{root}/runs/curve-{workers}",
+        )
+        rows = read_metrics(resolve(result["uri"], StorageConfig()), checkpoint(result)).to_pylist()
+        assert {row["world_size"] for row in rows} == {int(workers[-1])}
+        curves[workers] = (result["batch_digest"], [row["loss"] for row in rows])
+    digest, losses = curves.pop("1")
+    for other, curve in curves.values():
+        assert other == digest
+        assert curve == pytest.approx(losses, rel=2e-3)

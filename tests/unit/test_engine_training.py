@@ -1,10 +1,14 @@
 """A training step: the right target, the right average, the same for any split of the batch, exact after a reload."""
 
+import itertools
+import time
+
 import pytest
 import torch
 
 from pipeline.diffusion.importance import ImportanceTimesteps
-from pipeline.engine.training import EMA, MicroBatch, Trainer, learning_rate, training_inputs
+from pipeline.engine.inputs import MicroBatch, training_inputs
+from pipeline.engine.training import EMA, Trainer, learning_rate
 from tiny import config
 
 pytestmark = pytest.mark.unit
@@ -154,3 +158,125 @@ def test_workers_sum_their_tallies():
     shared._all_reduce = lambda tensor: tensor.mul_(2)  # as if another worker had seen the same
     shared.step([batch([1, 2, 3])])
     assert float(shared.importance.seen.sum()) == 6
+
+
+def test_errors_are_told_by_tenth_of_the_timesteps():
+    t, one = trainer(), batch(list(range(64)))
+    inputs = training_inputs(one, t.config.train, 1000)
+    result = t.step([one])  # a fresh network predicts 0
+    for tenth in range(10):
+        inside = inputs.t // 100 == tenth
+        assert int(result.count_by_t[tenth]) == int(inside.sum())
+        expected = inputs.eps[inside].square().mean((1, 2, 3)).sum()
+        assert float(result.loss_by_t[tenth]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(result.loss_by_t.sum() / result.count_by_t.sum()) == pytest.approx(float(result.loss), rel=1e-5)
+
+
+WEIGHTED = [
+    {"min_snr_gamma": 5.0},
+    {"min_snr_gamma": 5.0, "prediction": "v"},
+    {"objective": "hybrid", "variance": "learned_range"},
+    {"objective": "hybrid", "variance": "learned_range", "timestep_sampling": "importance"},
+]
+
+
+@pytest.mark.parametrize("diffusion", WEIGHTED, ids=str)
+def test_errors_by_timestep_have_no_weights_and_no_other_terms(diffusion):
+    t, one = trainer(diffusion=diffusion), batch(list(range(32)))
+    inputs = training_inputs(one, t.config.train, 1000)
+    process = t.objective.process
+    x_t = process.q_sample(inputs.x_0, inputs.t, inputs.eps)
+    target = process.target(t.config.diffusion.prediction, inputs.x_0, x_t, inputs.t, inputs.eps)
+    result = t.step([one])
+    assert float(result.loss_by_t.sum()) == pytest.approx(float(target.square().mean((1, 2, 3)).sum()), rel=1e-5)
+    assert float(result.loss_by_t.sum() / 32) != pytest.approx(float(result.loss), rel=1e-4)
+
+
+def test_of_the_bound_the_loss_itself_is_told():
+    t = trainer(diffusion={"objective": "bound", "num_timesteps": 5})
+    result = t.step([batch(list(range(32))), batch(list(range(32, 64)))])
+    assert float(result.loss_by_t.sum() / 64) == pytest.approx(float(result.loss), rel=1e-5)
+    assert (result.count_by_t > 0).tolist() == [True, False] * 5, "timestep 1 of 5 begins the third tenth"
+
+
+def test_workers_with_unequal_lanes_add_up_to_the_mean_of_all():
+    """Three lanes on two workers; the mean over workers, which DDP takes, is done here by hand."""
+    lanes = [batch([1, 2]), batch([3, 4]), batch([5, 6])]
+    alone, workers = trainer(), [trainer(train={"lanes": 3}) for _ in range(2)]
+    whole = alone.step(lanes)
+    gradients = []
+    for rank, worker in enumerate(workers):
+        worker.world_size = 2  # after construction, which would look for a process group
+        result = worker.step(lanes[rank::2])
+        scale = max(float(result.grad_norm), 1.0)  # what clipping divided by
+        gradients.append((result.loss, [p.grad * scale for p in worker.model.parameters()]))
+    (loss_0, first), (loss_1, second) = gradients
+    assert float(loss_0 + loss_1) / 2 == pytest.approx(float(whole.loss), rel=1e-6)
+    for expected, a, b in zip(alone.model.parameters(), first, second, strict=True):
+        clipped = expected.grad * max(float(whole.grad_norm), 1.0)
+        torch.testing.assert_close((a + b) / 2, clipped, rtol=1e-4, atol=1e-6)
+
+
+def test_the_whole_may_be_named():
+    part, whole = trainer(), trainer()
+    assert float(part.step([batch([1, 2])], total=4).loss) == pytest.approx(float(whole.step([batch([1, 2])]).loss) / 4)
+
+
+def test_own_time_ends_where_the_last_backward_pass_begins():
+    t, ends = trainer(), []
+    backward = t.precision.backward
+    t.precision.backward = lambda loss: (ends.append(time.perf_counter()), backward(loss))
+    began = time.perf_counter()
+    result = t.step([batch([1, 2]), batch([3, 4])])
+    assert ends[0] - began < result.own_seconds <= ends[1] - began
+
+
+MORE = {"half": {"half_life_images": 8.0, "warmup": False}, "wide": {"relative_width": 0.2}}
+
+
+def test_every_average_has_its_kind_its_group_and_its_place_in_a_reload():
+    t = trainer(train={"more_ema": MORE})
+    assert t.ema_names == ("ema", "half", "wide")
+    assert t.ema is t.averages["ema"]
+    start = t.model.conv_out.weight.detach().clone()
+    t.step([batch([1, 2])])
+    now = t.model.conv_out.weight.detach()
+    # The global batch is 4 lanes of 8, four half-lives; of a power function the first step is all.
+    torch.testing.assert_close(t.averages["half"].shadow["conv_out.weight"], now + (start - now) / 16)
+    assert torch.equal(t.averages["wide"].shadow["conv_out.weight"], now)
+    t.step([batch([3, 4])])
+    other = trainer(train={"more_ema": MORE})
+    other.load({group: {k: v.detach().clone() for k, v in g.items()} for group, g in t.tensors().items()}, 2)
+    for one in (t, other):
+        one.step([batch([5, 6])])
+    assert equal(t.tensors(), other.tensors())
+    shadows = [t.averages[name].shadow["conv_out.weight"] for name in t.ema_names]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(shadows, 2))
+
+
+def test_samples_of_an_average_leave_the_weights_as_they_were():
+    t = trainer(train={"ema": {"decay": 0.9, "warmup": False}})
+    for step in range(3):
+        t.step([batch([step, step + 10])])
+    before = t.model.conv_out.weight.detach().clone()
+
+    def fail():
+        with t.averaged() as network:
+            assert not network.training
+            assert torch.equal(network.conv_out.weight, t.ema.shadow["conv_out.weight"])
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert torch.equal(t.model.conv_out.weight, before)
+
+
+def test_a_warm_start_is_the_other_weights_in_model_and_averages():
+    source, t = trainer(), trainer(train={"more_ema": MORE})
+    for step in range(3):
+        source.step([batch([step, step + 10])])
+    t.start_from(source.ema.shadow)
+    for weights in (dict(t.model.named_parameters()), *(average.shadow for average in t.averages.values())):
+        assert all(torch.equal(weights[name], value) for name, value in source.ema.shadow.items())
+    assert t.steps_done == 0
+    assert t.tensors()["optimizer"] == {}

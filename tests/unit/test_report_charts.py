@@ -4,11 +4,16 @@ import math
 import re
 from xml.etree import ElementTree
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.report.anchor_chart import anchor_chart
-from pipeline.report.content import Anchor, Chart, MetricRow, Series
+from pipeline.report.content import Anchor, Chart, MetricRow, Report, Series
+from pipeline.report.curves import training_charts, training_rate
 from pipeline.report.line_chart import line_chart
+from pipeline.report.page import render
+from pipeline.schema import METRICS
 
 pytestmark = pytest.mark.unit
 
@@ -153,3 +158,97 @@ def test_no_anchor_or_no_number_draws_nothing():
 def test_series_must_pair_up():
     with pytest.raises(ValueError, match="2 x and 1 y"):
         Series("a", (0, 1), (1,))
+
+
+NEW_COLUMNS = ("skew_seconds", "slowest_rank", "loss_by_t")
+
+
+def metrics(sizes, **columns):
+    """METRICS of steps 1, 2, ...: the world size of each, and whole columns by name."""
+    steps = len(sizes)
+    plain = {"epoch": 0, "loss": 0.5, "lr": 1e-3, "grad_norm": 1.0, "step_seconds": 2.0, "data_wait_seconds": 0.1}
+    values = {name: [value] * steps for name, value in plain.items()}
+    values |= {"step": list(range(1, steps + 1)), "images": [32 * s for s in range(1, steps + 1)], "world_size": sizes}
+    values |= {name: [None] * steps for name in NEW_COLUMNS} | columns
+    return pa.table(values, schema=METRICS)
+
+
+def titled(charts, title):
+    return next((chart for chart in charts if chart.title == title), None)
+
+
+def test_loss_by_timestep_is_the_mean_of_each_tenth_over_ever_longer_stretches():
+    losses = np.random.default_rng(0).uniform(0.01, 1.0, (16, 10))
+    losses[8:, 3] = np.nan  # no image fell there in the whole last half
+    losses[9, 7] = np.nan
+    lists = [None, *[[None if np.isnan(v) else v for v in row] for row in losses]]  # the first step has no list at all
+    chart = titled(training_charts({"a": metrics([1] * 17, loss_by_t=lists)}), "Loss by timestep")
+    labels = [series.label for series in chart.series]
+    assert labels == ["steps 10 to 17", "steps 6 to 9", "steps 4 to 5", "steps 2 to 3"]
+    for series, rows in zip(chart.series, (slice(8, 16), slice(4, 8), slice(2, 4), slice(0, 2)), strict=True):
+        assert series.x == (5, 15, 25, 35, 45, 55, 65, 75, 85, 95)
+        expected = [np.mean([v for v in column if not np.isnan(v)] or [np.nan]) for column in losses[rows].T]
+        np.testing.assert_allclose(series.y, expected, rtol=1e-12)
+    assert np.isnan(chart.series[0].y[3])
+    html = render(Report("r", charts=(chart,)))
+    assert "0 is the least noise" in html
+    assert 'class="last"' not in html, "where the first profile ends is not where the run stands"
+
+
+def test_profiles_of_several_runs_are_those_of_their_last_half():
+    lists = [[float(step)] * 10 for step in range(1, 9)]
+    tables = {name: metrics([1] * 8, loss_by_t=lists) for name in ("a", "b")}
+    tables["old"] = metrics([1] * 8).drop_columns(NEW_COLUMNS)
+    chart = titled(training_charts(tables), "Loss by timestep")
+    assert [series.label for series in chart.series] == ["a", "b"]
+    assert all(series.y == (6.5,) * 10 for series in chart.series)
+
+
+def test_short_runs_have_a_profile_too():
+    for steps, labels in ((1, ["steps 1 to 1"]), (2, ["steps 2 to 2", "steps 1 to 1"])):
+        table = metrics([1] * steps, loss_by_t=[[0.5] * 10] * steps)
+        assert [s.label for s in titled(training_charts({"a": table}), "Loss by timestep").series] == labels
+
+
+def test_rank_skew_is_of_the_steps_with_several_ranks():
+    sizes = [2, 2, 1, 2, 4]
+    table = metrics(sizes, skew_seconds=[0.1, 0.2, 0.0, None, 0.5], slowest_rank=[1, 0, 0, None, 1])
+    chart = titled(training_charts({"a": table}), "Rank skew")
+    (series,) = chart.series
+    assert (series.x, series.y) == ((1, 2, 5), (0.1, 0.2, 0.5))
+    assert chart.unit == "s"
+    assert "13.3% of the time of these steps; rank 1 is the slowest in 67% of them." in chart.note
+
+
+def test_long_skew_has_means_before_every_step():
+    skew = [step / 100 for step in range(1, 301)]
+    chart = titled(training_charts({"a": metrics([2] * 300, skew_seconds=skew)}), "Rank skew")
+    every, means = chart.series
+    assert (every.muted, means.muted) == (True, False)
+    assert every.y == tuple(skew)
+    assert means.y[0] == pytest.approx(np.mean(skew[:3]))
+
+
+def test_a_single_worker_has_no_skew_and_older_runs_have_neither_chart():
+    alone = metrics([1] * 4, skew_seconds=[0.0] * 4, slowest_rank=[0] * 4)
+    for table in (alone, metrics([2] * 4), metrics([2] * 4).drop_columns(NEW_COLUMNS)):
+        charts = training_charts({"a": table})
+        assert titled(charts, "Rank skew") is None
+        assert titled(charts, "Loss by timestep") is None
+        assert all(line_chart(chart) for chart in charts)
+    mixed = pa.concat_tables([metrics([2] * 4).drop_columns(NEW_COLUMNS), alone], promote_options="default")
+    assert titled(training_charts({"a": mixed}), "Rank skew") is None
+
+
+def test_changes_of_the_world_size_are_told_with_their_steps():
+    sizes = [2] * 3 + [1] * 2 + [4]
+    said = "World size 2 → 1 at step 4, 1 → 4 at step 6."
+    assert titled(training_charts({"a": metrics(sizes)}), "Training speed").note == said
+    shuffled = metrics(sizes).take([5, 0, 3, 1, 4, 2])
+    assert titled(training_charts({"a": shuffled}), "Training speed").note == said
+    both = training_charts({"a": metrics(sizes), "b": metrics([2] * 6)})
+    assert titled(both, "Training speed").note == f"a: {said}"
+    assert titled(training_charts({"a": metrics([2] * 6)}), "Training speed").note == ""
+    restless = titled(training_charts({"a": metrics([1, 2] * 8)}), "Training speed").note
+    assert restless.endswith("2 → 1 at step 7 and 9 more.")
+    assert training_rate("a", metrics(sizes)).note.startswith("2 then 1 then 4 workers")

@@ -1,0 +1,55 @@
+"""What a training step is given: images, and everything random about them.
+
+Timestep, noise, flip and dropout of an image are functions of (seed, epoch, sample id), so it does not matter which
+worker handles it, or how often the run was restarted.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.config import TrainConfig
+from pipeline.diffusion.importance import ImportanceTimesteps
+from pipeline.diffusion.noise import integers, normal, stream_key, uniform
+from pipeline.models.dropout import DropoutKey
+
+__all__ = ["Inputs", "MicroBatch", "training_inputs"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """x_0 float32 [B, C, H, W] in [-1, 1]; ids int64 [B]; labels int64 [B] or None; the epoch they are drawn in."""
+
+    x_0: Tensor
+    ids: Tensor
+    labels: Tensor | None
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """x_0, possibly flipped; t int64 [B] and the weight [B] of its loss (None: all 1); eps like x_0; dropout key."""
+
+    x_0: Tensor
+    t: Tensor
+    weight: Tensor | None
+    eps: Tensor
+    dropout: DropoutKey
+
+
+def training_inputs(
+    batch: MicroBatch, config: TrainConfig, num_timesteps: int, importance: ImportanceTimesteps | None = None
+) -> Inputs:
+    """Functions of (seed, epoch, sample id), and of what importance sampling has learned so far if it is used."""
+    x_0, ids, epoch = batch.x_0, batch.ids, batch.epoch
+    if config.flip:
+        flipped = uniform(stream_key(config.seed, "flip"), ids, epoch, 1)[:, 0] < 0.5
+        x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
+    key, weight = stream_key(config.seed, "t"), None
+    if importance is None:
+        t = integers(key, ids, epoch, num_timesteps)
+    else:
+        t, weight = importance.draw(uniform(key, ids, epoch, 1)[:, 0])
+    eps = normal(stream_key(config.seed, "eps"), ids, epoch, tuple(x_0.shape[1:]))
+    return Inputs(x_0, t, weight, eps, DropoutKey(ids, stream_key(config.seed, "dropout"), epoch))

@@ -1,0 +1,71 @@
+"""What all ranks decide together, about once a second: whether to go on."""
+
+import enum
+import time
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+
+from pipeline.stages.board import Reading
+
+__all__ = ["Control", "Ending"]
+
+CHECK_SECONDS = 1.0
+
+
+class Ending(enum.Enum):
+    """Why a group of workers ended in good order."""
+
+    DONE = "done"
+    STOPPED = "stopped"  # the driver was asked to
+    PREEMPTED = "preempted"  # a node that hosts a worker is about to go
+    FAILED = "failed"  # the board says how
+
+
+class Control:
+    """Steps at which the ranks look up from their work; one collective at each, none in between.
+
+    Rank 0 knows what the driver wants and how fast steps are, so it says both what to do and when to ask again: all
+    ranks stop after the same step, and no step waits for the host.
+    """
+
+    def __init__(self, board: Any, rank: int, world_size: int, device: torch.device, step: int) -> None:
+        self._board, self._rank, self._world_size, self._device = board, rank, world_size, device
+        self._next = step + 1
+        self._since = (step, time.monotonic())
+        self._reply: Any = None
+
+    def due(self, step: int) -> bool:
+        """Whether the ranks look up after this step."""
+        return step >= self._next
+
+    def decide(self, reading: Reading) -> Ending | None:
+        """Called by every rank at the same steps; only rank 0's reading counts. None: go on."""
+        stopping = self._rank == 0 and self._wish(reading)
+        message = torch.tensor([int(stopping), reading.step + self._steps_a_check(reading.step)], device=self._device)
+        if self._world_size > 1:
+            dist.broadcast(message, src=0)
+        stop, self._next = message.tolist()
+        if stop:
+            return Ending.STOPPED
+        # A broadcast from rank 0 through an actor, hence every rank asks.
+        return None if ray.train.get_preemption_info() is None else Ending.PREEMPTED
+
+    def _wish(self, reading: Reading) -> bool:
+        """The driver's answer to the reading before: nobody waits for it."""
+        stop = False
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            stop = bool(ray.get(self._reply))
+            self._reply = None
+        if self._reply is None:
+            self._reply = self._board.show.remote(reading)
+        return stop
+
+    def _steps_a_check(self, step: int) -> int:
+        before, then = self._since
+        now = time.monotonic()
+        self._since = (step, now)
+        return max(1, round(CHECK_SECONDS * (step - before) / max(now - then, 1e-6)))
