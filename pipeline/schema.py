@@ -54,7 +54,7 @@ DATASET = _with_features(
 REJECTS = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),  # where the image was
-        pa.field("reason", pa.string(), nullable=False),  # one of engine.images' reasons
+        pa.field("reason", pa.string(), nullable=False),  # one of refusals.REASONS
         pa.field("detail", pa.string(), nullable=False),
     ]
 )

@@ -21,6 +21,7 @@ __all__ = ["ParquetReader", "opened_parquet"]
 _WHOLE_BYTES: Final = 128 * 2**20
 """Files up to this size are one share, and the driver need not read their footers."""
 _BATCH_ROWS: Final = 32
+_BAD: Final = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ParquetReader:
                 for row in self._read(parquet, share):
                     yield row._replace(source=f"{file.key}#{done}")
                     done += 1
-            except (pa.ArrowException, OSError, Unfit) as error:  # each row that should be there is accounted for
+            except (*_BAD, Unfit) as error:  # each row that should be there is accounted for
                 broken = Refusal("damaged-container", f"the Parquet file breaks here: {error}")
                 refusal = error.refusal if isinstance(error, Unfit) else broken
                 yield from (SourceRow(f"{file.key}#{row}", refusal) for row in range(done, share.stop))
@@ -82,7 +83,7 @@ def opened_parquet(store: Store, file: SourceFile) -> Iterator[pq.ParquetFile]:
     with open_file(store, file) as raw:
         try:
             parquet = pq.ParquetFile(raw, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+        except _BAD as error:
             raise Unfit("damaged-container", f"no whole Parquet file: {error}") from error
         with parquet:
             yield parquet

@@ -97,5 +97,5 @@ def common_root(names: list[str]) -> str:
 def _files(members: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
     for member in members:
         member.filename = member.filename.removeprefix("./")
-        if not member.is_dir() and not is_hidden(member.filename):
+        if not member.filename.endswith("/") and not is_hidden(member.filename):
             yield member
