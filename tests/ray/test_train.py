@@ -12,6 +12,7 @@ from pipeline.manifests import CheckpointManifest, RunPlan
 from pipeline.stages.train import train
 from pipeline.storage.checkpoints import committed_steps, latest_checkpoint, read_tensors
 from pipeline.storage.metrics import read_metrics
+from pipeline.storage.shards import read_dataset
 from pipeline.storage.store import resolve
 from tiny import config, digits
 
@@ -133,8 +134,9 @@ def test_impossible_requests_are_refused_before_anything_starts(root, sections, 
 
 
 def test_shards_and_metrics_are_plain_parquet(root, undisturbed):
-    table = pq.read_table(f"{root}/datasets/digits/data/train-00000.parquet")
-    assert table.num_rows == 32
+    shard = read_dataset(resolve(f"{root}/datasets/digits", StorageConfig())).split("train")[0]
+    table = pq.read_table(f"{root}/datasets/digits/{shard.key}")
+    assert table.num_rows == shard.rows
     assert table.schema.metadata[b"huggingface"]
 
 
