@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -41,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MILLION = 1_000_000
 GROWTH_BAR_MB, DECISION_BAR_SECONDS = 50.0, 10.0
 MEMORY_FROM = 10_000
-SHARD = 1024
+SHARD = 512
 WIDTHS = (16, 32)
 REMADE = 4
 GENERATE = {"sampler": "dpm++2m", "steps": 10, "batch_size": 256, "shard_size": SHARD, "seed": 2026}
@@ -128,6 +129,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> int:
     options = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the driver ends too
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(options.out or temporary).absolute()

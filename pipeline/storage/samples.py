@@ -55,8 +55,8 @@ PLAN = "plan.json"
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 CARD = "README.md"
-_MARKER = re.compile(r"^commits/shard-(\d{9})\.json$")
-_DATA = re.compile(r"^data/shard-(\d{9})-")
+_MARKER = re.compile(r"^commits/shard-(\d{9,})\.json$")
+_DATA = re.compile(r"^data/shard-(\d{9,})-")
 CREATE_ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.1
 MARKER_READERS = 16
@@ -93,7 +93,7 @@ def create_plan(job: Store, plan: SamplePlan, requests: bytes = b"") -> SamplePl
     requests: the file that plan.requests names, to be kept beside the plan. Raises ConfigError when the job that is
     there makes something else, or can not be extended.
     """
-    if plan.requests is not None and requests:
+    if plan.requests is not None and requests and not job.exists(PLAN):
         with suppress(AlreadyExists):  # its key names its content
             _create(job, plan.requests.file.key, requests)
     wanted = plan

@@ -93,6 +93,7 @@ def test_again_needs_no_table_and_another_one_is_refused(made, model, tmp_path):
     (tmp_path / "other.csv").write_text(TABLE + "more,1,1,,,,,\n")
     with pytest.raises(ConfigError, match="requests sha256"):
         generate(config(), model, result["uri"], requests=str(tmp_path / "other.csv"))
+    assert len(list(resolve(result["uri"], StorageConfig()).list("requests/"))) == 1
     told = generate(config(), model, result["uri"], requests=str(folder / "moved.csv"), dry_run=True)
     assert "46 samples in 4 shards (0 missing)" in told["summary"]
     assert "5 requests" in told["summary"]
