@@ -95,6 +95,7 @@ def test_a_node_is_lost_and_another_comes(cluster, tmp_path, undisturbed):
     assert world_sizes(store) == [2, 1, 2]
 
 
+@pytest.mark.nightly
 def test_a_node_says_that_it_will_go(cluster, tmp_path, undisturbed):
     """A preemption notice: a checkpoint at once, and on with what stays, before the node has gone."""
     driver, store = begin(tmp_path, cluster)
