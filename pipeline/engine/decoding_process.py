@@ -33,7 +33,7 @@ _STANDSTILL_FACTOR, _STANDSTILL_SECONDS = 4.0, 60.0
 _LOOK_SECONDS: Final = 1.0
 _CHUNK_BYTES: Final = 2**20
 
-_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONHOME", "VIRTUAL_ENV")
+_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "PYTHONHOME", "PYTHONUSERBASE")
 """What the process inherits: no credentials."""
 
 _idle: dict[tuple[int, str], "DecodingProcess"] = {}

@@ -11,8 +11,9 @@ import pytest
 from tiny_ingest import pictures, rows_of
 
 from pipeline.engine.images import decode_pixels
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, Transient
 from pipeline.planning import is_heldout
+from pipeline.stages.fan_out import fan_out
 from pipeline.stages.ingest import ingest
 from tiny import config
 
@@ -107,13 +108,46 @@ def test_idx_files_bring_their_labels(tmp_path, s3_uri):
         assert np.array_equal(decode_pixels(row["image"]["bytes"], 64)[:, :, 0], images[number])
 
 
-def test_it_loads_as_a_hugging_face_dataset(made, tmp_path):
+def test_it_loads_as_a_hugging_face_dataset_and_comes_back_as_it_was(made, tmp_path):
     from datasets import load_dataset
 
-    files = sorted(str(path) for path in (Path(made["uri"]) / "data").glob("train-*.parquet"))
+    files = sorted(str(path) for path in (Path(made["uri"]) / "data").glob("*.parquet"))
     loaded = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded.num_rows == made["train"]
+    assert loaded.num_rows == 1797
     assert loaded[0]["image"].size == (8, 8)
+    loaded.to_parquet(str(tmp_path / "theirs.parquet"))
+    back = ingest(config(), str(tmp_path / "theirs.parquet"), str(tmp_path / "back"))
+    (ours, rows), (theirs, rows_back) = rows_of(made["uri"]), rows_of(back["uri"])
+    assert [row["sha256"] for row in rows_back] == [row["sha256"] for row in rows]
+    assert [row["label"] for row in rows_back] == [row["label"] for row in rows]
+    assert (theirs.channel_sums, theirs.classes) == (ours.channel_sums, ours.classes)
+
+
+def test_a_task_whose_store_was_away_is_started_again(tmp_path):
+    def fails_once(folder, number):
+        marker = Path(folder) / str(number)
+        if not marker.exists():
+            marker.touch()
+            raise Transient("away")
+        return number
+
+    assert sorted(fan_out(fails_once, str(tmp_path), ((n,) for n in range(5)))) == list(range(5))
+
+
+def test_other_errors_end_the_fan_out_and_few_tasks_are_asked_for_ahead():
+    asked = []
+
+    def calls():
+        for number in range(1000):
+            asked.append(number)
+            yield (number,)
+
+    def lost(_, number):
+        raise DataError(f"task {number}")
+
+    with pytest.raises(DataError, match="task"):
+        list(fan_out(lost, None, calls()))
+    assert len(asked) < 20
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "all bad", "too many bad"])

@@ -126,3 +126,17 @@ def test_one_image_is_a_source(tmp_path):
     put(tmp_path, "a b.png", "c.png")
     (row,) = corpus.read(tmp_path / "a b.png")
     assert (row.source, row.image, row.label) == ("a b.png", GOOD, None)
+
+
+def test_keys_that_only_object_stores_can_hold_are_told(monkeypatch):
+    states = [("a.png", 3, "v1"), ("a//b.png", 3, "v1"), ("../c.png", 3, "v1")]
+    monkeypatch.setattr(
+        "pipeline.storage.memory.BACKEND.states", lambda prefix: ((prefix + k, s, v) for k, s, v in states)
+    )
+    store = resolve("memory://odd-keys", StorageConfig())
+    store.put("a.png", GOOD)
+    source = open_folder(store, 10, 10**6)
+    (partition,) = source.partitions()
+    found = {row.source: corpus.outcome(row) for row in source.rows(partition)}
+    store.delete("a.png")
+    assert found == {"a.png": "image", "a//b.png": "unsafe-member", "../c.png": "unsafe-member"}

@@ -129,9 +129,22 @@ def test_places_that_must_not_be_trusted(tmp_path):
     pictures(tmp_path)
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "folder").mkdir()
-    places = ["../0.png", "gone.png", "folder", str(tmp_path / "1.png"), "/dev/zero", "http://example.org/a.png"]
+    places = [
+        "../0.png",
+        "a//0.png",
+        f"file://{tmp_path}/2.png",
+        "./x/./0.png",
+        "gone.png",
+        "folder",
+        str(tmp_path / "1.png"),
+        "/dev/zero",
+        "http://example.org/a.png",
+    ]
     rows = listed(tmp_path / "inner", "path\n" + "\n".join(places))
     assert [corpus.outcome(row) for row in rows] == [
+        "unsafe-name",
+        "unsafe-name",
+        "image",
         "unsafe-name",
         "missing",
         "missing",
@@ -150,9 +163,18 @@ def test_a_list_in_a_bucket_names_no_local_files(tmp_path, s3_uri):
     store = resolve(s3_uri, StorageConfig())
     store.put("a/0.png", IMAGES[0])
     places = [str(tmp_path / "0.png"), f"file://{tmp_path}/0.png", f"{s3_uri}/a/0.png", "a/0.png", "a/1.png"]
+    places += [f"{s3_uri}/a//0.png", "s3://no-such-bucket-here/a/0.png"]
     store.put("list.jsonl", "\n".join(json.dumps({"path": place, "label": 3}) for place in places).encode())
     rows = corpus.read(f"{s3_uri}/list.jsonl")
-    assert [corpus.outcome(row) for row in rows] == ["unsafe-name", "unsafe-name", "image", "image", "missing"]
+    assert [corpus.outcome(row) for row in rows] == [
+        "unsafe-name",
+        "unsafe-name",
+        "image",
+        "image",
+        "missing",
+        "unsafe-name",
+        "missing",
+    ]
 
 
 def test_bad_lines_are_rows_and_equal_places_too(tmp_path):

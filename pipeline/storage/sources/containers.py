@@ -7,11 +7,15 @@ from typing import Protocol
 from pipeline.errors import DataError, StorageError
 from pipeline.refusals import Reason, Refusal
 from pipeline.signatures import Kind, kind_of, shown
+from pipeline.storage.sources.members import is_hidden, is_plain
 from pipeline.storage.sources.reading import head_of, refused
 from pipeline.storage.sources.source import Partition, SourceFile, SourceRow
 from pipeline.storage.store import Store
 
 __all__ = ["ContainerSource", "Reader", "Unfit", "visible_files"]
+
+
+_NO_PLAIN_KEY = "an object whose name has an empty part, '.' or '..'"
 
 
 class Unfit(DataError):
@@ -92,5 +96,5 @@ class ContainerSource:
 def visible_files(store: Store) -> Iterator[SourceFile]:
     """Every file under the root that is not hidden (no part of its name begins with a dot), in key order."""
     for state in store.states():
-        if not any(part.startswith(".") for part in state.key.split("/")):
-            yield SourceFile(*state)
+        if not is_hidden(state.key):
+            yield SourceFile(*state) if is_plain(state.key) else SourceFile(state.key, -1, _NO_PLAIN_KEY)

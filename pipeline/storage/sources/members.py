@@ -4,7 +4,7 @@ import re
 
 from pipeline.refusals import Refusal
 
-__all__ = ["is_hidden", "label_of", "unsafe"]
+__all__ = ["is_hidden", "is_plain", "label_of", "unsafe"]
 
 
 def unsafe(name: str) -> Refusal | None:
@@ -15,6 +15,11 @@ def unsafe(name: str) -> Refusal | None:
     if ".." in parts:
         return Refusal("unsafe-name", f"{name!r} leads out of its archive")
     return None
+
+
+def is_plain(key: str) -> bool:
+    """True for what a store takes as a key. Object stores may hold others ("a//b"), which no folder could."""
+    return "\0" not in key and all(part not in ("", ".", "..") for part in key.split("/"))
 
 
 def is_hidden(name: str) -> bool:

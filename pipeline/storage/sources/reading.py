@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from pipeline.errors import Denied, NotFound, StorageError
+from pipeline.errors import Denied, MissingBucket, NotFound, StorageError
 from pipeline.refusals import Refusal
 from pipeline.signatures import HEAD_BYTES
 from pipeline.storage.sources.source import SourceFile
@@ -71,6 +71,8 @@ def _read_unlisted(store: Store, key: str, max_bytes: int) -> bytes | Refusal:
         if store.kind == "local":
             store.size(key)  # raises NotFound for pipes and devices, whose reading might never end
         data = store.read_range(key, 0, max_bytes + 1)
+    except MissingBucket as error:  # named by one line of a list, it is no loss of the source
+        return Refusal("missing", str(error))
     except StorageError as error:
         return refused(store, error)
     return data if len(data) <= max_bytes else Refusal("too-many-bytes", f"more than {max_bytes} bytes")

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.refusals import Refusal
 from pipeline.storage.sources.columns import UriColumns, label_name, uri_columns
 from pipeline.storage.sources.containers import Unfit
-from pipeline.storage.sources.members import unsafe
+from pipeline.storage.sources.members import is_plain
 from pipeline.storage.sources.parquet import opened_parquet
 from pipeline.storage.sources.reading import UNKNOWN_SIZE, open_file, read_images
 from pipeline.storage.sources.source import Partition, SourceFile, SourceRow, class_names
@@ -66,9 +66,12 @@ class UriListSource:
     def _place(self, file: SourceFile) -> tuple[Store, SourceFile] | Refusal:
         if file.size == _BAD_LINE:
             return Refusal("wrong-schema", file.version)
+        path = file.key.partition("://")[2] or file.key.removeprefix("./")
+        if not is_plain(path.removeprefix("/")):
+            return Refusal("unsafe-name", f"{file.key!r} has an empty part, '.' or '..'")
         remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", file.key)
         if not remote and not file.key.startswith("/"):
-            return unsafe(file.key) or (self.store, SourceFile(file.key.removeprefix("./"), UNKNOWN_SIZE, ""))
+            return (self.store, SourceFile(file.key.removeprefix("./"), UNKNOWN_SIZE, ""))
         if self.store.kind != "local" and not file.key.startswith("s3://"):
             return Refusal("unsafe-name", f"a list at {self.store.uri} may name objects in S3, not {file.key!r}")
         folder, _, name = file.key.rpartition("/")
