@@ -31,15 +31,9 @@ def contents(store):
     return {entry.key: store.read(entry.key) for entry in store.list()}
 
 
-def table(plan, shard):
-    """Rows of any shard of an extended plan."""
-    ids = Assignments(plan).layout.ids(shard)
-    whole = shard_table(plan.model_copy(update={"shard_size": plan.num_samples}), 0)
-    return whole.slice(ids.start, len(ids))
-
-
 def commit_new(job, plan, attempt="new"):
-    return [commit_shard(job, plan, s, table(plan, s), attempt) for s in range(plan.first_new_shard, plan.num_shards)]
+    shards = range(plan.first_new_shard, plan.num_shards)
+    return [commit_shard(job, plan, shard, shard_table(plan, shard), attempt) for shard in shards]
 
 
 def extend(job, wanted):
@@ -120,22 +114,22 @@ def test_what_cannot_be_an_extension_is_refused(store):
 def test_only_a_complete_extension_is_sealed(store):
     write_samples(store)
     plan = create_plan(store, LARGE)
-    commit_shard(store, plan, 4, table(plan, 4), "a")
+    commit_shard(store, plan, 4, shard_table(plan, 4), "a")
     with pytest.raises(DataError, match="shard 3 has no marker"):
         seal(store, plan)
     # A shard of an equal job that was made whole from the start is another shard.
     whole = sample_plan(num_samples=15)
     assert sample_shards(15, 4) == 4
     with pytest.raises(DataError, match=r"samples 12\.\.14"):
-        commit_shard(store, whole, 3, table(plan, 3), "a")
-    commit_shard(store, plan, 3, table(plan, 3), "a")
+        commit_shard(store, whole, 3, shard_table(plan, 3), "a")
+    commit_shard(store, plan, 3, shard_table(plan, 3), "a")
     seal(store, plan)
 
 
 def test_an_unfinished_extension_is_a_finding_and_the_old_set_is_proven_all_the_same(store):
     write_samples(store)
     plan = create_plan(store, LARGE)
-    commit_shard(store, plan, 4, table(plan, 4), "a")
+    commit_shard(store, plan, 4, shard_table(plan, 4), "a")
     with pytest.raises(VerificationFailed) as caught:
         verify(Config(), store.uri)
     lines = str(caught.value).splitlines()
@@ -152,7 +146,7 @@ def test_garbage_of_old_and_new_shards_goes_and_a_zombie_changes_nothing(store):
         store.put(f"data/shard-{shard:09d}-zombie.parquet", b"late")
     assert collect_garbage(store, read_manifest(store)) == 2
     assert commit_shard(store, SMALL, 1, shard_table(SMALL, 1, variant=1), "zombie") == read_marker(store, 1)
-    assert commit_shard(store, plan, 4, table(plan, 4), "zombie") == read_marker(store, 4)
+    assert commit_shard(store, plan, 4, shard_table(plan, 4), "zombie") == read_marker(store, 4)
     assert contents(store) == before
 
 
