@@ -32,8 +32,8 @@ def contents(store):
 
 
 def commit_new(job, plan, attempt="new"):
-    new = range(plan.first_new_shard, plan.num_shards)
-    return [commit_shard(job, plan, shard, shard_table(plan, shard), attempt) for shard in new]
+    shards = range(plan.first_new_shard, plan.num_shards)
+    return [commit_shard(job, plan, shard, shard_table(plan, shard), attempt) for shard in shards]
 
 
 def extend(job, wanted):
