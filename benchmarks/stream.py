@@ -125,7 +125,7 @@ def lanes(store: Store) -> int:
     steps = plan.epoch(0).batches
     streams = []
     for lane in range(LANES):
-        dataset = LaneDataset(store.child("no-run"), store, manifest, plan, lane, steps)()
+        dataset = LaneDataset(store.child("no-run"), store, manifest, plan, lane, steps, workers=1)()
         dataset.context.execution_options.preserve_order = True
         streams.append(LaneStream(dataset, BATCH, torch.device("cpu")))
     count = 0

@@ -28,6 +28,8 @@ __all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name"]
 TASK_ROWS = 1024
 """Small shards are read several to a task, so that a task is worth its start."""
 BLOCK_BYTES = 16 * 2**20
+YIELD_BYTES = 2 * 2**20
+"""Decoded images that a reader hands over at a time."""
 LANE_BYTES = 4 * BLOCK_BYTES
 """Decoded images that a lane may hold ahead of its worker, in the object store."""
 MOST_TASKS = 2000
@@ -107,9 +109,13 @@ UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "fi
 
 
 def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
-    """Units (UNITS) -> one batch a micro-batch: image uint8 [B, H, W, C], sample_id, label (-1: none), epoch, batch."""
+    """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch.
+
+    Some micro-batches at a time: Ray takes about a millisecond for each thing that it is given.
+    """
     shards = manifest.split("train")
     limit = manifest.image_size**2
+    together = max(1, YIELD_BYTES // (plan.micro_batch * limit * manifest.channels))
     for row in batch.to_pylist():
         unit = Unit(**row)
         table = patiently(
@@ -118,15 +124,16 @@ def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan:
             dataset.location(shards[unit.shard].key),
         )
         table = table.take(pa.array(plan.rows(unit)))
-        for number in range(unit.take - unit.skip):
-            part = table.slice(number * plan.micro_batch, plan.micro_batch)
+        for number in range(0, unit.take - unit.skip, together):
+            part = table.slice(number * plan.micro_batch, together * plan.micro_batch)
             pixels = [decode_pixels(image["bytes"], limit) for image in part["image"].to_pylist()]
+            first = unit.first_batch + unit.skip + number
             yield {
                 "image": np.stack(pixels),
                 "sample_id": part["sample_id"].to_numpy(),
                 "label": part["label"].fill_null(-1).to_numpy().astype(np.int64),
                 "epoch": np.full(len(pixels), unit.epoch),
-                "batch": np.full(len(pixels), unit.first_batch + unit.skip + number),
+                "batch": first + np.arange(len(pixels)) // plan.micro_batch,
             }
 
 
