@@ -138,18 +138,24 @@ def pipeline(folder: str, out: Path, num_samples: int) -> Steady:
     return steady(pq.read_table(pa.BufferReader(log)), ACTORS, began, clock)
 
 
+def told(**runs: Steady) -> None:
+    parts = (f"{name} {run.rate:.1f} img/s {1000 * run.cost:.2f} ms" for name, run in runs.items())
+    print(*parts, sep=", ", file=sys.stderr, flush=True)
+
+
 def measure(folder: str, out: Path, rounds: int, small: int, large: int) -> dict[str, Any]:
     loops, theirs = Contender(bare, folder, ACTORS), Contender(diffusers, folder, 1)
     divided = Contender(one_thread_diffusers, folder, ACTORS)
     found: dict[str, list[Steady]] = {"bare": [], "pipeline": [], "diffusers": [], "divided": []}
+    big = Steady(1, 1, 1, 0)
     for number in range(rounds):
         found["bare"].append(loops.run(small // SHARD))
         found["pipeline"].append(pipeline(folder, out / f"small-{number}", small))
         found["diffusers"].append(theirs.run(small // SHARD // 4))
         found["divided"].append(divided.run(small // SHARD // 4))
-        print(*(f"{name} {runs[-1].rate:.1f} img/s" for name, runs in found.items()), sep=", ", file=sys.stderr)
-    big = pipeline(folder, out / "large", large)
-    print(f"pipeline at {large:,}: {big.rate:.1f} img/s", file=sys.stderr)
+        if number == rounds // 2:  # in the middle, so that a drift of the machine is no difference
+            big = pipeline(folder, out / "large", large)
+        told(**{name: runs[-1] for name, runs in found.items()}, **({"large": big} if number == rounds // 2 else {}))
 
     def over(name: str, of: Callable[[Steady], float]) -> float:
         return statistics.median(of(a) / of(b) for a, b in zip(found["pipeline"], found[name], strict=True))
@@ -175,7 +181,7 @@ def measure(folder: str, out: Path, rounds: int, small: int, large: int) -> dict
 
 def judged(value: float, bar: float | None, more_is_better: bool) -> dict[str, Any]:
     ok = bar is None or (value >= bar if more_is_better else value <= bar)
-    return {"value": round(value, 4), "bar": bar, "ok": ok}
+    return {"value": round(float(value), 4), "bar": bar, "ok": bool(ok)}
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ import argparse
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -85,6 +86,12 @@ def driving(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def _children_cpu() -> float:
+    """CPU seconds of the children that ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 class Torment:
     """Runs the driver again and again until the job is sealed, killing as planned."""
 
@@ -128,7 +135,7 @@ class Torment:
                 self._driver_moments.pop(0)
                 return self._kill_driver(driver)
             if time.monotonic() >= next_kill:
-                next_kill += self._every
+                next_kill = time.monotonic() + self._every
                 self._kill_actor(driver.pid)
         if driver.returncode:
             last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
@@ -151,12 +158,17 @@ class Torment:
         driver.kill()
         driver.wait()
         self.record.markers |= created_once(self._job)
-        began = time.monotonic()
+        began, cpu = time.monotonic(), _children_cpu()
         said = subprocess.run([*self._words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         seconds = time.monotonic() - began
         missing = int(re.search(r"\(([\d,]+) missing\)", said)[1].replace(",", ""))
         self.record.driver_kills.append(
-            {"samples": self.committed(), "decision_seconds": round(seconds, 2), "missing_shards": missing}
+            {
+                "samples": self.committed(),
+                "decision_seconds": round(seconds, 2),
+                "decision_cpu_seconds": round(_children_cpu() - cpu, 2),
+                "missing_shards": missing,
+            }
         )
 
     def _say(self, done: int) -> None:

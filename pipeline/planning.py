@@ -1,11 +1,9 @@
-"""What is read, trained on and generated, in which order: pure arithmetic.
+"""What is read and trained on, in which order: pure arithmetic. (What is generated: `pipeline.assignment`.)
 
-Training. A run fixes L lanes. Epoch e permutes the shards; lane j owns shards j, j+L, ... of that list, so many that
+A run fixes L lanes. Epoch e permutes the shards; lane j owns shards j, j+L, ... of that list, so many that
 every lane has the same number. Rows are permuted inside a shard and cut into micro-batches of fixed size. Global
 batch k of the epoch is micro-batch k of every lane, so the sequence of global batches is a function of
 (dataset digest, seed, epoch) alone: neither workers nor restarts enter.
-
-Generation. Shard i of a job is the range [i * shard_size, min((i + 1) * shard_size, num_samples)) of sample ids.
 """
 
 import hashlib
@@ -24,10 +22,7 @@ __all__ = [
     "Unit",
     "is_heldout",
     "keyed_permutation",
-    "label_of",
     "lanes_of_worker",
-    "sample_shards",
-    "shard_range",
 ]
 
 Int64Array = npt.NDArray[np.int64]
@@ -152,21 +147,6 @@ def lanes_of_worker(rank: int, world_size: int, lanes: int) -> list[int]:
     return list(range(rank, lanes, world_size))
 
 
-def sample_shards(num_samples: int, shard_size: int) -> int:
-    """How many shards a generation job has."""
-    return -(-num_samples // shard_size)
-
-
-def shard_range(shard: int, num_samples: int, shard_size: int) -> range:
-    """The sample ids of one shard."""
-    return range(shard * shard_size, min((shard + 1) * shard_size, num_samples))
-
-
 def is_heldout(sha256: str, share: float) -> bool:
     """Whether an image with these pixels (sha256, hex) is kept from training: a function of its content only."""
     return int(sha256[:16], 16) < share * 2.0**64
-
-
-def label_of(sample_id: int, num_classes: int) -> int:
-    """The class of a sample: every class equally often."""
-    return sample_id % num_classes

@@ -27,7 +27,6 @@ from tiny_samples import sample_plan, shard_table
 
 from pipeline.config import Config, StorageConfig
 from pipeline.errors import AlreadyExists, DataError, PipelineError, Transient
-from pipeline.planning import sample_shards
 from pipeline.stages.verify import verify
 from pipeline.storage import samples
 from pipeline.storage.samples import (
@@ -45,7 +44,7 @@ pytestmark = pytest.mark.property
 samples.FIRST_PAUSE_SECONDS = 0.0  # thousands of lost replies: the order matters here, not the patience
 
 PLAN = sample_plan()
-SHARDS = sample_shards(PLAN.num_samples, PLAN.shard_size)
+SHARDS = PLAN.num_shards
 GO, CRASH, LOST_REPLY, LOST_REQUEST, LATE_REQUEST = "go", "crash", "lost reply", "lost request", "late request"
 
 

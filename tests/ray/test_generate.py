@@ -17,11 +17,11 @@ from datasets import load_dataset
 from safetensors.torch import load, save
 from tiny_model import write_model
 
+from pipeline.assignment import Assignments
 from pipeline.config import StorageConfig
 from pipeline.engine.images import decode_pixels
 from pipeline.errors import ConfigError, DataError, Transient, VerificationFailed
 from pipeline.models.diffusers_format import model_files
-from pipeline.planning import shard_range
 from pipeline.schema import SAMPLES
 from pipeline.stages import generate as stage
 from pipeline.stages.generate import generate
@@ -120,7 +120,7 @@ def test_only_missing_shards_are_made(model, one_actor, tmp_path):
     plan = create_plan(job, read_plan(source))
     for shard in (1, 3):
         table = read_parquet(source, read_manifest(source).shards[0])
-        ids = pa.array(list(shard_range(shard, plan.num_samples, plan.shard_size)), pa.int64())
+        ids = pa.array(list(Assignments(plan).layout.ids(shard)), pa.int64())
         commit_shard(job, plan, shard, table.set_column(0, SAMPLES.field(0), ids), "stranger")
     result = generate(config(ray={"workers": 2}), model, job.uri)
     assert result["images"] == 48

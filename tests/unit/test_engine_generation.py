@@ -15,7 +15,6 @@ from pipeline.engine.generation import NOT_FINITE, ShardGenerator, plan_sampler,
 from pipeline.engine.images import decode_pixels, encode_png, to_uint8
 from pipeline.errors import ConfigError
 from pipeline.models.unet import UNet
-from pipeline.planning import label_of
 from pipeline.stages.generate import make_plan, shard_blocks
 from pipeline.storage.models import StoredModel
 
@@ -82,7 +81,6 @@ def test_the_same_bits_again_and_when_the_shard_is_cut_short():
 
 def test_another_seed_is_another_image_and_labels_matter():
     conditional = plan(model=MODEL.model_copy(update={"num_classes": 3}))
-    assert [label_of(i, 3) for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     seen = []
     unet = network(a_plan_model(conditional))
     unet.register_forward_hook(lambda module, inputs, out: seen.append(inputs[2].tolist()))

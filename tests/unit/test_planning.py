@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.planning import Cursor, TrainPlan, keyed_permutation, lanes_of_worker, sample_shards, shard_range
+from pipeline.planning import Cursor, TrainPlan, keyed_permutation, lanes_of_worker
 
 pytestmark = pytest.mark.unit
 
@@ -115,11 +115,3 @@ def test_permutations_are_uniform():
     for key in range(5000):
         counts[np.arange(5), keyed_permutation(5, key)] += 1
     assert ((counts - 1000) ** 2 / 1000).sum() < 45
-
-
-def test_sample_shards_cover_every_id_once():
-    for n, size in ((1, 4), (4, 4), (9, 4), (10**9, 1000)):
-        count = sample_shards(n, size)
-        assert shard_range(0, n, size).start == 0
-        assert shard_range(count - 1, n, size).stop == n
-        assert shard_range(count - 1, n, size).start < n
