@@ -15,7 +15,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.config import Config
 from pipeline.engine.images import decode_pixels, to_model
 from pipeline.engine.training import MicroBatch, Trainer
+from pipeline.stages.cluster import cluster
 from pipeline.storage.checkpoints import latest_checkpoint
 from pipeline.storage.metrics import read_metrics
 from pipeline.storage.seaweed import SeaweedServer
@@ -35,28 +39,33 @@ from pipeline.storage.store import resolve
 
 BARE_BAR, MEMORY_BAR, DIFFUSERS_BAR = 0.95, 1.10, 1.3
 ROOT = Path(__file__).resolve().parents[1]
-WARM_UP = 10
+IDLE_ACTORS = 12
 SIZE, WORKERS = 32, 2
-SETTINGS = {
+SCHEDULE = {"lanes": 4, "warmup_steps": 10, "checkpoint_every": 10_000, "grid_every": 10_000}
+CIFAR10 = {  # the network of Ho et al. 2020 for CIFAR-10, 35.7 M parameters
+    "ingest": {"image_size": SIZE, "channels": 3, "shard_rows": 128},
+    "model": {"block_out_channels": [128, 256, 256, 256], "attention_levels": [1]},
+    "train": {**SCHEDULE, "micro_batch": 16},
+}
+NARROW = {  # 0.9 M parameters: whatever is not the network weighs as much as it can
     "ingest": {"image_size": SIZE, "channels": 1, "shard_rows": 128},
     "model": {"block_out_channels": [32, 64, 64], "attention_levels": [2], "norm_num_groups": 8},
-    "train": {"lanes": 4, "micro_batch": 16, "warmup_steps": 10, "checkpoint_every": 10_000, "grid_every": 10_000},
+    "train": {**SCHEDULE, "micro_batch": 16},
 }
 TINY = {
     "ingest": {"image_size": 8, "channels": 1, "shard_rows": 1024, "partition_rows": 10_000},
     "model": {"block_out_channels": [8], "layers_per_block": 1, "attention_levels": [], "norm_num_groups": 4},
-    "train": {**SETTINGS["train"], "micro_batch": 32, "grid_size": 1, "grid_sampling_steps": 1},
+    "train": {**SCHEDULE, "micro_batch": 32, "grid_size": 1, "grid_sampling_steps": 1},
 }
 
 
-def ddpm(*words: str, settings: dict, env: dict[str, str], folder: Path) -> subprocess.Popen:
+def ddpm(*words: str, settings: dict[str, Any], folder: Path) -> subprocess.Popen:
     """The program as a user starts it."""
     file = folder / "bench.json"  # JSON is YAML
     file.write_text(json.dumps(settings))
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *words, "--config", str(file)],
         cwd=ROOT,
-        env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,31 +78,59 @@ def finish(process: subprocess.Popen) -> None:
         raise SystemExit(f"{' '.join(process.args[:5])} failed:\n{err}")
 
 
-def steady(seconds: list[float], batch: int) -> float:
+def steady(seconds: list[float], batch: int, warm_up: int) -> float:
     """Images a second of all steps but the first ones."""
-    return batch * len(seconds[WARM_UP:]) / sum(seconds[WARM_UP:])
+    return batch * len(seconds[warm_up:]) / sum(seconds[warm_up:])
 
 
-def batch_of(config: Config) -> int:
-    return config.train.global_batch
+@dataclass(frozen=True)
+class Case:
+    """One network on its data set in the store; its steps, and how many of them do not count."""
+
+    name: str
+    settings: dict[str, Any]
+    steps: int
+    warm_up: int
+
+    @property
+    def config(self) -> Config:
+        return Config.model_validate(self.settings)
+
+    @property
+    def batch(self) -> int:
+        return self.config.train.global_batch
+
+    def ingest(self, root: str, folder: Path) -> torch.Tensor:
+        """The digits, as this network's data set; returns them as tensors."""
+        words = ["ingest", "--source", "digits", "--dataset", self.dataset(root)]
+        finish(ddpm(*words, settings=self.settings, folder=folder))
+        return in_memory(self.config, self.dataset(root))
+
+    def dataset(self, root: str) -> str:
+        return f"{root}/digits-{self.name}"
+
+    def steady(self, seconds: list[float]) -> float:
+        return steady(seconds, self.batch, self.warm_up)
 
 
-def pipeline(config: Config, dataset: str, run: str, env: dict[str, str], folder: Path, steps: int) -> float:
+def pipeline(case: Case, root: str, number: int, folder: Path) -> float:
     """2 Ray workers of one thread, images streamed from the store, checkpoint at the end."""
-    words = ["train", "--dataset", dataset, "--run", run, "--workers", str(WORKERS), "--steps", str(steps)]
-    finish(ddpm(*words, settings=SETTINGS, env=env, folder=folder))
-    store = resolve(run, config.storage)
+    run = f"{root}/run-{case.name}-{number}"
+    words = ["train", "--dataset", case.dataset(root), "--run", run, "--workers", str(WORKERS)]
+    finish(ddpm(*words, "--steps", str(case.steps), settings=case.settings, folder=folder))
+    store = resolve(run, case.config.storage)
     rows = read_metrics(store, latest_checkpoint(store)).to_pylist()
-    return steady([row["step_seconds"] for row in rows], batch_of(config))
+    return case.steady([row["step_seconds"] for row in rows])
 
 
-def _bare_worker(rank: int, port: int, config: Config, images: torch.Tensor, steps: int, out) -> None:
+def _bare_worker(rank: int, port: int, case: Case, images: torch.Tensor, out: Any) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=WORKERS)
-    trainer = Trainer(config, SIZE, 1, torch.device("cpu"), WORKERS, dist.all_reduce)
-    size, lanes, seconds = config.train.micro_batch, range(rank, config.train.lanes, WORKERS), []
-    for step in range(steps):
+    config, seconds = case.config, []
+    trainer = Trainer(config, SIZE, images.shape[1], torch.device("cpu"), WORKERS, dist.all_reduce)
+    size, lanes = config.train.micro_batch, range(rank, config.train.lanes, WORKERS)
+    for step in range(case.steps):
         began = time.perf_counter()
         batches = []
         for lane in lanes:
@@ -102,23 +139,53 @@ def _bare_worker(rank: int, port: int, config: Config, images: torch.Tensor, ste
         trainer.step(batches)
         seconds.append(time.perf_counter() - began)
     if rank == 0:
-        out.put(steady(seconds, batch_of(config)))
+        out.put(case.steady(seconds))
     dist.destroy_process_group()
 
 
-def bare(config: Config, images: torch.Tensor, steps: int) -> float:
+def bare(case: Case, images: torch.Tensor) -> float:
     """2 processes of one thread, gloo, images in memory as tensors, nothing written."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
+    return spawned(_bare_worker, (port, case, images), WORKERS)
+
+
+def bare_beside_ray(case: Case, images: torch.Tensor) -> float:
+    """The same while a local Ray cluster with nothing to do is there: what its processes take of the two cores."""
+    import ray
+
+    with cluster(case.config.ray, num_cpus=WORKERS):
+        idle = [ray.remote(num_cpus=0)(Idle).remote() for _ in range(IDLE_ACTORS)]
+        ray.get([actor.ready.remote() for actor in idle])
+        return bare(case, images)
+
+
+class Idle:
+    """As one of the actors that Ray Train keeps beside its workers, and that mostly wait."""
+
+    def ready(self) -> None:
+        """Returns once it is there."""
+
+
+def spawned(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> float:
+    """What one of the processes put out; ends the program when one of them fails."""
     context = mp.get_context("spawn")
     out = context.SimpleQueue()
-    arguments = (port, config, images, steps, out)
-    for process in mp.start_processes(_bare_worker, arguments, WORKERS, join=False, start_method="spawn").processes:
+
+    def run(rank: int) -> mp.Process:
+        ranked = (rank, *arguments, out) if processes > 1 else (*arguments, out)
+        process = context.Process(target=work, args=ranked)
+        process.start()
+        return process
+
+    for process in [run(rank) for rank in range(processes)]:
         process.join()
+        if process.exitcode:
+            raise SystemExit(f"{work.__name__} failed with {process.exitcode}: see above (pip install -e '.[bench]'?)")
     return out.get()
 
 
-def _diffusers_loop(config: Config, images: torch.Tensor, steps: int, out) -> None:
+def _diffusers_loop(case: Case, images: torch.Tensor, out: Any) -> None:
     """The loop of diffusers' unconditional example: accelerate, add_noise, MSE, clipping, AdamW, EMA; its threads."""
     from accelerate import Accelerator
     from diffusers import DDPMScheduler, UNet2DModel
@@ -127,18 +194,19 @@ def _diffusers_loop(config: Config, images: torch.Tensor, steps: int, out) -> No
     from pipeline.models.diffusers_format import UNET_FILE, model_files
     from pipeline.models.unet import UNet
 
+    config, channels = case.config, images.shape[1]
     accelerator = Accelerator(cpu=True)
-    fields = json.loads(model_files(UNet(config.model, 1, 1, SIZE), config.diffusion)[UNET_FILE])
+    fields = json.loads(model_files(UNet(config.model, channels, channels, SIZE), config.diffusion)[UNET_FILE])
     model = UNet2DModel.from_config(fields)
     average = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.train.lr)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
-    batch, seconds = batch_of(config), []
-    for step in range(steps):
+    seconds = []
+    for step in range(case.steps):
         began = time.perf_counter()
-        clean = images[(torch.arange(batch) + step * batch) % len(images)]
-        noise, t = torch.randn_like(clean), torch.randint(0, 1000, (batch,))
+        clean = images[(torch.arange(case.batch) + step * case.batch) % len(images)]
+        noise, t = torch.randn_like(clean), torch.randint(0, 1000, (case.batch,))
         loss = torch.nn.functional.mse_loss(model(scheduler.add_noise(clean, noise, t), t).sample, noise)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,19 +214,12 @@ def _diffusers_loop(config: Config, images: torch.Tensor, steps: int, out) -> No
         optimizer.zero_grad()
         average.step(model.parameters())
         seconds.append(time.perf_counter() - began)
-    out.put(steady(seconds, batch))
+    out.put(case.steady(seconds))
 
 
-def diffusers(config: Config, images: torch.Tensor, steps: int) -> float:
+def diffusers(case: Case, images: torch.Tensor) -> float:
     """One process with torch's default threads: what its users run on such a machine."""
-    context = mp.get_context("spawn")
-    out = context.SimpleQueue()
-    process = context.Process(target=_diffusers_loop, args=(config, images, steps, out))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit("the diffusers loop failed (pip install accelerate diffusers)")
-    return out.get()
+    return spawned(_diffusers_loop, (case, images), 1)
 
 
 def in_memory(config: Config, dataset: str) -> torch.Tensor:
@@ -171,15 +232,15 @@ def in_memory(config: Config, dataset: str) -> torch.Tensor:
     return to_model(np.stack([decode_pixels(png, SIZE * SIZE) for png in encoded]))
 
 
-def peak_memory(images: int, steps: int, env: dict[str, str], folder: Path, root: str) -> float:
+def peak_memory(images: int, steps: int, folder: Path, root: str) -> float:
     """Largest MiB that a training worker ever held, over a data set of so many 8x8 images."""
     source = folder / f"noise-{images}-images-idx3-ubyte"
     pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8), np.uint8)
     source.write_bytes(b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes())
     dataset = f"{root}/noise-{images}"
-    finish(ddpm("ingest", "--source", str(source), "--dataset", dataset, settings=TINY, env=env, folder=folder))
+    finish(ddpm("ingest", "--source", str(source), "--dataset", dataset, settings=TINY, folder=folder))
     words = ["train", "--dataset", dataset, "--run", f"{root}/run-{images}", "--workers", str(WORKERS)]
-    process = ddpm(*words, "--steps", str(steps), settings=TINY, env=env, folder=folder)
+    process = ddpm(*words, "--steps", str(steps), settings=TINY, folder=folder)
     peak, ended = [0.0], threading.Event()
     watch = threading.Thread(target=_watch, args=(peak, ended))
     watch.start()
@@ -200,40 +261,46 @@ def _watch(peak: list[float], ended: threading.Event) -> None:
                 continue
 
 
-def measure(quick: bool) -> dict[str, dict[str, object]]:
-    rounds, steps = (1, 40) if quick else (3, 60)
-    speeds: dict[str, list[float]] = {"pipeline": [], "bare": [], "diffusers": []}
+def entry(value: float, bar: float | None = None, at_most: bool = False) -> dict[str, Any]:
+    ok = bar is None or (value <= bar if at_most else value >= bar)
+    return {"value": value, "bar": bar, "ok": ok}
+
+
+def compare(case: Case, rounds: int, root: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """All contenders in turn in every round; ratios are medians over rounds."""
+    images = case.ingest(root, folder)
+    speeds: dict[str, list[float]] = {"pipeline": [], "bare": [], "bare_beside_ray": [], "diffusers": []}
+    for number in range(rounds):
+        speeds["bare"].append(bare(case, images))
+        speeds["pipeline"].append(pipeline(case, root, number, folder))
+        speeds["bare_beside_ray"].append(bare_beside_ray(case, images))
+        speeds["diffusers"].append(diffusers(case, images))
+        print(
+            case.name, *(f"{name} {found[-1]:.2f} img/s" for name, found in speeds.items()), sep=", ", file=sys.stderr
+        )
+
+    def over(one: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(speeds[one], speeds[other], strict=True))
+
+    result = {
+        "pipeline_vs_bare": entry(over("pipeline", "bare"), BARE_BAR),
+        "pipeline_vs_diffusers": entry(over("pipeline", "diffusers"), DIFFUSERS_BAR),
+        "ceiling_beside_ray": entry(over("bare_beside_ray", "bare")),
+        **{f"{name}_images_per_second": entry(statistics.median(found)) for name, found in speeds.items()},
+    }
+    return {f"{case.name}_{name}": found for name, found in result.items()}
+
+
+def measure(quick: bool) -> dict[str, dict[str, Any]]:
+    rounds, few, many = (1, 10_000, 20_000) if quick else (3, 10_000, 100_000)
     with SeaweedServer() as server, tempfile.TemporaryDirectory() as temp:
         folder, root = Path(temp), server.uri
         os.environ.update(server.environment)
-        config = Config.model_validate({name: SETTINGS[name] for name in SETTINGS})
-        dataset = f"{root}/digits"
-        finish(ddpm("ingest", "--source", "digits", "--dataset", dataset, settings=SETTINGS, env={}, folder=folder))
-        images = in_memory(config, dataset)
-        for number in range(rounds):
-            speeds["bare"].append(bare(config, images, steps))
-            speeds["pipeline"].append(pipeline(config, dataset, f"{root}/run-{number}", {}, folder, steps))
-            speeds["diffusers"].append(diffusers(config, images, steps))
-        few, many = (10_000, 20_000) if quick else (10_000, 100_000)
-        small, large = (peak_memory(count, 200, {}, folder, root) for count in (few, many))
-    over = {
-        name: statistics.median(a / b for a, b in zip(speeds["pipeline"], speeds[name], strict=True))
-        for name in ("bare", "diffusers")
-    }
-    result: dict[str, dict[str, object]] = {
-        "pipeline_vs_bare": {"value": over["bare"], "bar": BARE_BAR, "ok": over["bare"] >= BARE_BAR},
-        "pipeline_vs_diffusers": {
-            "value": over["diffusers"],
-            "bar": DIFFUSERS_BAR,
-            "ok": over["diffusers"] >= DIFFUSERS_BAR,
-        },
-        "memory_many_vs_few": {"value": large / small, "bar": MEMORY_BAR, "ok": large / small <= MEMORY_BAR},
-        "worker_peak_mib_few": {"value": small, "bar": None, "ok": True},
-        "worker_peak_mib_many": {"value": large, "bar": None, "ok": True},
-    }
-    for name, found in speeds.items():
-        result[f"{name}_images_per_second"] = {"value": statistics.median(found), "bar": None, "ok": True}
-    return result
+        result = compare(Case("cifar10", CIFAR10, steps=8, warm_up=2), rounds, root, folder)
+        result |= compare(Case("narrow", NARROW, steps=40, warm_up=10), rounds, root, folder)
+        small, large = (peak_memory(count, 200, folder, root) for count in (few, many))
+    result["memory_many_vs_few"] = entry(large / small, MEMORY_BAR, at_most=True)
+    return result | {"worker_peak_mib_few": entry(small), "worker_peak_mib_many": entry(large)}
 
 
 def main() -> int:
@@ -246,7 +313,7 @@ def main() -> int:
     result = measure(args.quick)
     for name, entry in result.items():
         bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{name:32} {entry['value']:.4g}{bar}")
+        print(f"{name:40} {entry['value']:.4g}{bar}")
     line = json.dumps(result)
     if args.save:
         folder = Path(__file__).parent / "results"

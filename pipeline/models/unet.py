@@ -56,6 +56,13 @@ def init_weights(model: nn.Module, seed: int) -> None:
             nn.init.zeros_(module.bias)
 
 
+def _channels_last(weight: Tensor) -> Tensor:
+    """Channels last with the strides that its gradient will have: a 1x1 kernel leaves them open, and DDP compares."""
+    _, channels, height, width = weight.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    return weight.contiguous(memory_format=torch.channels_last).as_strided(weight.shape, strides)
+
+
 class _Stage(nn.Module):
     """Residual blocks, each followed by attention if the stage has it; optionally recomputed in the backward pass."""
 
@@ -149,7 +156,7 @@ class UNet(nn.Module):
             init_weights(self, 0)
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+                    module.weight.data = _channels_last(module.weight.data)
 
     def _build(self) -> None:
         config, widths = self.config, self.config.block_out_channels

@@ -131,7 +131,8 @@ class Rounds:
     def _rows(self, missing: Shards) -> Iterator[dict[str, Any]]:
         blocks = shard_blocks(missing, self._ray.max_workers)
         actors = min(self._ray.max_workers, len(blocks))
-        dataset = ray.data.from_arrow([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
+        # Not from_arrow: that starts a task of one CPU a block, and the actors may hold all CPUs there are.
+        dataset = ray.data.from_blocks([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
         rows = dataset.map_batches(
             GenerateShards,
             fn_constructor_kwargs={

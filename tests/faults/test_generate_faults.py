@@ -71,7 +71,7 @@ def undisturbed(tmp_path_factory, ray_cluster):
     return hashes(generate(config(**LONG), f"{root}/run", f"{root}/samples")["uri"])
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.nightly), "s3"])
 def job(request, tmp_path):
     """A command line for a job that is not there yet, and its store."""
     root = request.getfixturevalue("s3_uri") if request.param == "s3" else str(tmp_path)

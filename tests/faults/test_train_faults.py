@@ -232,6 +232,7 @@ def test_the_store_is_away_for_too_long(s3_environment, s3_uri, tmp_path, undist
     assert finished(f"{s3_uri}/run") == undisturbed
 
 
+@pytest.mark.nightly
 def test_the_disk_is_full(tmp_path, dataset, undisturbed):
     """Exit 4 and what to do; after some space was freed the same command goes on."""
     place = tmp_path / "disk"
