@@ -41,7 +41,14 @@ BARE_BAR, MEMORY_BAR, DIFFUSERS_BAR = 0.95, 1.10, 1.3
 ROOT = Path(__file__).resolve().parents[1]
 IDLE_ACTORS = 12
 SIZE, WORKERS = 32, 2
-SCHEDULE = {"lanes": 4, "warmup_steps": 10, "checkpoint_every": 10_000, "grid_every": 10_000}
+SCHEDULE = {
+    "lanes": 4,
+    "warmup_steps": 10,
+    "checkpoint_every": 10_000,
+    "grid_every": 10_000,
+    "grid_size": 1,
+    "grid_sampling_steps": 1,
+}
 CIFAR10 = {  # the network of Ho et al. 2020 for CIFAR-10, 35.7 M parameters
     "ingest": {"image_size": SIZE, "channels": 3, "shard_rows": 128},
     "model": {"block_out_channels": [128, 256, 256, 256], "attention_levels": [1]},
@@ -55,7 +62,7 @@ NARROW = {  # 0.9 M parameters: whatever is not the network weighs as much as it
 TINY = {
     "ingest": {"image_size": 8, "channels": 1, "shard_rows": 1024, "partition_rows": 10_000},
     "model": {"block_out_channels": [8], "layers_per_block": 1, "attention_levels": [], "norm_num_groups": 4},
-    "train": {**SCHEDULE, "micro_batch": 32, "grid_size": 1, "grid_sampling_steps": 1},
+    "train": {**SCHEDULE, "micro_batch": 32},
 }
 
 
