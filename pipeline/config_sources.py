@@ -4,6 +4,7 @@ Every layer is a nested dictionary with an origin, so that a bad value can be tr
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError
 
 __all__ = ["Layer", "environment_layer", "flag_layer", "flags_help", "recipe_layer", "resolve", "to_yaml", "yaml_layer"]
 
+_PREFIX = "DDPM__"
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 
 
@@ -31,7 +33,7 @@ class Layer:
 
 
 class _Settings(Config, BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="DDPM__", env_nested_delimiter="__")
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=_PREFIX, env_nested_delimiter="__")
 
 
 def yaml_layer(path: Path) -> Layer:
@@ -57,7 +59,13 @@ def recipe_layer(name: str) -> Layer:
 
 
 def environment_layer() -> Layer:
-    """Variables such as DDPM__TRAIN__LR=1e-4."""
+    """Variables such as DDPM__TRAIN__LR=1e-4. Raises ConfigError for one that names no section."""
+    for name in os.environ:
+        if name.upper().startswith(_PREFIX):
+            section = name[len(_PREFIX) :].partition("__")[0].lower()
+            if section not in Config.model_fields:
+                known = list(Config.model_fields)
+                raise ConfigError(f"environment: {name} names no section{_suggest(section, known)}: {', '.join(known)}")
     try:
         return Layer("environment", _with_nulls(EnvSettingsSource(_Settings)()))
     except SettingsError as error:

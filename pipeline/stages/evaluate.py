@@ -77,6 +77,12 @@ def _open(config: Config, samples: str, dataset: str) -> Job:
             f"scores need 2 images a side: {job.samples.uri} has {job.num_usable} usable samples, {job.dataset.uri} "
             f"has {manifest.rows('heldout')} held-out images (ingest.heldout_share keeps more)"
         )
+    asked = config.evaluate.num_images
+    if asked is not None and job.n < asked:  # scores at another n are other scores
+        raise DataError(
+            f"evaluate.num_images asks for {asked:,} images a side: {job.samples.uri} has {job.num_usable:,} usable "
+            f"samples, {job.dataset.uri} has {manifest.rows('heldout'):,} held-out images (leave it out for {job.n:,})"
+        )
     return job
 
 

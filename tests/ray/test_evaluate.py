@@ -255,6 +255,12 @@ def test_again_is_already_done_and_a_smaller_n_reads_only_what_it_cuts(
     assert smaller["value"] > first["value"]
 
 
+def test_more_images_than_there_are_is_refused(world: World, real_samples: tuple[Store, dict]):
+    """A score at another n is another score."""
+    with pytest.raises(DataError, match=rf"asks for 1,000 images .* has {NUM_HELDOUT} held-out images"):
+        world.run(real_samples[0], num_images=1000)
+
+
 def test_the_table_says_by_which_protocol(world: World, real_samples: tuple[Store, dict]):
     samples, result = real_samples
     evaluation = _only(samples)

@@ -123,6 +123,16 @@ def test_the_environment_is_a_layer_with_nulls_and_clear_errors(monkeypatch):
         environment_layer()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("DDPM__TRIAN__LR", "did you mean train"), ("ddpm__LR", "names no section")]
+)
+def test_a_variable_of_no_section_is_refused(monkeypatch, name, text):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=text) as caught:
+        environment_layer()
+    assert name in str(caught.value)
+
+
 def test_a_run_of_an_older_program_differs_only_where_it_does():
     """A setting that was added since stands at its default there."""
     new = RunPlan(dataset_uri="d", dataset_digest="x", config=Config().model_dump(mode="json"))
