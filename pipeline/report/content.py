@@ -11,6 +11,7 @@ __all__ = [
     "Picture",
     "Report",
     "Series",
+    "Table",
     "ThroughputRow",
     "Verdict",
     "Verification",
@@ -47,7 +48,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`ends`: the last value of its first curve is where things stand now, and is told beside the title."""
+    """`ends`: the last value of its first curve is where things stand now, and is told beside the title.
+
+    log: of y, log_x: of x, which then is above 0. dots: every point is a result of its own, not one of a curve.
+    """
 
     title: str
     x_label: str
@@ -56,6 +60,8 @@ class Chart:
     log: bool = False
     note: str = ""
     ends: bool = True
+    log_x: bool = False
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,17 @@ class ThroughputRow:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of as many texts as there are columns; the first `words` columns are words, the others figures."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Verification:
     """Result of checking the artefacts against their manifests."""
 
@@ -115,6 +132,8 @@ class Report:
     samples: tuple[Picture, ...] = ()
     metrics: tuple[MetricRow, ...] = ()
     charts: tuple[Chart, ...] = ()
+    charts_title: str = "Training"
+    tables: tuple[Table, ...] = ()
     grids: tuple[Picture, ...] = ()
     throughput: tuple[ThroughputRow, ...] = ()
     verification: Verification | None = None

@@ -11,6 +11,7 @@ from pipeline.report.anchor_chart import anchor_chart
 from pipeline.report.content import Chart, MetricRow, Picture, Report
 from pipeline.report.line_chart import line_chart
 from pipeline.report.scales import figures
+from pipeline.report.svg import stroke
 
 __all__ = ["render"]
 
@@ -27,6 +28,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["figures"] = figures
+    environment.filters["stroke"] = stroke
     environment.filters["data_uri"] = _data_uri
     return environment.get_template("report.html")
 
