@@ -21,7 +21,7 @@ from tiny import command, config, digits, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-SECTIONS = {"evaluate": {"classifier_epochs": 2}, "generate": {"num_samples": 48}, "ray": {"workers": 2}}
+SECTIONS = {"evaluate": {"classifier_epochs": 2}, "generate": {"num_samples": 48}, "ray": {"workers": 1}}
 TIMED = ("img_s", "actors", "actor_seconds")
 POINTS = ["ddim-4-ema", "ddim-8-ema", "heun-4-ema", "heun-8-ema"]
 

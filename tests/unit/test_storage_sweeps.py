@@ -2,8 +2,9 @@
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.storage.sweeps import SweepPlan, check_sweep, join_sweep, keep
+from pipeline.errors import AlreadyExists, ConfigError
+from pipeline.storage.store import resolve
+from pipeline.storage.sweeps import POINTS, SweepPlan, check_sweep, join_sweep, keep
 
 PLAN = SweepPlan(
     model_uri="run/checkpoints/step-16",
@@ -56,3 +57,15 @@ def test_only_what_is_new_is_put(store):
     assert not keep(store, "a", b"1")
     assert keep(store, "a", b"2")
     assert store.read("a") == b"2"
+
+
+def test_a_point_of_dpm_solver_has_a_plus_in_its_name(store):
+    """Which a URL would read as a space."""
+    point = resolve(store.child(POINTS, "dpm++2m-10-ema").uri, store.config)
+    point.create_once("plan.json", b"1")
+    with pytest.raises(AlreadyExists):
+        point.create_once("plan.json", b"2")
+    assert (point.read("plan.json"), point.exists("plan.json")) == (b"1", True)
+    assert [entry.key for entry in store.list("points/")] == ["points/dpm++2m-10-ema/plan.json"]
+    with point.pa_fs.open_input_file(point.path("plan.json")) as file:
+        assert file.read() == b"1"
