@@ -1,9 +1,10 @@
 """What a report says, as plain values. A section whose part is empty does not appear on the page."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 __all__ = [
+    "QUIET",
     "Anchor",
     "Chart",
     "Fact",
@@ -16,6 +17,10 @@ __all__ = [
     "Verdict",
     "Verification",
 ]
+
+
+QUIET: Final = -1
+"""Look of a series that is no curve, such as a level to compare with."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) in order of x; y may hold NaN, which is a gap. A muted series is drawn as background."""
+    """Points (x, y) in order of x (of a chart with dots in any); y may hold NaN, which is a gap.
+
+    A muted series is drawn as background. look: QUIET or 0, 1, ..., see `svg.stroke`; None: the series' place.
+    """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     muted: bool = False
+    look: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):

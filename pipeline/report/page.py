@@ -9,9 +9,8 @@ from markupsafe import Markup
 
 from pipeline.report.anchor_chart import anchor_chart
 from pipeline.report.content import Chart, MetricRow, Picture, Report
-from pipeline.report.line_chart import line_chart
+from pipeline.report.line_chart import line_chart, looks
 from pipeline.report.scales import figures
-from pipeline.report.svg import stroke
 
 __all__ = ["render"]
 
@@ -28,7 +27,6 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["figures"] = figures
-    environment.filters["stroke"] = stroke
     environment.filters["data_uri"] = _data_uri
     return environment.get_template("report.html")
 
@@ -42,7 +40,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
     front = next((series for series in chart.series if not series.muted), None)
     last = f"{figures(front.y[-1])} {chart.unit}".rstrip() if chart.ends and front and front.y else ""
     # Markup is safe here: the drawing was serialised from a tree, which escapes every text.
-    return {"chart": chart, "svg": Markup(line_chart(chart)), "last": last}
+    return {"chart": chart, "svg": Markup(line_chart(chart)), "looks": looks(chart), "last": last}
 
 
 def _metric(row: MetricRow) -> dict[str, Any]:

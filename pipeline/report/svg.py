@@ -12,10 +12,11 @@ from xml.etree.ElementTree import Element
 
 from pipeline.report.scales import linear_ticks, log_ticks
 
-__all__ = ["WIDTH", "Axis", "add", "axis_around", "canvas", "stroke", "written"]
+__all__ = ["COLOURS", "WIDTH", "Axis", "add", "axis_around", "canvas", "stroke", "written"]
 
 WIDTH: Final = 380
-_COLOURS, _DASHES = 5, 3
+COLOURS: Final = 5
+_DASHES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def add(parent: Element, tag: str, text: str = "", **attributes: object) -> Elem
 
 
 def stroke(index: int) -> str:
-    """Style classes of the index-th curve, the same in drawing and legend: colours first, then dashes."""
-    dash = index // _COLOURS % _DASHES
-    return f"c{index % _COLOURS} d{dash}" if dash else f"c{index % _COLOURS}"
+    """Style classes of the index-th curve, the same in drawing and legend: COLOURS colours, then dashed ones."""
+    dash = index // COLOURS % _DASHES
+    return f"c{index % COLOURS} d{dash}" if dash else f"c{index % COLOURS}"
 
 
 def canvas(height: float, name: str, description: str, kind: str) -> Element:

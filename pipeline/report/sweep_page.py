@@ -7,9 +7,10 @@ import pyarrow as pa
 
 from pipeline.metrics.anchors import BLUR_NAME, NOISE_NAME
 from pipeline.metrics.sketch import Score
-from pipeline.report.content import Chart, Fact, Report, Series, Table
+from pipeline.report.content import QUIET, Chart, Fact, Report, Series, Table, Verdict
 from pipeline.report.judging import FLOOR_NAME, verdict
 from pipeline.report.scales import figures
+from pipeline.report.svg import COLOURS
 
 __all__ = ["best_row", "common_noise", "sweep_lines", "sweep_page"]
 
@@ -31,7 +32,7 @@ def sweep_page(
     return Report(
         title="Sampler sweep",
         subtitle=f"{len(rows)} points, {best['samples']:,} samples each",
-        verdict=told and type(told)(told.kind, f"Best: {_point(best)}. {told.text}"),
+        verdict=told and Verdict(told.kind, f"Best: {_point(best)}. {told.text}"),
         facts=tuple(_facts(rows, names)),
         charts=tuple(_charts(rows)),
         charts_title="Quality against cost",
@@ -118,24 +119,28 @@ def _charts(rows: Sequence[Row]) -> Iterator[Chart]:
 
 
 def _chart(rows: Sequence[Row], x_label: str, column: str, note: str) -> Chart:
-    metric = rows[0]["metric"]
-    several = len({row["ema"] for row in rows}) > 1
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in sorted(rows, key=lambda row: row[column]):
-        label = f"{row['sampler']}, {row['ema']}" if several else row["sampler"]
-        lines.setdefault(label, []).append((float(row[column]), row["fd"]))
-    labels = dict.fromkeys(f"{r['sampler']}, {r['ema']}" if several else r["sampler"] for r in rows)
-    series = [Series(label, *_columns(lines[label])) for label in labels]
-    xs = [x for points in lines.values() for x, _ in points]
-    floor = min(row["floor"] for row in rows)
-    series.append(Series(f"{FLOOR_NAME} (floor)", (min(xs), max(xs)), (floor, floor), muted=True))
+    """A line a sampler and weights, along its steps: the colour is the sampler's, the dashes are the weights'."""
+    samplers, weights = (list(dict.fromkeys(row[name] for row in rows)) for name in ("sampler", "ema"))
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["evaluations"]):
+        lines.setdefault((row["sampler"], row["ema"]), []).append(row)
+    series = [
+        Series(
+            f"{sampler}, {ema}" if len(weights) > 1 else sampler,
+            tuple(float(row[column]) for row in lines[sampler, ema]),
+            tuple(row["fd"] for row in lines[sampler, ema]),
+            look=samplers.index(sampler) + COLOURS * weights.index(ema),
+        )
+        for sampler in samplers
+        for ema in weights
+        if (sampler, ema) in lines
+    ]
+    xs, floor = [float(row[column]) for row in rows], min(row["floor"] for row in rows)
+    level = Series(f"{FLOOR_NAME} (floor)", (min(xs), max(xs)), (floor, floor), muted=True, look=QUIET)
     ys = [floor, *(row["fd"] for row in rows)]
     log = min(ys) > 0 and max(ys) / min(ys) > _LOG_RATIO
-    return Chart(f"{metric} by {x_label}", x_label, "", tuple(series), log, note, ends=False, log_x=True, dots=True)
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(x for x, _ in points), tuple(y for _, y in points)
+    title = f"{rows[0]['metric']} by {x_label}"
+    return Chart(title, x_label, "", (*series, level), log, note, ends=False, log_x=True, dots=True)
 
 
 # --- table -----------------------------------------------------------------------------------------------------------
@@ -148,22 +153,27 @@ def _unbeaten(row: Row, rows: Sequence[Row]) -> bool:
     return not any(fd <= mine[0] and cost <= mine[1] and (fd, cost) != mine for fd, cost in theirs)
 
 
+def _kernel(row: Row) -> str:
+    """Rounded to what its spread leaves of it."""
+    return NOTHING if row["kd"] is None else f"{row['kd']:.2g} \N{PLUS-MINUS SIGN} {row['kd_spread']:.1g}"
+
+
 def _table(rows: Sequence[Row]) -> Table:
     kernel = next((row["kernel_metric"] for row in rows if row["kernel_metric"]), None)
     failed = any(row["failed"] for row in rows)
-    columns = ["Sampler", "Weights", "Steps", "Evaluations an image", rows[0]["metric"]]
+    columns = ["Sampler", "Weights", "Steps", "Evaluations", rows[0]["metric"]]
     columns += [f"{kernel} \N{PLUS-MINUS SIGN} sd"] if kernel else []
-    columns += ["n", *(["Failed"] if failed else []), "img/s", "Actors", "Actor-s an image", "Unbeaten"]
+    columns += ["n", *(["Failed"] if failed else []), "img/s", "Actors", "Actor-s", "Unbeaten"]
     texts = []
     for row in rows:
         cells = [row["sampler"], row["ema"], str(row["steps"]), str(row["evaluations"]), figures(row["fd"])]
-        cells += [f"{_or(row['kd'])} \N{PLUS-MINUS SIGN} {_or(row['kd_spread'])}"] if kernel else []
+        cells += [_kernel(row)] if kernel else []
         cells += [f"{row['n']:,}", *([f"{row['failed']:,}"] if failed else [])]
         cells += [_or(row["img_s"]), _or(row["actors"]), _or(row["actor_seconds"])]
         texts.append((*cells, UNBEATEN if _unbeaten(row, rows) else ""))
     note = (
         f"{common_noise(rows[0])} Distances are to the training split, lower is better, and compare at equal n only. "
-        "img/s is of all actors together while all were at work. Unbeaten: no other point is as good for as few "
-        "evaluations of the network."
+        "Evaluations: of the network, an image. img/s: of all actors together while all were at work; Actor-s: seconds "
+        "of one of them an image. Unbeaten: no other point is as good for as few evaluations."
     )
     return Table("Points", tuple(columns), tuple(texts), words=2, note=note)

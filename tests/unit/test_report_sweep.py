@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.report.content import Chart, Series
 from pipeline.report.curves import steady_rate
-from pipeline.report.line_chart import line_chart
+from pipeline.report.line_chart import line_chart, looks
 from pipeline.report.page import render
 from pipeline.report.svg import stroke
 from pipeline.report.sweep_page import best_row, sweep_lines, sweep_page
@@ -86,9 +86,9 @@ def test_a_table_row_a_point_with_what_is_unbeaten_marked():
         ("heun", "20"): False,  # as good as 5 steps, and dearer
     }
     heun = by_name["heun", "20"]
-    assert (heun["Evaluations an image"], heun["FD-class-cnn"], heun["n"]) == ("39", "2.5", "500")
-    assert heun["KD-class-cnn \N{PLUS-MINUS SIGN} sd"] == "0.25 \N{PLUS-MINUS SIGN} 0.0625"
-    assert (heun["img/s"], heun["Actors"], heun["Actor-s an image"]) == ("120", "2", "0.01667")
+    assert (heun["Evaluations"], heun["FD-class-cnn"], heun["n"]) == ("39", "2.5", "500")
+    assert heun["KD-class-cnn \N{PLUS-MINUS SIGN} sd"] == "0.25 \N{PLUS-MINUS SIGN} 0.06"
+    assert (heun["img/s"], heun["Actors"], heun["Actor-s"]) == ("120", "2", "0.01667")
     assert "Failed" not in points.columns
     assert "Failed" in page(row(), row(steps=20, failed=2, n=498)).tables[0].columns
 
@@ -167,6 +167,24 @@ def test_the_pointer_is_told_only_of_points_that_are_there():
 
 def test_fifteen_curves_look_different():
     assert len({stroke(i) for i in range(15)}) == 15
+
+
+def test_colours_are_samplers_and_dashes_are_weights_in_drawing_and_legend():
+    rows = [row(s, ema=w) for s in ("ddim", "heun") for w in ("ema", "raw")]
+    chart = page(*rows).charts[0]
+    assert looks(chart) == ["c0", "c0 d1", "c1", "c1 d1", "quiet"]
+    lines = [p.get("class") for p in ElementTree.fromstring(line_chart(chart)).findall("path")]
+    assert lines == ["line c0", "line c0 d1", "line c1", "line c1 d1", "line quiet muted"]
+    legend = re.search(r'<ul class="legend">(.*?)</ul>', render(page(*rows)), re.S)[1]
+    assert re.findall('class="([^"]*)"', legend) == [*looks(chart)[:4], "quiet muted"]
+
+
+def test_a_line_follows_its_steps_even_where_more_of_them_were_faster():
+    slow, fast = row(actor_seconds=0.5), row(steps=20, fd=4.0, actor_seconds=0.25)
+    chart = page(fast, slow).charts[1]
+    assert (chart.series[0].x, chart.series[0].y) == ((0.5, 0.25), (5.0, 4.0))
+    titles = [t.text for t in ElementTree.fromstring(line_chart(chart)).iter("title")]
+    assert ["ddim: 4" in titles[0], "ddim: 5" in titles[1]] == [True, True]
 
 
 # --- rates -----------------------------------------------------------------------------------------------------------
