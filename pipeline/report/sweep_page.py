@@ -50,7 +50,7 @@ def common_noise(row: Row) -> str:
     """Why points compare."""
     return (
         f"Every point makes the same sample ids, 0 to {row['samples'] - 1:,}, from the same noise (seed {row['seed']}"
-        "): points differ by sampler, steps and weights, not by luck."
+        "), so the luck of the draw is about the same for all."
     )
 
 
