@@ -16,6 +16,7 @@ VERBS = {
     "report": "runs and samples -> one self-contained HTML page",
     "verify": "prove a dataset, checkpoint or samples folder from the store alone",
     "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
+    "sweep": "samplers x steps x weights -> quality against cost, a table and a page",
     "merge": "finished samples folders -> one",
     "reproduce": "make one stored sample again and compare hashes",
     "demo": "all of the above on handwritten digits",

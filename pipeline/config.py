@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.config_generation import ExploreConfig, GenerateConfig
+from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfig
 from pipeline.config_ingest import IngestConfig
 from pipeline.section import Section, digest_of
 
@@ -26,6 +26,7 @@ __all__ = [
     "RayConfig",
     "Section",
     "StorageConfig",
+    "SweepConfig",
     "TrainConfig",
     "digest_of",
 ]
@@ -235,6 +236,7 @@ class Config(Section):
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     explore: ExploreConfig = ExploreConfig()
+    sweep: SweepConfig = SweepConfig()
 
     @model_validator(mode="after")
     def _labels_are_there_to_drop(self) -> Self:

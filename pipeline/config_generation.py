@@ -7,7 +7,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_
 
 from pipeline.section import Section
 
-__all__ = ["BALANCED", "SAMPLERS", "ExploreConfig", "GenerateConfig", "LabelMix", "SamplerName", "label_mix"]
+__all__ = [
+    "BALANCED",
+    "SAMPLERS",
+    "ExploreConfig",
+    "GenerateConfig",
+    "LabelMix",
+    "SamplerName",
+    "SweepConfig",
+    "label_mix",
+]
 
 SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"]
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun")
@@ -87,7 +96,7 @@ class GenerateConfig(Section):
 
 def _split(value: Any) -> Any:
     """'0,1' as a short flag gives it."""
-    return value.split(",") if isinstance(value, str) else value
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 class ExploreConfig(Section):
@@ -108,3 +117,20 @@ class ExploreConfig(Section):
         if needed is not None and len(self.ids) != needed:
             raise ValueError(f"mode {self.mode!r} takes {needed} of ids, {len(self.ids)} are given")
         return self
+
+
+class SweepConfig(Section):
+    """A grid of generation jobs: every sampler with every number of steps and every set of weights.
+
+    Which names there are is a matter of the model: `stages.sweep_points` refuses, all that is wrong in one message.
+    """
+
+    samplers: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        ("ddim", "dpm++2m"), min_length=1, description=f"of {', '.join(SAMPLERS)}"
+    )
+    steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)] = Field(
+        (10, 20, 50), min_length=1, description="sampling steps"
+    )
+    ema: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        ("ema",), min_length=1, description="averages of the run by name, or 'raw'"
+    )

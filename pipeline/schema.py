@@ -17,6 +17,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "STATUS_FAILED",
     "STATUS_OK",
+    "SWEEP",
 ]
 
 SCHEMA_VERSION = 1
@@ -134,3 +135,38 @@ METRICS = pa.schema(
         pa.field("loss_by_t", pa.list_(pa.float64())),  # plain MSE of tenths of 0..T-1; null where no image fell
     ]
 )
+
+SWEEP = pa.schema(
+    [
+        pa.field("sampler", pa.string(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
+        pa.field("ema", pa.string(), nullable=False),  # which weights of the checkpoint
+        pa.field("eta", pa.float64(), nullable=False),
+        pa.field("guidance", pa.float64()),
+        pa.field("seed", pa.uint64(), nullable=False),  # equal in all rows, as are the sample ids: common noise
+        pa.field("samples", pa.int64(), nullable=False),
+        pa.field("failed", pa.int64(), nullable=False),  # of samples; none of them is measured
+        pa.field("evaluations", pa.int64(), nullable=False),  # images that the network is asked about, for one sample
+        # Frechet distances to the training split of n images each: samples, held-out real ones, and the two ceilings.
+        pa.field("metric", pa.string(), nullable=False),  # FD-<extractor>
+        pa.field("fd", pa.float64(), nullable=False),
+        pa.field("floor", pa.float64(), nullable=False),
+        pa.field("blurred", pa.float64(), nullable=False),
+        pa.field("noise", pa.float64(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("reference_n", pa.int64(), nullable=False),
+        pa.field("extractor", pa.string(), nullable=False),
+        pa.field("weights_sha256", pa.string(), nullable=False),  # of the extractor
+        pa.field("kernel_metric", pa.string()),  # KD-<extractor>
+        pa.field("kd", pa.float64()),
+        pa.field("kd_spread", pa.float64()),  # standard deviation between random subsets
+        # While all actors were at work; null when the shard log is lost.
+        pa.field("img_s", pa.float64()),  # of all actors together
+        pa.field("actors", pa.int32()),  # at work at once; one CPU or GPU each
+        pa.field("actor_seconds", pa.float64()),  # actors / img_s: what one image costs
+        pa.field("point", pa.string(), nullable=False),  # the samples' folder, relative to the sweep
+        pa.field("plan", pa.string(), nullable=False),  # fingerprint of the samples' plan
+        pa.field("evaluation", pa.string(), nullable=False),  # its id
+    ]
+)
+"""A row a point of `ddpm sweep`."""

@@ -28,7 +28,7 @@ ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
-    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching"),
+    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""

@@ -1,9 +1,10 @@
 """What a report says, as plain values. A section whose part is empty does not appear on the page."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 __all__ = [
+    "QUIET",
     "Anchor",
     "Chart",
     "Fact",
@@ -11,10 +12,15 @@ __all__ = [
     "Picture",
     "Report",
     "Series",
+    "Table",
     "ThroughputRow",
     "Verdict",
     "Verification",
 ]
+
+
+QUIET: Final = -1
+"""Look of a series that is no curve, such as a level to compare with."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) in order of x; y may hold NaN, which is a gap. A muted series is drawn as background."""
+    """Points (x, y) in order of x (of a chart with dots in any); y may hold NaN, which is a gap.
+
+    A muted series is drawn as background. look: QUIET or 0, 1, ..., see `svg.stroke`; None: the series' place.
+    """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     muted: bool = False
+    look: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -47,7 +57,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`ends`: the last value of its first curve is where things stand now, and is told beside the title."""
+    """`ends`: the last value of its first curve is where things stand now, and is told beside the title.
+
+    log: of y, log_x: of x, which then is above 0. dots: every point is a result of its own, not one of a curve.
+    """
 
     title: str
     x_label: str
@@ -56,6 +69,8 @@ class Chart:
     log: bool = False
     note: str = ""
     ends: bool = True
+    log_x: bool = False
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,17 @@ class ThroughputRow:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of as many texts as there are columns; the first `words` columns are words, the others figures."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Verification:
     """Result of checking the artefacts against their manifests."""
 
@@ -115,6 +141,8 @@ class Report:
     samples: tuple[Picture, ...] = ()
     metrics: tuple[MetricRow, ...] = ()
     charts: tuple[Chart, ...] = ()
+    charts_title: str = "Training"
+    tables: tuple[Table, ...] = ()
     grids: tuple[Picture, ...] = ()
     throughput: tuple[ThroughputRow, ...] = ()
     verification: Verification | None = None

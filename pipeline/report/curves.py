@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from pipeline.report.content import Chart, Series, ThroughputRow
 from pipeline.report.scales import figures
 
-__all__ = ["generation_rates", "training_charts", "training_rate"]
+__all__ = ["generation_rates", "steady_rate", "training_charts", "training_rate"]
 
 _MOST_MEANS: Final = 100
 _MOST_CHANGES: Final = 6
+_LEAST_SHARE: Final = 0.01
+_ENOUGH_SHARDS: Final = 2
 _MOMENTS: Final = (0, 1 / 8, 1 / 4, 1 / 2, 1)
 """Shares of a run between which its loss by timestep is averaged: learning slows, so each as long as all before."""
 
@@ -206,6 +208,36 @@ def generation_rates(name: str, shards: pa.Table) -> tuple[ThroughputRow, ...]:
         ThroughputRow(f"Generation of {name}", float(_floats(shards, "rows").sum()) / busy, "img/s", where),
         ThroughputRow(f"Slowest shard of {name}", float(rates.min()), "img/s", f"shard {slowest}, one actor"),
     )
+
+
+def steady_rate(shards: pa.Table) -> tuple[float, int] | None:
+    """(images a second of all actors together, how many actors) while as many were at work as ever were at once.
+
+    From columns started, seconds and img_s. Start-up, the end of the last shards and the time between invocations are
+    no part of it; nor, where there are shards enough, is each actor's first one, which warms up. None without shards.
+    """
+    found = _together(shards)
+    if found is None:
+        return None
+    warm = shards.sort_by("started").slice(found[1])
+    again = _together(warm) if len(warm) >= _ENOUGH_SHARDS * found[1] else None
+    return again if again is not None and again[1] == found[1] else found
+
+
+def _together(shards: pa.Table) -> tuple[float, int] | None:
+    """As `steady_rate`, first shards included. Overlaps of less than _LEAST_SHARE of the time are clocks' errors."""
+    starts, rates = _floats(shards, "started"), _floats(shards, "img_s")
+    moments = np.concatenate([starts, starts + _floats(shards, "seconds")])
+    order = np.argsort(moments, kind="stable")
+    spans = np.diff(moments[order])
+    at_work = np.cumsum(np.repeat([1, -1], len(starts))[order])[:-1]
+    rate = np.cumsum(np.concatenate([rates, -rates])[order])[:-1]
+    seconds = np.bincount(at_work, weights=spans)[1:] if len(spans) else np.empty(0)
+    if not seconds.sum() > 0:
+        return None
+    actors = int(np.flatnonzero(seconds >= _LEAST_SHARE * seconds.sum())[-1]) + 1
+    full = at_work == actors
+    return float((rate * spans)[full].sum() / spans[full].sum()), actors
 
 
 def _covered_seconds(started: Float64, seconds: Float64) -> float:

@@ -2,26 +2,32 @@
 
 import math
 from bisect import bisect_left
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from pipeline.report.content import Chart, Series
+from pipeline.report.content import QUIET, Chart, Series
 from pipeline.report.scales import figures, short, thinned
-from pipeline.report.svg import WIDTH, Axis, add, axis_around, canvas, written
+from pipeline.report.svg import WIDTH, Axis, add, axis_around, canvas, stroke, written
 
-__all__ = ["line_chart"]
+__all__ = ["line_chart", "looks"]
 
 _HEIGHT: Final = 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 10, 36
 _MOST_BANDS: Final = 120
-_NUM_COLOURS: Final = 4
 
 
 def _drawable(series: Series, log: bool) -> Series:
     """Values that the scale cannot show become gaps."""
     y = tuple(v if math.isfinite(v) and (v > 0 or not log) else math.nan for v in series.y)
-    return Series(series.label, series.x, y, series.muted)
+    return replace(series, y=y)
+
+
+def looks(chart: Chart) -> list[str]:
+    """Style classes of each series, for its curve and for the legend."""
+    places = [index if series.look is None else series.look for index, series in enumerate(chart.series)]
+    return ["quiet" if place == QUIET else stroke(place) for place in places]
 
 
 def line_chart(chart: Chart) -> str:
@@ -31,19 +37,26 @@ def line_chart(chart: Chart) -> str:
     if not every_y:
         return ""
     svg = canvas(_HEIGHT, chart.title, _description(chart, drawable), "lines")
-    x_axis = axis_around([v for s in drawable for v in s.x], _LEFT, WIDTH - _RIGHT, log=False, margin=0)
+    x_axis = axis_around([v for s in drawable for v in s.x], _LEFT, WIDTH - _RIGHT, chart.log_x, _margin(chart))
     y_axis = axis_around(every_y, _HEIGHT - _BOTTOM, _TOP, chart.log, margin=0.06)
     _draw_axes(svg, x_axis, y_axis, chart.x_label)
     thin = [_thin(series) for series in drawable]
-    for index, series in enumerate(thin):
-        _draw_line(svg, series, x_axis, y_axis, f"c{index % _NUM_COLOURS}")
+    for series, look in zip(thin, looks(chart), strict=True):
+        _draw_line(svg, series, x_axis, y_axis, look)
+        if chart.dots and not series.muted:
+            _draw_dots(svg, series, x_axis, y_axis, look)
     _draw_bands(svg, thin, x_axis, y_axis, chart)
     return written(svg)
 
 
+def _margin(chart: Chart) -> float:
+    """Curves fill the width; dots do not stand on the edge."""
+    return 0.04 if chart.dots else 0.0
+
+
 def _thin(series: Series) -> Series:
     x, y = thinned(series.x, series.y)
-    return Series(series.label, tuple(x), tuple(y), series.muted)
+    return replace(series, x=tuple(x), y=tuple(y))
 
 
 def _description(chart: Chart, drawable: list[Series]) -> str:
@@ -92,6 +105,12 @@ def _draw_line(svg: Element, series: Series, x_axis: Axis, y_axis: Axis, colour:
     add(svg, "path", class_=f"line {colour}{' muted' if series.muted else ''}", d="".join(commands))
 
 
+def _draw_dots(svg: Element, series: Series, x_axis: Axis, y_axis: Axis, colour: str) -> None:
+    for x, y in zip(series.x, series.y, strict=True):
+        if not math.isnan(y):
+            add(svg, "circle", class_=f"dot {colour}", r=2.6, cx=x_axis.at(x), cy=y_axis.at(y))
+
+
 def _draw_bands(svg: Element, shown: list[Series], x_axis: Axis, y_axis: Axis, chart: Chart) -> None:
     """Invisible columns over the plot: the one under the pointer shows its points and tells their values."""
     places = sorted({x for series in shown for x in series.x})
@@ -103,14 +122,17 @@ def _draw_bands(svg: Element, shown: list[Series], x_axis: Axis, y_axis: Axis, c
         add(band, "rect", x=left, width=max(right - left, 0.1), y=_TOP, height=_HEIGHT - _TOP - _BOTTOM)
         add(band, "line", x1=x, x2=x, y1=_TOP, y2=_HEIGHT - _BOTTOM)
         lines = [f"{chart.x_label} {figures(place)}"]
-        for index, series in enumerate(shown):
-            near = _nearest(series.x, place)
+        for series, look in zip(shown, looks(chart), strict=True):
+            near = _at(series.x, place) if chart.dots and not series.muted else _nearest(series.x, place)
             value = math.nan if near is None else series.y[near]
             if near is not None and not math.isnan(value):
-                colour = f"c{index % _NUM_COLOURS}"
-                add(band, "circle", class_=colour, r=3, cx=x_axis.at(series.x[near]), cy=y_axis.at(value))
+                add(band, "circle", class_=look, r=3, cx=x_axis.at(series.x[near]), cy=y_axis.at(value))
                 lines.append(f"{series.label}: {figures(value)} {chart.unit}".rstrip())
         add(band, "title", "\n".join(lines))
+
+
+def _at(values: tuple[float, ...], value: float) -> int | None:
+    return values.index(value) if value in values else None
 
 
 def _nearest(ordered: tuple[float, ...], value: float) -> int | None:

@@ -12,9 +12,11 @@ from xml.etree.ElementTree import Element
 
 from pipeline.report.scales import linear_ticks, log_ticks
 
-__all__ = ["WIDTH", "Axis", "add", "axis_around", "canvas", "written"]
+__all__ = ["COLOURS", "WIDTH", "Axis", "add", "axis_around", "canvas", "stroke", "written"]
 
 WIDTH: Final = 380
+COLOURS: Final = 5
+_DASHES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ def add(parent: Element, tag: str, text: str = "", **attributes: object) -> Elem
     child = ElementTree.SubElement(parent, tag, written)
     child.text = text or None
     return child
+
+
+def stroke(index: int) -> str:
+    """Style classes of the index-th curve, the same in drawing and legend: COLOURS colours, then dashed ones."""
+    dash = index // COLOURS % _DASHES
+    return f"c{index % COLOURS} d{dash}" if dash else f"c{index % COLOURS}"
 
 
 def canvas(height: float, name: str, description: str, kind: str) -> Element:

@@ -26,7 +26,7 @@ from pipeline.models.unet import UNet
 from pipeline.storage.checkpoints import checkpoint_key, latest_checkpoint, read_checkpoint, read_tensors
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["RAW_WEIGHTS", "StoredModel", "checkpoint_place", "find_model", "load_unet"]
+__all__ = ["RAW_WEIGHTS", "StoredModel", "checkpoint_place", "find_model", "load_unet", "weight_names"]
 
 RAW_WEIGHTS = "raw"
 """What `generate.weights` calls the optimiser's own weights; any other name is that of an average."""
@@ -96,6 +96,16 @@ def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
         raise DataError(f"{location} holds a configuration of another version: {error}") from error
     dropout = float(manifest.config.get("train", {}).get("label_dropout", 0.0))
     return StoredModel(location, weights, sha256, model, diffusion, manifest.image_size, manifest.channels, dropout)
+
+
+def weight_names(uri: str, config: StorageConfig) -> tuple[str, ...]:
+    """What `generate.weights` may name: averages, then RAW_WEIGHTS; of a diffusers folder, which has one set, 'ema'.
+
+    Raises DataError when there is no model.
+    """
+    if resolve(uri, config).exists(INDEX_FILE):
+        return ("ema",)
+    return (*_checkpoint(uri, config)[1].ema, RAW_WEIGHTS)
 
 
 def load_unet(found: StoredModel, config: StorageConfig) -> UNet:

@@ -1,0 +1,33 @@
+"""`ddpm sweep --model URI --dataset URI --out URI --samplers ddim,heun --steps 10,20 --ema ema`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.evaluate import evaluate
+    from pipeline.stages.generate import generate
+    from pipeline.stages.sweep import described, open_sweep, run_sweep
+
+    given = call.arguments
+    sweep = open_sweep(call.config, given.model, given.dataset, given.out)
+    return described(sweep) if call.dry_run else run_sweep(sweep, generate, evaluate)
+
+
+VERB = Verb(
+    name="sweep",
+    purpose="Quality against cost: every sampler with every number of steps and weights, as a table and a page.",
+    arguments=(
+        Argument("--model", "URI of a run (its latest checkpoint), a checkpoint or a diffusers folder", required=True),
+        Argument("--dataset", "URI of the dataset that the model was trained on", required=True),
+        Argument("--out", "URI of the sweep's folder: made, or finished", required=True),
+        Argument("--samplers", "such as ddim,dpm++2m,heun", path="sweep.samplers"),
+        Argument("--steps", "such as 10,20,50", path="sweep.steps"),
+        Argument("--ema", "averages of the run by name, or raw, such as ema,raw", path="sweep.ema"),
+        Argument("--num-samples", "images a point", path="generate.num_samples"),
+        Argument("--seed", "seed of the noise that all points share", path="generate.seed"),
+        Argument(
+            "--num-images", "images a side of a score (default: as many as there are)", path="evaluate.num_images"
+        ),
+    ),
+    run=_run,
+)
