@@ -147,6 +147,7 @@ def test_sigterm_makes_a_checkpoint_first(uri, dataset, tmp_path, undisturbed):
     assert [row["step"] for row in metric_rows(uri)] == list(range(1, 121))
 
 
+@pytest.mark.nightly
 def test_two_drivers_of_one_run(uri, dataset, tmp_path, undisturbed):
     words = training(tmp_path, dataset, uri)
     first = start(words)
@@ -169,27 +170,20 @@ def copied(undisturbed_run, uri):
     return store
 
 
-def test_a_torn_checkpoint_does_not_exist(uri, dataset, undisturbed_run, undisturbed, monkeypatch):
-    """Files whose manifest was never written are not read; nor is what an attempt of Ray left behind."""
-    store = copied(undisturbed_run, uri)
-    for step in (100, 120):
-        store.delete(f"checkpoints/step-{step:09d}/manifest.json")
-    store.put("checkpoints/step-000000100/model.safetensors", b"half a file")
-    store.put("ray/left/checkpoint_manager_snapshot.json", b'{"torn": ')
-    assert committed_steps(store) == [80]
-    train(config(**LONG), dataset, uri)
-    assert finished(uri) == undisturbed
-
-
-def test_a_damaged_checkpoint_is_passed_over(uri, dataset, undisturbed_run, undisturbed):
-    """Same length, other bytes: only the hash tells, and the run goes on from the checkpoint before."""
+def test_torn_and_damaged_checkpoints_are_passed_over(uri, dataset, undisturbed_run, undisturbed):
+    """Files whose manifest was never written are not read, nor is what an attempt of Ray left behind; a file of the
+    same length with other bytes shows by its hash. The run goes on from the newest checkpoint that is whole."""
     store = copied(undisturbed_run, uri)
     store.delete("checkpoints/step-000000120/manifest.json")
+    store.put("checkpoints/step-000000120/model.safetensors", b"half a file")
+    store.put("ray/left/checkpoint_manager_snapshot.json", b'{"torn": ')
+    assert committed_steps(store) == [80, 100]
     key = "checkpoints/step-000000100/model.safetensors"
     good = store.read(key)
     store.put(key, good[:-1] + bytes([good[-1] ^ 1]))
     train(config(**LONG), dataset, uri)
     assert finished(uri) == undisturbed
+    assert 80 in attempts(uri)
 
 
 @pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.nightly)])

@@ -84,6 +84,7 @@ def end(driver, store, undisturbed):
     return err
 
 
+@pytest.mark.nightly
 def test_a_node_is_lost_and_another_comes(cluster, tmp_path, undisturbed):
     driver, store = begin(tmp_path, cluster)
     wait_for(lambda: world_sizes(store) == [2], driver)
