@@ -13,10 +13,6 @@ Then the pipeline makes ten times as many (five times with --quick), for the cos
 Method: README.md.
 """
 
-import argparse
-import datetime
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -35,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from digits_model import digits_config, train_digits
 from machine import machine
+from outcome import parsed, tell
 from steady import CpuClock, Steady, steady
 
 from pipeline.config import Config, GenerateConfig, StorageConfig
@@ -185,12 +182,7 @@ def judged(value: float, bar: float | None, more_is_better: bool) -> dict[str, A
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,048 and 10,240 samples instead of 10,240 and 102,400")
-    parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    parser.add_argument("--save", action="store_true", help="write results/<date>-<cores>-generate.json")
-    options = parser.parse_args()
+    options = parsed(__doc__, "generate", quick="2,048 and 10,240 samples instead of 10,240 and 102,400")
     torch.set_num_threads(1)
     rounds, small, large = (3, 8 * SHARD, 40 * SHARD) if options.quick else (5, 40 * SHARD, 400 * SHARD)
     with tempfile.TemporaryDirectory() as temporary:
@@ -202,16 +194,7 @@ def main() -> int:
     print(
         f"{WIDTHS} channels, 8x8x1, DDIM {STEPS} steps, batch {BATCH}; {rounds} rounds of {small:,}, one of {large:,}"
     )
-    for name, entry in result.items():
-        bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{name:40} {entry['value']:.4g}{bar}")
-    if options.save:
-        stem = f"{datetime.date.today().isoformat()}-{os.cpu_count()}-generate"
-        target = Path(__file__).parent / "results" / f"{stem}.json"
-        target.write_text(json.dumps({"machine": about, **result}, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(result))
-    return int(options.check and not all(entry["ok"] for entry in result.values()))
+    return tell(options, "generate", result, machine=about)
 
 
 if __name__ == "__main__":

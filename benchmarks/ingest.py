@@ -3,10 +3,7 @@
 python benchmarks/ingest.py [--quick] [--json] [--check] [--save]
 """
 
-import argparse
-import datetime
 import io
-import json
 import os
 import statistics
 import sys
@@ -18,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from outcome import parsed, tell
 
 from pipeline.config import Config, IngestConfig, RayConfig
 from pipeline.engine.decoder import Decoder
@@ -172,25 +171,9 @@ def judged(found: dict[str, float]) -> dict[str, dict[str, object]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and rounds")
-    parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/<date>-<cores>-ingest.json")
-    args = parser.parse_args()
+    args = parsed(__doc__, "ingest", quick="fewer images and rounds")
     result = judged(measure(args.quick))
-    for name, entry in result.items():
-        bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{name:48} {entry['value']:.4g}{bar}")
-    line = json.dumps(result)
-    if args.save:
-        folder = Path(__file__).parent / "results"
-        folder.mkdir(exist_ok=True)
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        (folder / f"{today}-{os.cpu_count()}-ingest.json").write_text(line + "\n")
-    if args.json:
-        print(line)
-    return int(args.check and not all(entry["ok"] for entry in result.values()))
+    return tell(args, "ingest", result)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,6 @@
 python benchmarks/model.py [--quick] [--json] [--check] [--save]
 """
 
-import argparse
-import datetime
-import json
-import os
 import statistics
 import sys
 import time
@@ -19,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from outcome import parsed, tell
 
 from pipeline.config import ModelConfig
 from pipeline.models.layers import Conv3x3
@@ -148,27 +146,11 @@ def judged(paper: dict[str, float], digits: dict[str, float]) -> dict[str, dict[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, no plain path")
-    parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/<date>-<cores>-model.json")
-    args = parser.parse_args()
+    args = parsed(__doc__, "model", quick="fewer rounds, no plain path")
     torch.set_num_threads(1)
     paper = measure(PAPER, 2 if args.quick else 5, with_plain=not args.quick)
     result = judged(paper, measure(DIGITS, 20 if args.quick else 60, with_plain=not args.quick))
-    for name, entry in result.items():
-        bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{name:40} {entry['value']:.4g}{bar}")
-    line = json.dumps(result)
-    if args.save:
-        folder = Path(__file__).parent / "results"
-        folder.mkdir(exist_ok=True)
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        (folder / f"{today}-{os.cpu_count()}-model.json").write_text(line + "\n")
-    if args.json:
-        print(line)
-    return int(args.check and not all(entry["ok"] for entry in result.values()))
+    return tell(args, "model", result)
 
 
 if __name__ == "__main__":

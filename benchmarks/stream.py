@@ -8,10 +8,7 @@ torch's DataLoader over files, both with their workers. And how much memory inge
 and for 100,000.
 """
 
-import argparse
-import datetime
 import io
-import json
 import os
 import statistics
 import sys
@@ -29,6 +26,8 @@ import webdataset
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from outcome import parsed, tell
 
 from pipeline.config import Config, StorageConfig
 from pipeline.engine.images import encode_png, to_model
@@ -300,12 +299,7 @@ def judged(found: dict[str, float]) -> dict[str, dict[str, object]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and rounds, less memory to grow")
-    parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/<date>-<cores>-stream.json")
-    args = parser.parse_args()
+    args = parsed(__doc__, "stream", quick="fewer images and rounds, less memory to grow")
     torch.set_num_threads(1)
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name, cluster(Config().ray, 2):
@@ -316,18 +310,7 @@ def main() -> int:
             )
         found |= memory(folder, FEW // 4 if args.quick else FEW, MANY // 4 if args.quick else MANY)
     result = judged(found)
-    for key, entry in result.items():
-        bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{key:44} {entry['value']:.4g}{bar}")
-    line = json.dumps(result)
-    if args.save:
-        target = Path(__file__).parent / "results"
-        target.mkdir(exist_ok=True)
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        (target / f"{today}-{os.cpu_count()}-stream.json").write_text(line + "\n")
-    if args.json:
-        print(line)
-    return int(args.check and not all(entry["ok"] for entry in result.values()))
+    return tell(args, "stream", result)
 
 
 if __name__ == "__main__":

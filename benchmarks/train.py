@@ -3,8 +3,6 @@
 python benchmarks/train.py [--quick] [--json] [--check] [--save]
 """
 
-import argparse
-import datetime
 import json
 import os
 import re
@@ -26,6 +24,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from outcome import parsed, tell
 
 from pipeline.config import Config
 from pipeline.engine.images import decode_pixels, to_model
@@ -85,11 +85,6 @@ def finish(process: subprocess.Popen) -> None:
         raise SystemExit(f"{' '.join(process.args[:5])} failed:\n{err}")
 
 
-def steady(seconds: list[float], batch: int, warm_up: int) -> float:
-    """Images a second of all steps but the first ones."""
-    return batch * len(seconds[warm_up:]) / sum(seconds[warm_up:])
-
-
 @dataclass(frozen=True)
 class Case:
     """One network on its data set in the store; its steps, and how many of them do not count."""
@@ -117,7 +112,9 @@ class Case:
         return f"{root}/digits-{self.name}"
 
     def steady(self, seconds: list[float]) -> float:
-        return steady(seconds, self.batch, self.warm_up)
+        """Images a second of all steps but the first ones."""
+        counted = seconds[self.warm_up :]
+        return self.batch * len(counted) / sum(counted)
 
 
 def pipeline(case: Case, root: str, number: int, folder: Path) -> float:
@@ -311,25 +308,9 @@ def measure(quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round, smaller data sets")
-    parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/<date>-<cores>-train.json")
-    args = parser.parse_args()
+    args = parsed(__doc__, "train", quick="one round, smaller data sets")
     result = measure(args.quick)
-    for name, entry in result.items():
-        bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{name:40} {entry['value']:.4g}{bar}")
-    line = json.dumps(result)
-    if args.save:
-        folder = Path(__file__).parent / "results"
-        folder.mkdir(exist_ok=True)
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        (folder / f"{today}-{os.cpu_count()}-train.json").write_text(line + "\n")
-    if args.json:
-        print(line)
-    return int(args.check and not all(entry["ok"] for entry in result.values()))
+    return tell(args, "train", result)
 
 
 if __name__ == "__main__":
