@@ -1,10 +1,11 @@
 """A checkpoint with weights that were never trained but are not zero, for tests of what comes after training."""
 
 import torch
+from tiny_run import checkpoint_manifest
 
 from pipeline.config import Config
 from pipeline.engine.training import Trainer
-from pipeline.manifests import CheckpointManifest, RunPlan
+from pipeline.manifests import RunPlan
 from pipeline.storage.checkpoints import checkpoint_key, write_checkpoint, write_tensors
 from pipeline.storage.shards import document
 from pipeline.storage.store import resolve
@@ -25,21 +26,14 @@ def write_model(uri: str, config: Config, step: int = 1) -> str:
         "run.json",
         document(RunPlan(dataset_uri="d", dataset_digest="digest", config=config.model_dump(mode="json"))),
     )
-    manifest = CheckpointManifest(
-        step=step,
+    manifest = checkpoint_manifest(
+        step,
+        config,
         images=32 * step,
-        epoch=0,
-        batches=step,
-        world_size=1,
         dataset_digest="digest",
         image_size=SIZE,
         channels=CHANNELS,
-        classes=None,
-        config=config.model_dump(mode="json"),
-        config_digest=config.digest(),
         lane_digests=(),
-        metric_parts=(),
-        ema=("ema",),
         files=write_tensors(run, step, trainer.tensors()),
     )
     write_checkpoint(run, manifest)

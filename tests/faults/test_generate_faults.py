@@ -2,10 +2,10 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
+from processes import wait_for
 from tiny_model import write_model
 
 from pipeline.config import StorageConfig
@@ -28,13 +28,6 @@ def hashes(uri):
     job = resolve(uri, StorageConfig())
     rows = [row for marker in read_manifest(job).shards for row in read_parquet(job, marker).to_pylist()]
     return [(row["sample_id"], row["sha256"]) for row in rows]
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def parents():

@@ -4,10 +4,10 @@ import os
 import signal
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from invariants import check_invariants, created_once
+from processes import titled, wait_for
 from tiny_model import write_model
 
 from pipeline.config import StorageConfig
@@ -22,26 +22,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 SAMPLES, SHARDS = 400, 25
 LONG = {"generate": {"num_samples": SAMPLES, "steps": 40}, "ray": {"workers": 2, "max_failures": 6}}
-ACTOR = b"ray::MapWorker"
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def actors():
-    """Process ids of the generation actors on this machine."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if ACTOR in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
-        except OSError:
-            continue
-    return found
+ACTOR = "ray::MapWorker"
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +68,10 @@ def is_whole(store, undisturbed, earlier):
 
 def test_every_actor_is_killed_and_the_driver_finishes(tmp_path, address, undisturbed):
     write_model(f"{tmp_path}/run", config())
-    others = actors()
+    others = titled(ACTOR)
     with driver(tmp_path, tmp_path, address) as (process, store):
         earlier = created_once(store)
-        victims = actors() - others
+        victims = titled(ACTOR) - others
         assert victims
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
@@ -101,9 +82,9 @@ def test_every_actor_is_killed_and_the_driver_finishes(tmp_path, address, undist
 
 def test_a_sleeping_actor_wakes_after_another_driver_has_sealed_and_collected(tmp_path, address, undisturbed):
     write_model(f"{tmp_path}/run", config())
-    others = actors()
+    others = titled(ACTOR)
     with driver(tmp_path, tmp_path, address) as (first, store):
-        asleep = actors() - others
+        asleep = titled(ACTOR) - others
         try:
             for pid in asleep:
                 os.kill(pid, signal.SIGSTOP)

@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import ray
+from processes import titled, wait_for
 
 from pipeline.config import StorageConfig
 from pipeline.stages.train import train
@@ -28,13 +28,6 @@ SLOW = {**LONG, "train": {**LONG["train"], "grid_every": 10, "grid_sampling_step
 """The same path of weights with more to do on the way, so that there is time to disturb it."""
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
 def finished(uri):
     """What must be equal: the step, the order of all ids, every byte of the last checkpoint."""
     found = latest_checkpoint(resolve(uri, StorageConfig()))
@@ -52,18 +45,6 @@ def attempts(uri):
     store = resolve(uri, StorageConfig())
     found = [store.read_json(entry.key) for entry in store.list("attempts/")]
     return [attempt["step"] for attempt in sorted(found, key=lambda attempt: (attempt["started"], attempt["step"]))]
-
-
-def children(name):
-    """Process ids of Ray processes whose title has the name."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if name in (folder / "cmdline").read_bytes().decode(errors="replace"):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +97,10 @@ def test_the_driver_is_killed(uri, dataset, tmp_path, undisturbed):
 
 def test_a_worker_is_killed(uri, dataset, tmp_path, undisturbed):
     """The group of workers restarts from the latest checkpoint inside the same command."""
-    before = set(children("ray::RayTrainWorker"))
+    before = titled("ray::RayTrainWorker")
     driver = start(training(tmp_path, dataset, uri))
     in_the_middle(driver, uri)
-    victims = [pid for pid in children("ray::RayTrainWorker") if pid not in before]
+    victims = sorted(titled("ray::RayTrainWorker") - before)
     assert victims, driver.communicate()
     os.kill(victims[-1], signal.SIGKILL)
     _, err = driver.communicate(timeout=200)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tiny_run import checkpoint_manifest
 
-from pipeline.config import Config
 from pipeline.errors import AlreadyExists, DataError, VerificationFailed
-from pipeline.manifests import CheckpointManifest, RunSuccess
+from pipeline.manifests import RunSuccess
 from pipeline.storage.checkpoints import (
     SUCCESS,
     checkpoint_key,
@@ -28,24 +28,8 @@ TENSORS = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "ema": {"w": torch.o
 
 
 def write(run, step, **changed):
-    config = Config()
-    manifest = CheckpointManifest(
-        step=step,
-        images=step * 4,
-        epoch=0,
-        batches=step,
-        world_size=1,
-        dataset_digest="d",
-        image_size=8,
-        channels=1,
-        classes=None,
-        config=config.model_dump(mode="json"),
-        config_digest=config.digest(),
-        lane_digests=("a", "b"),
-        metric_parts=(),
-        ema=("ema",),
-        files=write_tensors(run, step, TENSORS),
-    ).model_copy(update=changed)
+    stored = {"images": step * 4, "lane_digests": ("a", "b"), "files": write_tensors(run, step, TENSORS)}
+    manifest = checkpoint_manifest(step, **{**stored, **changed})
     write_checkpoint(run, manifest)
     return manifest
 

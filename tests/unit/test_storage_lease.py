@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import wait_for
 
 from pipeline.errors import Busy, Transient
 from pipeline.storage import lease as leases
@@ -19,6 +20,7 @@ from pipeline.storage.store import Store
 
 SHORT = 0.6
 LONG = 4.0
+PATIENCE = 20
 HOLD = """
 import sys, time
 from pipeline.config import StorageConfig
@@ -85,13 +87,6 @@ def left_by_the_dead(store, **changed) -> str:
     return holder.token
 
 
-def wait_for(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "waited 20 s"
-        time.sleep(0.02)
-
-
 def test_a_living_holder_is_refused_at_once_and_says_who_it_is(store):
     with Lease(store, what="training of r") as first:
         assert held_by(store, LEASE, first.token)
@@ -115,7 +110,7 @@ def test_what_was_released_is_free_at_once(store, elsewhere):
 
 def test_heartbeats_go_on(store):
     with Lease(store, ttl_seconds=SHORT):
-        wait_for(lambda: document_at(store).beat >= 3)
+        wait_for(lambda: document_at(store).beat >= 3, PATIENCE)
 
 
 def test_a_living_holder_elsewhere_is_refused_after_a_heartbeat(store, elsewhere):
@@ -175,7 +170,7 @@ def test_a_killed_process_on_this_machine_is_followed_at_once(store, reaped):
         if reaped:
             process.wait()
         else:  # a zombie is dead, whoever forgot it
-            wait_for(lambda: b") Z " in Path(f"/proc/{process.pid}/stat").read_bytes())
+            wait_for(lambda: b") Z " in Path(f"/proc/{process.pid}/stat").read_bytes(), PATIENCE)
         with Lease(store, ttl_seconds=60) as lease:
             assert held_by(store, LEASE, lease.token)
             assert not held_by(store, LEASE, token)
@@ -215,7 +210,7 @@ def test_of_contenders_that_race_exactly_one_wins(store, elsewhere, before, wher
 def test_a_lost_lease_is_noticed_and_not_given_back(store, elsewhere):
     with Lease(store, ttl_seconds=SHORT) as lease:
         left_by_the_dead(store, token="thief", host="there")
-        wait_for(lambda: lease.lost)
+        wait_for(lambda: lease.lost, PATIENCE)
         with pytest.raises(Busy, match=r"taken over by process \d+ on there"):
             lease.check()
     assert held_by(store, LEASE, "thief")
@@ -224,7 +219,7 @@ def test_a_lost_lease_is_noticed_and_not_given_back(store, elsewhere):
 def test_a_document_removed_by_hand_gives_the_lease_to_nobody(store):
     with Lease(store, ttl_seconds=SHORT) as lease:
         store.delete(LEASE)
-        wait_for(lambda: store.exists(LEASE))
+        wait_for(lambda: store.exists(LEASE), PATIENCE)
         assert held_by(store, LEASE, lease.token)
         lease.check()
 
@@ -238,7 +233,7 @@ def test_an_outage_longer_than_the_lease_is_survived(leaky):
         leaky.away.clear()
         lease.check()
         beat = document_at(leaky).beat
-        wait_for(lambda: document_at(leaky).beat > beat)
+        wait_for(lambda: document_at(leaky).beat > beat, PATIENCE)
         assert held_by(leaky, LEASE, lease.token)
 
 
@@ -257,7 +252,7 @@ def test_a_heartbeat_whose_reply_was_lost_is_recognised(store):
     lease = Lease(store, ttl_seconds=SHORT).acquire()
     landed = document_at(store).model_copy(update={"beat": 1000})
     store.put(LEASE, document(landed))  # another version, by the same token
-    wait_for(lambda: document_at(store).beat != 1000)
+    wait_for(lambda: document_at(store).beat != 1000, PATIENCE)
     lease.check()
     store.put(LEASE, document(landed))
     lease.release()

@@ -2,9 +2,8 @@
 
 import pyarrow as pa
 import pytest
+from tiny_run import checkpoint_manifest, metric_row
 
-from pipeline.config import Config
-from pipeline.manifests import CheckpointManifest
 from pipeline.schema import METRICS
 from pipeline.storage.metrics import charts, read_metrics, write_metrics
 from pipeline.storage.shards import parquet_bytes, put_file
@@ -13,64 +12,32 @@ NEW = ["skew_seconds", "slowest_rank", "loss_by_t"]
 TENTHS = [0.9, 0.8, None, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 
 
-def row(step, **more):
-    return {
-        "step": step,
-        "images": step * 8,
-        "epoch": 0,
-        "loss": 1.0 / step,
-        "lr": 1e-4,
-        "grad_norm": 2.0,
-        "step_seconds": 0.5,
-        "data_wait_seconds": 0.125,
-        "world_size": 2,
-        **more,
-    }
-
-
 def full(step):
-    return row(step, skew_seconds=0.25, slowest_rank=1, loss_by_t=TENTHS)
+    return metric_row(step, skew_seconds=0.25, slowest_rank=1, loss_by_t=TENTHS)
 
 
 def checkpoint(*parts):
-    config = Config()
-    return CheckpointManifest(
-        step=6,
-        images=48,
-        epoch=0,
-        batches=6,
-        world_size=2,
-        dataset_digest="d",
-        image_size=8,
-        channels=1,
-        classes=None,
-        config=config.model_dump(mode="json"),
-        config_digest=config.digest(),
-        lane_digests=("a",),
-        metric_parts=parts,
-        ema=("ema",),
-        files=(),
-    )
+    return checkpoint_manifest(6, metric_parts=parts)
 
 
 def test_rows_are_read_as_written_whether_they_have_the_new_columns_or_not(store):
-    parts = write_metrics(store, [full(1), full(2)]), write_metrics(store, [row(3)])
+    parts = write_metrics(store, [full(1), full(2)]), write_metrics(store, [metric_row(3)])
     assert [part.key for part in parts] == [
         "metrics/steps-000000001-000000002.parquet",
         "metrics/steps-000000003-000000003.parquet",
     ]
     table = read_metrics(store, checkpoint(*parts))
     assert table.schema.equals(METRICS)
-    assert table.to_pylist() == [full(1), full(2), row(3, **dict.fromkeys(NEW))]
+    assert table.to_pylist() == [full(1), full(2), metric_row(3, **dict.fromkeys(NEW))]
 
 
 def test_parts_of_an_older_run_are_read_with_nulls(store):
     old = pa.schema([field for field in METRICS if field.name not in NEW])
-    data = parquet_bytes(pa.Table.from_pylist([row(1), row(2)], schema=old), 2)
+    data = parquet_bytes(pa.Table.from_pylist([metric_row(1), metric_row(2)], schema=old), 2)
     parts = put_file(store, "metrics/steps-000000001-000000002.parquet", data), write_metrics(store, [full(3)])
     table = read_metrics(store, checkpoint(*parts))
     assert table.schema.equals(METRICS)
-    assert table.to_pylist() == [row(1, **dict.fromkeys(NEW)), row(2, **dict.fromkeys(NEW)), full(3)]
+    assert table.to_pylist() == [metric_row(1, **dict.fromkeys(NEW)), metric_row(2, **dict.fromkeys(NEW)), full(3)]
 
 
 def test_a_run_without_parts_has_an_empty_table(store):
@@ -79,7 +46,7 @@ def test_a_run_without_parts_has_an_empty_table(store):
 
 @pytest.mark.unit
 def test_charts_show_what_a_row_has():
-    (first, one), (second, two), (third, three) = charts([row(1), full(2), row(4, step_seconds=1.5)])
+    (first, one), (second, two), (third, three) = charts([metric_row(1), full(2), metric_row(4, step_seconds=1.5)])
     assert (first, second, third) == (1, 2, 4)
     old = {"train/loss": 1.0, "train/lr": 1e-4, "train/grad_norm": 2.0, "train/data_wait": 0.25}
     assert one == old
@@ -91,4 +58,4 @@ def test_charts_show_what_a_row_has():
 
 @pytest.mark.unit
 def test_charts_divide_by_no_zero():
-    assert charts([row(1, step_seconds=0.0)])[0][1].keys() == {"train/loss", "train/lr", "train/grad_norm"}
+    assert charts([metric_row(1, step_seconds=0.0)])[0][1].keys() == {"train/loss", "train/lr", "train/grad_norm"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import metric_row
 
 from pipeline.config import Config, StorageConfig
 from pipeline.errors import ConfigError, StorageError
@@ -50,23 +51,9 @@ def wandb_folder(tmp_path, monkeypatch):
 
 
 def rows(first, last):
-    return [
-        {
-            "step": step,
-            "images": step * 8,
-            "epoch": 0,
-            "loss": 1.0 / step,
-            "lr": 1e-4,
-            "grad_norm": 2.0,
-            "step_seconds": 0.5,
-            "data_wait_seconds": 0.125,
-            "world_size": 1,
-            "skew_seconds": 0.25,
-            "slowest_rank": 0,
-            "loss_by_t": [tenth / 10 for tenth in range(9)] + [None],
-        }
-        for step in range(first, last + 1)
-    ]
+    by_t = [tenth / 10 for tenth in range(9)] + [None]
+    more = {"world_size": 1, "skew_seconds": 0.25, "slowest_rank": 0, "loss_by_t": by_t}
+    return [metric_row(step, **more) for step in range(first, last + 1)]
 
 
 def png(value=200):
