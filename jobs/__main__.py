@@ -1,9 +1,13 @@
 """`ddpm VERB ...`, the same as `python -m jobs VERB ...`."""
 
+import atexit
+import contextlib
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jobs.command import execute
 
@@ -43,5 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(importlib.import_module(f"jobs.{words[0]}").VERB, words[1:])
 
 
+def program() -> NoReturn:
+    """`main` as a process, which ends with its exit code whatever Python's own end would do.
+
+    While the interpreter is taken down, a thread of Arrow's may still let go of a Python buffer, and the process aborts
+    after its work is recorded. So the last exit handler - the first registered - leaves before that begins.
+    """
+    code = 1
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before the verb itself could answer
+        code = 130
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

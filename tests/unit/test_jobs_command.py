@@ -1,6 +1,8 @@
 """The command line: exit codes, one clear line, no traceback."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -82,3 +84,33 @@ def test_every_verb_shows_its_flags_and_prints_its_config(capsys, name):
 def test_a_dotted_flag_does_not_swallow_the_next_flag(capsys):
     assert main(["train", "--train.flip", "--run", "r"]) == 2
     assert "--train.flip needs a value" in capsys.readouterr().err
+
+
+DEATH_AT_THE_END = """
+import atexit, os, sys
+import jobs.__main__ as program
+
+class Bomb:  # what is left in a module dies while the interpreter is taken down
+    def __del__(self, abort=os.abort):
+        abort()
+
+def main():
+    sys.bomb = Bomb()
+    atexit.register(print, "handler ran")
+    print("done")
+    return {code}
+
+program.main = main
+program.{end}()
+"""
+
+
+@pytest.mark.parametrize("code", [0, 4])
+def test_a_process_that_would_abort_at_its_end_still_gives_its_exit_code(code):
+    def run(end):
+        text = DEATH_AT_THE_END.format(code=code, end=end)
+        return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+
+    ended = run("program")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "done\nhandler ran\n", "")
+    assert run("main").returncode < 0  # without it the bomb goes off
