@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.config_generation import ExploreConfig, GenerateConfig
 from pipeline.config_ingest import IngestConfig
+from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -20,9 +21,12 @@ __all__ = [
     "EmaConfig",
     "EvaluateConfig",
     "ExploreConfig",
+    "GateConfig",
     "GenerateConfig",
+    "HookConfig",
     "IngestConfig",
     "ModelConfig",
+    "NightlyConfig",
     "RayConfig",
     "Section",
     "StorageConfig",
@@ -235,6 +239,8 @@ class Config(Section):
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     explore: ExploreConfig = ExploreConfig()
+    gate: GateConfig = GateConfig()
+    nightly: NightlyConfig = NightlyConfig()
 
     @model_validator(mode="after")
     def _labels_are_there_to_drop(self) -> Self:
@@ -243,5 +249,5 @@ class Config(Section):
         return self
 
     def digest(self) -> str:
-        """sha256 (hex) of the settings that decide results: all but `ray` and `storage`."""
-        return digest_of(self.model_dump(mode="json", exclude={"ray", "storage"}))
+        """sha256 (hex) of the settings that decide a result: not where it runs, nor what becomes of it."""
+        return digest_of(self.model_dump(mode="json", exclude={"ray", "storage", "gate", "nightly"}))
