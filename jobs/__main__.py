@@ -18,6 +18,10 @@ VERBS = {
     "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
     "merge": "finished samples folders -> one",
     "reproduce": "make one stored sample again and compare hashes",
+    "promote": "a version becomes champion, by the gate or by decision",
+    "rollback": "the champion before this one again",
+    "models": "versions and promotions of a model, with reasons",
+    "nightly": "one night: snapshot, train, compare, promote or hold",
     "demo": "all of the above on handwritten digits",
 }
 

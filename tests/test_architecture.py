@@ -30,6 +30,7 @@ STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching"),
     *("fan_out", "ingest_phases", "preparing", "placing"),
+    *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300
