@@ -88,10 +88,10 @@ def test_two_nights_and_one_with_nothing_new(tmp_path: Path):
     assert (third["state"], third["told"]) == ("skipped", ["skipped"])
     assert len(list(root.list("runs/"))) == len(list(root.list("runs/digits-2026-11-02")))
 
-    out = root.location("samples/asked")
-    made = generate(settings(source), f"{registry.store.uri}@champion", out)
-    assert made["model_digest"] == registry.version(2).model_digest
-    assert read_plan(root.child("samples/asked")).model_uri == registry.folder(2).uri
+    asked = generate(settings(source), f"{registry.store.uri}@champion", root.location("samples/asked"), dry_run=True)
+    assert f"from {registry.folder(2).uri} with" in asked["summary"]
+    drawn = read_plan(root.child(night.done["samples"]["challenger"]))
+    assert (drawn.model_uri, drawn.model_digest) == (registry.folder(2).uri, registry.version(2).model_digest)
 
 
 def _warm_start_and_data_are_pinned(root: Store, key: str, registry: Registry) -> None:
