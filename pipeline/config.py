@@ -16,6 +16,7 @@ from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
+    "UNDECISIVE",
     "Config",
     "DiffusionConfig",
     "EmaConfig",
@@ -227,6 +228,10 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0)
 
 
+UNDECISIVE = ("ray", "storage", "gate", "nightly")
+"""Sections that decide no result: where things run, and what becomes of them."""
+
+
 class Config(Section):
     """A complete named run: every verb reads its sections, a recipe may set them all."""
 
@@ -250,4 +255,4 @@ class Config(Section):
 
     def digest(self) -> str:
         """sha256 (hex) of the settings that decide a result: not where it runs, nor what becomes of it."""
-        return digest_of(self.model_dump(mode="json", exclude={"ray", "storage", "gate", "nightly"}))
+        return digest_of(self.model_dump(mode="json", exclude=set(UNDECISIVE)))
