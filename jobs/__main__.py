@@ -23,6 +23,10 @@ VERBS = {
     "sweep": "samplers x steps x weights -> quality against cost, a table and a page",
     "merge": "finished samples folders -> one",
     "reproduce": "make one stored sample again and compare hashes",
+    "promote": "a version becomes champion, by the gate or by decision",
+    "rollback": "the champion before this one again",
+    "models": "versions and promotions of a model, with reasons",
+    "nightly": "one night: snapshot, train, compare, promote or hold",
     "demo": "all of the above on handwritten digits",
 }
 

@@ -14,7 +14,7 @@ VERB = Verb(
     purpose="Show a model between noise and image: predictions on the way, interpolations, what a latent decides.",
     arguments=(
         Argument("--mode", "progressive, interpolate or shared", path="explore.mode"),
-        Argument("--model", "URI of a run (its latest checkpoint), a checkpoint or a diffusers folder", required=True),
+        Argument("--model", "a run, a checkpoint, a diffusers folder or REGISTRY@champion", required=True),
         Argument("--out", "URI of a folder for MODE.png and MODE.parquet", required=True),
         Argument("--ids", "sample ids, such as 0,1 (interpolate: two, shared: one)", path="explore.ids"),
     ),

@@ -14,7 +14,7 @@ VERB = Verb(
     name="generate",
     purpose="Draw samples from a model, each exactly once. The same command finishes what is missing.",
     arguments=(
-        Argument("--model", "URI of a run (its latest checkpoint), a checkpoint or a diffusers folder", required=True),
+        Argument("--model", "a run, a checkpoint, a diffusers folder or REGISTRY@champion", required=True),
         Argument("--out", "URI of the job's folder: made, or finished", required=True),
         Argument("--num-samples", "how many images", path="generate.num_samples"),
         Argument("--requests", "URI of a table (.parquet, .csv, .jsonl) of what to make, instead of --num-samples"),

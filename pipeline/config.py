@@ -12,17 +12,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfig
 from pipeline.config_ingest import IngestConfig
+from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
+    "UNDECISIVE",
     "Config",
     "DiffusionConfig",
     "EmaConfig",
     "EvaluateConfig",
     "ExploreConfig",
+    "GateConfig",
     "GenerateConfig",
+    "HookConfig",
     "IngestConfig",
     "ModelConfig",
+    "NightlyConfig",
     "RayConfig",
     "Section",
     "StorageConfig",
@@ -224,6 +229,10 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0)
 
 
+UNDECISIVE = ("ray", "storage", "gate", "nightly")
+"""Sections that decide no result: where things run, and what becomes of them."""
+
+
 class Config(Section):
     """A complete named run: every verb reads its sections, a recipe may set them all."""
 
@@ -237,6 +246,8 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     explore: ExploreConfig = ExploreConfig()
     sweep: SweepConfig = SweepConfig()
+    gate: GateConfig = GateConfig()
+    nightly: NightlyConfig = NightlyConfig()
 
     @model_validator(mode="after")
     def _labels_are_there_to_drop(self) -> Self:
@@ -245,5 +256,5 @@ class Config(Section):
         return self
 
     def digest(self) -> str:
-        """sha256 (hex) of the settings that decide results: all but `ray` and `storage`."""
-        return digest_of(self.model_dump(mode="json", exclude={"ray", "storage"}))
+        """sha256 (hex) of the settings that decide a result: not where it runs, nor what becomes of it."""
+        return digest_of(self.model_dump(mode="json", exclude=set(UNDECISIVE)))

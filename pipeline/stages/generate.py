@@ -20,6 +20,7 @@ from pipeline.stages.cluster import cluster
 from pipeline.stages.job_plan import make_plan, want_job
 from pipeline.stages.rounds import Rounds, shard_blocks
 from pipeline.storage.models import find_model
+from pipeline.storage.registry import is_registered
 from pipeline.storage.samples import (
     CARD,
     PLAN,
@@ -29,6 +30,7 @@ from pipeline.storage.samples import (
     is_sealed,
     join_plan,
     read_manifest,
+    read_plan,
     seal,
 )
 from pipeline.storage.store import Store, resolve
@@ -50,7 +52,7 @@ def generate(
     """
     began = time.monotonic()
     job = resolve(out, config.storage)
-    found = find_model(model, config.generate.weights, config.storage)
+    found = find_model(_pinned(model, job), config.generate.weights, config.storage)
     wanted = want_job(config.generate, job, found, requests)
     if dry_run:
         return _described(job, wanted.plan, wanted.requests)
@@ -61,6 +63,15 @@ def generate(
         figures = Rounds(config, job, plan, found.uri).finish()
     figures["seconds"] = round(time.monotonic() - began, 1)
     return _finished(job, plan, seal(job, plan), {"state": "generated", **figures})
+
+
+def _pinned(model: str, job: Store) -> str:
+    """An alias means what it meant when the job was planned, whoever is champion now."""
+    if not (is_registered(model) and job.exists(PLAN)):
+        return model
+    planned = read_plan(job).model_uri
+    registry = resolve(model.rpartition("@")[0], job.config).uri
+    return planned if planned.startswith(f"{registry}/v") else model
 
 
 def _described(job: Store, plan: SamplePlan, requests: Requests | None) -> dict[str, Any]:

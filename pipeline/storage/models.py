@@ -1,4 +1,4 @@
-"""What `--model` may name: a run (its latest checkpoint), one checkpoint, or a diffusers folder.
+"""What `--model` may name: a run (its latest checkpoint), one checkpoint, a diffusers folder, or REGISTRY@champion.
 
 find_model   reads what a model is, without its weights where a manifest has their hash
 load_unet    the network with its weights, verified
@@ -24,6 +24,7 @@ from pipeline.models.diffusers_format import (
 )
 from pipeline.models.unet import UNet
 from pipeline.storage.checkpoints import checkpoint_key, latest_checkpoint, read_checkpoint, read_tensors
+from pipeline.storage.registry import named_version
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["RAW_WEIGHTS", "StoredModel", "checkpoint_place", "find_model", "load_unet", "weight_names"]
@@ -75,7 +76,19 @@ def checkpoint_place(uri: str, config: StorageConfig) -> tuple[Store, int] | Non
 
 
 def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
-    """Raises DataError when there is no model, ConfigError when it has no such weights."""
+    """Raises DataError when there is no model, ConfigError when it has no such weights.
+
+    An alias (REGISTRY@champion) is looked up here, once: `uri` of what is found is that of a version, which never
+    changes. Raises VerificationFailed when a version's weights are not those that its manifest names.
+    """
+    registered = named_version(uri, config)
+    if registered is not None:
+        registry, version = registered
+        found = find_model(registry.folder(version.number).uri, weights, config)
+        if found.sha256 != version.sha256:
+            there, named = found.sha256[:16], version.sha256[:16]
+            raise VerificationFailed(f"{found.uri} has weights {there}, and its manifest names {named}: restore it")
+        return found
     store = resolve(uri, config)
     if store.exists(INDEX_FILE):
         folder, sha256 = _read_folder(store)

@@ -4,7 +4,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.config import DiffusionConfig, ModelConfig, digest_of
+from pipeline.config import UNDECISIVE, DiffusionConfig, ModelConfig, digest_of
 from pipeline.errors import DataError
 from pipeline.manifests import CheckpointManifest, RunPlan, parse
 from pipeline.schema import METRICS
@@ -63,7 +63,7 @@ def verify_checkpoint(run: Store, step: int, found: Findings) -> None:
     folder = run.child(checkpoint_key(step))
     found.counts["checkpoints"] += 1
     found.expect(manifest.step == step, f"{folder.uri} says that it is of step {manifest.step}")
-    settings = {name: value for name, value in manifest.config.items() if name not in ("ray", "storage")}
+    settings = {name: value for name, value in manifest.config.items() if name not in UNDECISIVE}
     found.expect(digest_of(settings) == manifest.config_digest, f"{folder.uri}: config_digest is not that of config")
     _check_groups(run, folder, manifest, found)
     rows = 0

@@ -1,0 +1,33 @@
+"""`ddpm promote --model REGISTRY@challenger ...`"""
+
+from jobs.command import Argument, Call, Result, Verb
+from pipeline.errors import ConfigError
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.export import export
+    from pipeline.stages.registry import Evaluated, promote
+
+    given = call.arguments
+    by = None
+    if given.samples or given.against or given.dataset:
+        if not (given.samples and given.dataset):
+            raise ConfigError("the gate needs --samples and --dataset, and --against when there is a champion")
+        by = Evaluated(given.dataset, given.samples, given.against)
+    return promote(call.config, given.model, export, given.reason, by)
+
+
+VERB = Verb(
+    name="promote",
+    purpose="Make a model champion: by the gate (--samples --dataset --against), or by decision (--reason).",
+    arguments=(
+        Argument(
+            "--model", "REGISTRY@challenger, REGISTRY@NUMBER, or REGISTRY@URI of a run to register", required=True
+        ),
+        Argument("--reason", "why, when a person decides; goes into the record"),
+        Argument("--samples", "evaluated samples of the model"),
+        Argument("--against", "evaluated samples of the champion, of the same seed and number"),
+        Argument("--dataset", "the dataset that both were evaluated on"),
+    ),
+    run=_run,
+)

@@ -1,0 +1,22 @@
+"""`ddpm rollback --registry URI --reason TEXT`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.registry import rollback
+
+    given = call.arguments
+    return rollback(call.config, given.registry, given.version, given.reason)
+
+
+VERB = Verb(
+    name="rollback",
+    purpose="Make the champion before this one champion again.",
+    arguments=(
+        Argument("--registry", "URI of the registry, such as s3://bucket/models/NAME", required=True),
+        Argument("--reason", "why; goes into the record", required=True),
+        Argument("--version", "an earlier champion by its number instead of the last one", kind=int),
+    ),
+    run=_run,
+)

@@ -1,0 +1,212 @@
+"""One night: stage after stage, each entered in the ledger after its artefact is committed.
+
+A night that is killed anywhere loses at most the entry, and the stage then says that it is done already. The stages
+that do the work are handed in (`Work`), and so are clock, sleep and signals (`World`).
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, Protocol
+
+from pipeline.config import Config, NightlyConfig
+from pipeline.errors import Busy, GateNotPassed, PipelineError, Stopped
+from pipeline.nights import AFTERWARDS, Night, Outcome, unchanged
+from pipeline.promotion import Difference, Evidence, gate
+from pipeline.stages.hooks import tell
+from pipeline.stages.night_watch import NightWatch
+from pipeline.storage.nights import Ledgers
+from pipeline.storage.registry import Change, Registry, version_key
+
+__all__ = ["NightRun", "Result", "Work", "World"]
+
+Result = dict[str, Any]
+
+
+class Work(Protocol):
+    """The stages. Each returns JSON for the ledger, finds what was made before it was killed, and may be repeated."""
+
+    def settings(self) -> str: ...  # digest of what decides the model
+    def snapshot(self, night: Night) -> Result: ...  # digest
+    def train(self, night: Night) -> Result: ...
+    def export(self, night: Night) -> Result: ...  # version
+    def samples(self, night: Night) -> Result: ...
+    def evaluate(self, night: Night) -> Result: ...  # challenger, champion, difference, metrics
+    def report(self, night: Night) -> Result: ...
+    def retention(self, night: Night, old: list[Night]) -> Result: ...
+
+
+def _interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class World:
+    """All that a night does not decide itself. interrupt: ends what the main thread is doing."""
+
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    sleep: Callable[[float], None] = time.sleep
+    interrupt: Callable[[], None] = _interrupt
+    tell: Callable[[NightlyConfig, Result], None] = tell
+
+
+@dataclass(frozen=True)
+class NightRun:
+    """Runs one night, and says what became of it."""
+
+    config: Config
+    ledgers: Ledgers
+    registry: Registry
+    work: Work
+    world: World
+
+    def run(self, day: date, known: Mapping[date, Night], watch: NightWatch) -> Night:
+        night = self.open(day)
+        try:
+            while (stage := night.next_stage) is not None and night.state != "skipped":
+                watch.look()
+                night = self._step(night, stage, known)
+        except BaseException as error:
+            cause = watch.cause or error
+            self._fail(night, cause)
+            if isinstance(error, Stopped) and cause is not error:
+                raise cause from error
+            raise
+        self.tell({"promoted": "success", "held": "hold"}.get(night.state, "skipped"), night)
+        return night
+
+    def open(self, day: date) -> Night:
+        """The ledger for a further attempt; one with other settings begins anew, as its run would refuse them."""
+        settings, head = self.work.settings(), self.registry.head()
+        night = self.ledgers.read(day)
+        if night is None or not night.done or (night.settings != settings and not night.is_settled):
+            begun = Night(name=self.config.nightly.name, date=day.isoformat(), began=self.at)
+            night = begun.model_copy(
+                update={
+                    "settings": settings,
+                    "champion": head.champion,
+                    "record": head.number,
+                    "attempts": 0 if night is None else night.attempts,
+                }
+            )
+        changes: Result = {"attempts": night.attempts + 1}
+        if not night.is_settled:
+            changes |= {"state": "running", "reason": "", "ended": ""}
+        return self.ledgers.write(night.model_copy(update=changes))
+
+    def _step(self, night: Night, stage: str, known: Mapping[date, Night]) -> Night:
+        if stage in AFTERWARDS:
+            return self.ledgers.write(self._afterwards(night, stage))
+        night = night.after(stage, self._do(night, stage))
+        if stage == "snapshot" and not self.config.nightly.retrain_unchanged:
+            reason = unchanged(night, known)
+            if reason is not None:
+                return self.settle(night, "skipped", reason)
+        if stage == "promote":
+            outcome = night.done["promote"]
+            return self.settle(night, outcome["state"], outcome["reason"])
+        return self.ledgers.write(night)
+
+    def _do(self, night: Night, stage: str) -> Result:
+        if stage == "gate":
+            return self._gate(night)
+        if stage == "promote":
+            return self._promote(night)
+        result: Result = getattr(self.work, stage)(night)
+        if stage == "export":
+            change = Change(f"night of {night.date}", night.request, self.world.now(), {})
+            self.registry.challenge(result["version"], change, night.record)
+        return result
+
+    def _gate(self, night: Night) -> Result:
+        found = night.done["evaluate"]
+        champion, difference = found["champion"], found["difference"]
+        verdict = gate(
+            Evidence.model_validate(found["challenger"]),
+            None if champion is None else Evidence.model_validate(champion),
+            None if difference is None else Difference.model_validate(difference),
+            self.config.gate,
+        )
+        return verdict.model_dump(mode="json")
+
+    def _promote(self, night: Night) -> Result:
+        decision, reason = night.done["gate"]["decision"], night.done["gate"]["reason"]
+        if decision == "hold":
+            return {"state": "held", "reason": reason, "champion": night.champion}
+        version = night.done["export"]["version"]
+        change = Change(
+            f"night of {night.date}: {reason}", night.request, self.world.now(), night.done["evaluate"]["metrics"]
+        )
+        try:
+            record = self.registry.promote(version, change, night.champion, night.record)
+        except Busy as error:  # a person was faster: what was compared is not what would be replaced
+            return {"state": "held", "reason": f"{reason}; but {error}", "champion": self.registry.head().champion}
+        return {"state": "promoted", "reason": reason, "champion": version, "record": record.number}
+
+    def _afterwards(self, night: Night, stage: str) -> Night:
+        try:
+            if stage == "retention":
+                old = self.ledgers.outdated(self.config.nightly.keep_nights)
+                return night.after(stage, self.work.retention(night, old))
+            return night.after(stage, self.work.report(night))
+        except (Stopped, Busy):
+            raise
+        except Exception as error:
+            warning = f"{stage}: {error}"
+            return night.after(stage, {"error": str(error)}).model_copy(update={"warnings": (*night.warnings, warning)})
+
+    # --- its end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def at(self) -> str:
+        return self.world.now().astimezone(UTC).isoformat(timespec="seconds")
+
+    def settle(self, night: Night, state: Outcome, reason: str) -> Night:
+        return self.ledgers.write(night.settled(state, reason, self.at))
+
+    def _fail(self, night: Night, error: BaseException) -> None:
+        reason = str(error) or type(error).__name__
+        if not night.is_settled:
+            night = night.settled("failed", reason, self.at)
+            try:
+                self.ledgers.write(night)
+            except PipelineError as other:  # the store is away, or somebody took over: the ledger says what it said
+                night = night.model_copy(update={"warnings": (*night.warnings, f"ledger: {other}")})
+        self.tell("failure", night.model_copy(update={"reason": reason}))
+
+    def tell(self, event: str, night: Night) -> None:
+        self.world.tell(self.config.nightly, {"event": event, **self._facts(night)})
+
+    def _facts(self, night: Night) -> Result:
+        done, began = night.done, night.began or self.at
+        took = datetime.fromisoformat(night.ended or self.at) - datetime.fromisoformat(began)
+        return {
+            "name": night.name,
+            "date": night.date,
+            "state": night.state,
+            "reason": night.reason,
+            "at": self.at,
+            "seconds": took.total_seconds(),
+            "attempts": night.attempts,
+            "champion": done.get("promote", {}).get("champion", night.champion),
+            "version": done.get("export", {}).get("version"),
+            "metrics": done.get("evaluate", {}).get("metrics", {}),
+            "report": done.get("report", {}).get("uri"),
+            "warnings": list(night.warnings),
+        }
+
+    def result(self, night: Night, what: str) -> Result:
+        facts = self._facts(night)
+        version = "" if facts["version"] is None else f" {version_key(facts['version'])}"
+        report = f" -> {facts['report']}" if facts["report"] else ""
+        state = what if what == night.state else f"{what} ({night.state})"
+        lines = [f"night of {night.date}: {state}{version}: {night.reason}{report}"]
+        return {
+            **facts,
+            "uri": self.ledgers.store.location(f"{night.date}/state.json"),
+            "exit_code": GateNotPassed.exit_code if night.state == "held" else 0,
+            "summary": "\n".join([*lines, *(f"warning: {line}" for line in night.warnings)]),
+        }
