@@ -18,6 +18,7 @@ VERBS = {
     "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
     "merge": "finished samples folders -> one",
     "reproduce": "make one stored sample again and compare hashes",
+    "schedule": "keep a schedule in the foreground, or write it for systemd, cron, Kubernetes, KubeRay or Airflow",
     "demo": "all of the above on handwritten digits",
 }
 

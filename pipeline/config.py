@@ -1,7 +1,7 @@
 """The configuration of every verb: frozen models, each default exactly once.
 
 A `Config` is resolved from layers (`pipeline.config_sources`) and stored beside whatever it made.
-`digest` names the settings that decide a result; where things run (`ray`, `storage`) is not among them.
+`digest` names the settings that decide a result; where and when things run (`ray`, `storage`, `schedule`) is not.
 """
 
 import os
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.config_generation import ExploreConfig, GenerateConfig
 from pipeline.config_ingest import IngestConfig
+from pipeline.config_operations import ScheduleConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "IngestConfig",
     "ModelConfig",
     "RayConfig",
+    "ScheduleConfig",
     "Section",
     "StorageConfig",
     "TrainConfig",
@@ -235,6 +237,7 @@ class Config(Section):
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     explore: ExploreConfig = ExploreConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
     def _labels_are_there_to_drop(self) -> Self:
@@ -243,5 +246,5 @@ class Config(Section):
         return self
 
     def digest(self) -> str:
-        """sha256 (hex) of the settings that decide results: all but `ray` and `storage`."""
-        return digest_of(self.model_dump(mode="json", exclude={"ray", "storage"}))
+        """sha256 (hex) of the settings that decide results: all but when and where it runs."""
+        return digest_of(self.model_dump(mode="json", exclude={"ray", "storage", "schedule"}))
