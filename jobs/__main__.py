@@ -19,6 +19,7 @@ VERBS = {
     "merge": "finished samples folders -> one",
     "reproduce": "make one stored sample again and compare hashes",
     "schedule": "keep a schedule in the foreground, or write it for systemd, cron, Kubernetes, KubeRay or Airflow",
+    "doctor": "check cluster, store and working directory before work is given to them",
     "demo": "all of the above on handwritten digits",
 }
 

@@ -51,7 +51,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Verb:
-    """`run` returns the JSON object of `--json`; its `summary` entry, when there, is what a person reads."""
+    """`run` returns the JSON object of `--json`; its entries `summary` (what a person reads) and
+    `exit_code` (for a verb that did its work and found a fault) are optional."""
 
     name: str
     purpose: str
@@ -159,7 +160,7 @@ def execute(verb: Verb, argv: Sequence[str]) -> int:
         print(result["summary"])
     if parsed.json:
         print(json.dumps(result, sort_keys=True))
-    return 0
+    return int(result.get("exit_code", 0))
 
 
 def _fail(error: Exception) -> int:

@@ -12,7 +12,7 @@ FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py
 BASE = {
     *("section", "config", "config_generation", "config_ingest", "config_sources", "errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
-    *("forecast", "promotion", "cron", "config_operations"),
+    *("forecast", "promotion", "cron", "config_operations", "diagnosis"),
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
@@ -29,7 +29,7 @@ NO_TORCH = BASE
 STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching"),
-    *("fan_out", "ingest_phases", "preparing", "placing", "scheduler"),
+    *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300
