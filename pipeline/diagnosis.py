@@ -49,7 +49,8 @@ def versions(nodes: Sequence[Node]) -> Finding:
     if odd:
         return Finding("fail", "versions", f"{'; '.join(odd)}: install both sides with constraints.txt")
     found = ", ".join(f"{name} {version}" for name, version in mine.versions.items())
-    return Finding("ok", "versions", f"{found} on {len(nodes)} node{'s' if len(nodes) > 1 else ''}")
+    others = f", here and on {len(nodes) - 1} node{'s' if len(nodes) > 2 else ''}" if len(nodes) > 1 else ""
+    return Finding("ok", "versions", found + others)
 
 
 def devices(nodes: Sequence[Node], wanted: bool, may_grow: bool) -> Finding:

@@ -51,8 +51,9 @@ def of_cluster(config: Config) -> list[Finding]:
             with cluster(config.ray, 1):
                 nodes, url = survey.every_node(), survey.dashboard_url()
     except (PipelineError, RayError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return [Finding("fail", "cluster", first)]
+        first = (str(error).splitlines() or [type(error).__name__])[0].partition(" (--address")[0]
+        advice = "compare the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN, ~/.ray/auth_token), then Ray and Python"
+        return [Finding("fail", "cluster", f"{first}: {advice}")]
     answer = survey.status_without_token(url) if url else None
     return [
         diagnosis.versions(nodes),

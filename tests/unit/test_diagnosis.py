@@ -27,7 +27,7 @@ def test_one_other_version_on_one_node_is_named_with_both_sides(package_name):
 
 
 def test_equal_versions_and_a_node_that_cannot_be_asked():
-    says(versions([Node("here", SOUND), Node("10.0.0.2", SOUND)]), "ok", "ray 2.60.0", "2 nodes")
+    says(versions([Node("here", SOUND), Node("10.0.0.2", SOUND)]), "ok", "ray 2.60.0", "here and on 1 node")
     lost = Node("10.0.0.4", {}, error="ModuleNotFoundError: No module named 'pipeline'")
     says(versions([Node("here", SOUND), lost]), "fail", "10.0.0.4", "No module named 'pipeline'", "same image")
 
