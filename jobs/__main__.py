@@ -27,6 +27,8 @@ VERBS = {
     "rollback": "the champion before this one again",
     "models": "versions and promotions of a model, with reasons",
     "nightly": "one night: snapshot, train, compare, promote or hold",
+    "schedule": "keep a schedule in the foreground, or write it for systemd, cron, Kubernetes, KubeRay or Airflow",
+    "doctor": "check cluster, store and working directory before work is given to them",
     "demo": "all of the above on handwritten digits",
 }
 

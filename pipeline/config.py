@@ -1,7 +1,7 @@
 """The configuration of every verb: frozen models, each default exactly once.
 
 A `Config` is resolved from layers (`pipeline.config_sources`) and stored beside whatever it made.
-`digest` names the settings that decide a result; where things run (`ray`, `storage`) is not among them.
+`digest` names the settings that decide a result; where and when things run (`ray`, `storage`, `schedule`) is not.
 """
 
 import os
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfig
 from pipeline.config_ingest import IngestConfig
 from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
+from pipeline.config_operations import ScheduleConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "NightlyConfig",
     "RayConfig",
+    "ScheduleConfig",
     "Section",
     "StorageConfig",
     "SweepConfig",
@@ -229,8 +231,8 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-UNDECISIVE = ("ray", "storage", "gate", "nightly")
-"""Sections that decide no result: where things run, and what becomes of them."""
+UNDECISIVE = ("ray", "storage", "gate", "nightly", "schedule")
+"""Sections that decide no result: where and when things run, and what becomes of them."""
 
 
 class Config(Section):
@@ -248,6 +250,7 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
     gate: GateConfig = GateConfig()
     nightly: NightlyConfig = NightlyConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
     def _labels_are_there_to_drop(self) -> Self:

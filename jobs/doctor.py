@@ -1,0 +1,17 @@
+"""`ddpm doctor [--root URI] [--address A]`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.doctor import doctor
+
+    return doctor(call.config, call.arguments.root)
+
+
+VERB = Verb(
+    name="doctor",
+    purpose="One line a check of cluster, store and working directory: ok, warn or fail, and what to do.",
+    arguments=(Argument("--root", "storage root that jobs will use"),),
+    run=_run,
+)

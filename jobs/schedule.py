@@ -1,0 +1,26 @@
+"""`ddpm schedule run` and `ddpm schedule render --target T`"""
+
+from jobs.command import Argument, Call, Result, Verb
+from pipeline.errors import ConfigError
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.schedule import keep, render
+
+    if call.arguments.action == "render":
+        return render(call.config.schedule, call.arguments.target, call.arguments.out)
+    if call.arguments.action == "run":
+        return keep(call.config.schedule, dry_run=call.dry_run)
+    raise ConfigError(f"ddpm schedule {call.arguments.action}: must be run or render")
+
+
+VERB = Verb(
+    name="schedule",
+    purpose="Keep the `schedule` section here (run), or write it down for another program (render).",
+    arguments=(
+        Argument("action", "run or render", required=True, nargs="?"),
+        Argument("--target", "systemd, cron, k8s-cronjob, raycronjob or airflow (render)"),
+        Argument("--out", "local folder for the files (render; default: print them)"),
+    ),
+    run=_run,
+)
