@@ -135,7 +135,8 @@ def test_two_drivers_at_once(tmp_path, address, undisturbed):
     is_whole(store, undisturbed, earlier)
 
 
-@pytest.mark.parametrize("spare", [1, pytest.param(0, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("spare", [1, 0])
 def test_a_node_is_lost(spare, tmp_path, undisturbed):
     """Its shards are made by the nodes that are left, with room for its actor or without."""
     from ray.cluster_utils import Cluster

@@ -167,7 +167,8 @@ def test_torn_and_damaged_checkpoints_are_passed_over(uri, dataset, undisturbed_
     assert 80 in attempts(uri)
 
 
-@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("seconds", [10, 60])
 def test_the_store_is_away_for_a_while(seconds, s3_environment, s3_uri, tmp_path, undisturbed, monkeypatch):
     """Every connection is cut and none comes about: the run waits and goes on, and needs no restart for it."""
     server = s3_environment
@@ -231,6 +232,7 @@ def test_the_disk_is_full(tmp_path, dataset, undisturbed):
     assert finished(f"{tmp_path}/run") == undisturbed
 
 
+@pytest.mark.nightly
 def test_ctrl_c_is_no_success(tmp_path, dataset):
     words = training(tmp_path, dataset, f"{tmp_path}/run")
     store = resolve(f"{tmp_path}/run", StorageConfig())
@@ -244,6 +246,7 @@ def test_ctrl_c_is_no_success(tmp_path, dataset):
     assert committed_steps(store)[-1] < 120
 
 
+@pytest.mark.nightly
 def test_a_run_goes_back_to_a_step(tmp_path, dataset, undisturbed_run, undisturbed):
     """--from-step: later checkpoints go, and the same ones come again."""
     shutil.copytree(undisturbed_run, tmp_path / "run")

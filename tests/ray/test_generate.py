@@ -82,13 +82,13 @@ def test_the_result_and_what_is_at_rest(one_actor):
     assert log["rows"].to_pylist() == [16] * 5
 
 
-@pytest.mark.parametrize("kind", ["local", "s3"])
-def test_two_actors_make_the_same_samples_as_one(kind, request, model, one_actor, tmp_path):
+@pytest.mark.parametrize(("kind", "workers"), [("local", "1..2"), ("s3", "1..2"), ("local", 4)])
+def test_more_actors_make_the_same_samples_as_one(kind, workers, request, model, one_actor, tmp_path):
     root = request.getfixturevalue("s3_uri") if kind == "s3" else str(tmp_path)
     if kind == "s3":
         write_model(f"{root}/run", config())
         model = f"{root}/run"
-    result = generate(config(ray={"workers": "1..2"}), model, f"{root}/samples")
+    result = generate(config(ray={"workers": workers}), model, f"{root}/samples")
     assert hashes(result["uri"]) == hashes(one_actor["uri"])
     assert (result["digest"], result["plan"]) == (one_actor["digest"], one_actor["plan"])
     assert verify(config(), result["uri"])["counts"]["samples"] == 80

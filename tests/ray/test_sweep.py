@@ -54,6 +54,7 @@ def untimed(uri):
     return pq.read_table(f"{uri}/sweep.parquet").drop_columns(TIMED).to_pylist()
 
 
+@pytest.mark.nightly
 def test_a_sweep_again_and_killed_after_its_first_point(root, tmp_path, capsys):
     first = swept(tmp_path, root, f"{root}/whole", capsys)
     assert (first["state"], first["made"]) == ("swept", 4)

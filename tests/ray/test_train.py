@@ -113,6 +113,7 @@ def test_retention_keeps_the_newest(root):
     assert len([e for e in store.list("checkpoints/") if e.key.endswith(".safetensors")]) == 6
 
 
+@pytest.mark.nightly
 def test_on_s3_a_run_gives_the_same_batches(root, undisturbed, s3_uri):
     dataset = digits(s3_uri)
     result = train(config(ray={"workers": 2}), dataset, f"{s3_uri}/runs/w2")
@@ -161,6 +162,7 @@ def test_weights_that_blow_up_end_the_run_by_name_and_without_a_restart(root):
     assert not store.exists("_SUCCESS.json")
 
 
+@pytest.mark.nightly
 def test_split_weights_a_warm_start_and_two_averages(root, undisturbed):
     """fsdp on two workers, from the weights of another run; then on one worker from the same checkpoint."""
     sections = {
