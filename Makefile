@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: setup demo test check fmt bench mutants nightly clean
+.PHONY: setup demo demo-fashion test check fmt bench mutants nightly clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/ddpm demo
+
+# Debian's package dataset-fashion-mnist, or FASHION=a folder with the four files.
+FASHION ?= /usr/share/datasets/fashion-mnist
+demo-fashion: $(STAMP)
+	@test -d $(FASHION) || { echo "$(FASHION) is not there: apt-get install dataset-fashion-mnist, or FASHION=FOLDER"; exit 2; }
+	$(BIN)/ddpm demo --recipe fashion-mnist --source $(FASHION)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""`ddpm demo`: digits -> dataset -> run -> samples -> verified -> scored -> report.html"""
+"""`ddpm demo`: images -> dataset -> run -> samples -> verified -> scored -> report.html"""
 
 from pathlib import Path
 
@@ -14,11 +14,13 @@ def _run(call: Call) -> Result:
     from pipeline.stages.train import train
     from pipeline.stages.verify import verify
 
-    root, config = call.arguments.root or str(Path("demo-output").resolve()), call.config
-    dataset, run, samples = (f"{root}/{kind}/digits" for kind in ("datasets", "runs", "samples"))
+    given, config = call.arguments, call.config
+    root, source = given.root or str(Path("demo-output").resolve()), given.source or "digits"
+    name = source.rstrip("/").rpartition("/")[2]
+    dataset, run, samples = (f"{root}/{kind}/{name}" for kind in ("datasets", "runs", "samples"))
     results = {}
     with cluster(config.ray, config.ray.max_workers + 2):
-        results["ingest"] = ingest(config, "digits", dataset)
+        results["ingest"] = ingest(config, source, dataset)
         results["train"] = train(config, dataset, run)
         results["generate"] = generate(config, run, samples)
         results["verify"] = verify(config, samples)
@@ -31,7 +33,10 @@ def _run(call: Call) -> Result:
 VERB = Verb(
     name="demo",
     purpose="The whole line on 1,797 handwritten digits, in a few minutes on two CPU cores.",
-    arguments=(Argument("--root", "storage root (default: ./demo-output)"),),
+    arguments=(
+        Argument("--root", "storage root (default: ./demo-output)"),
+        Argument("--source", "other images, as for ddpm ingest; with --recipe or --config that suits them"),
+    ),
     run=_run,
     recipe="digits",
 )
