@@ -14,29 +14,27 @@ def _run(call: Call) -> Result:
     from pipeline.stages.train import train
     from pipeline.stages.verify import verify
 
-    given, config = call.arguments, call.config
-    root, source = given.root or str(Path("demo-output").resolve()), given.source or "digits"
-    name = source.rstrip("/").rpartition("/")[2]
-    dataset, run, samples = (f"{root}/{kind}/{name}" for kind in ("datasets", "runs", "samples"))
+    config, source = call.config, call.arguments.source or "digits"
+    root = call.arguments.root or str(Path("demo-output").resolve())
+    dataset, run, samples = (f"{root}/{kind}/{Path(source).name}" for kind in ("datasets", "runs", "samples"))
     results = {}
     with cluster(config.ray, config.ray.max_workers + 2):
         results["ingest"] = ingest(config, source, dataset)
         results["train"] = train(config, dataset, run)
         results["generate"] = generate(config, run, samples)
-        results["verify"] = verify(config, samples)
+        results["verify"] = proof = verify(config, samples)
         results["evaluate"] = evaluate(config, samples, dataset)
-        results["report"] = report(config, [run, samples], verified=results["verify"]["summary"])
-    lines = [result["summary"] for result in results.values()]
-    return {**results, "summary": "\n".join(["", *lines])}
+        results["report"] = report(config, [run, samples], verified=proof["summary"])
+    return {**results, "summary": "\n".join(["", *(result["summary"] for result in results.values())])}
 
 
 VERB = Verb(
     name="demo",
     purpose="The whole line on 1,797 handwritten digits, in a few minutes on two CPU cores.",
+    recipe="digits",
+    run=_run,
     arguments=(
         Argument("--root", "storage root (default: ./demo-output)"),
-        Argument("--source", "other images, as for ddpm ingest; with --recipe or --config that suits them"),
+        Argument("--source", "other images, as for ddpm ingest (with a --recipe for them)"),
     ),
-    run=_run,
-    recipe="digits",
 )
