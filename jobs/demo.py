@@ -22,19 +22,19 @@ def _run(call: Call) -> Result:
         results["ingest"] = ingest(config, source, dataset)
         results["train"] = train(config, dataset, run)
         results["generate"] = generate(config, run, samples)
-        results["verify"] = proof = verify(config, samples)
+        results["verify"] = verify(config, samples)
         results["evaluate"] = evaluate(config, samples, dataset)
-        results["report"] = report(config, [run, samples], verified=proof["summary"])
+        results["report"] = report(config, [run, samples], verified=results["verify"]["summary"])
     return {**results, "summary": "\n".join(["", *(result["summary"] for result in results.values())])}
 
 
 VERB = Verb(
     name="demo",
     purpose="The whole line on 1,797 handwritten digits, in a few minutes on two CPU cores.",
-    recipe="digits",
-    run=_run,
     arguments=(
         Argument("--root", "storage root (default: ./demo-output)"),
         Argument("--source", "other images, as for ddpm ingest (with a --recipe for them)"),
     ),
+    run=_run,
+    recipe="digits",
 )

@@ -50,7 +50,8 @@ def test_it_takes_a_training_step(name):
     trainer = Trainer(config, size, channels, torch.device("cpu"))
     before = trainer.model.conv_out.weight.detach().clone()
     x_0 = torch.linspace(-1, 1, channels * size * size).reshape(1, channels, size, size)
-    result = trainer.step([MicroBatch(x_0, torch.tensor([7]), None, epoch=0)])
+    label = torch.tensor([3]) if config.model.num_classes else None
+    result = trainer.step([MicroBatch(x_0, torch.tensor([7]), label, epoch=0)])
     assert torch.isfinite(result.loss)
     assert result.grad_norm > 0
     assert not torch.equal(trainer.model.conv_out.weight, before)
