@@ -9,7 +9,7 @@ import ray
 from ray.data import DataContext
 
 from pipeline.config import RayConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 
 __all__ = ["cluster"]
 
@@ -23,7 +23,7 @@ def cluster(config: RayConfig, num_cpus: int) -> Iterator[None]:
     """A connection for the time of one stage; joins the one that is there.
 
     num_cpus: logical CPUs that the stage needs at least, for a local cluster of its own.
-    Raises ConfigError when the address answers nothing.
+    Raises ConfigError when the address answers nothing, PipelineError when a local cluster does not come up.
     """
     joined = ray.is_initialized()
     if not joined:
@@ -52,6 +52,13 @@ def _start(config: RayConfig, num_cpus: int) -> None:
     except (ConnectionError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no Ray cluster at {config.address!r}: {first} (--address local starts one)") from error
+    except Exception as error:
+        if type(error) is not Exception or "timed out during startup" not in str(error):
+            raise
+        raise PipelineError(
+            "a local Ray cluster did not start within Ray's 30 seconds: the machine is too busy, or short of memory "
+            "(free some, and run the same command again)"
+        ) from error
 
 
 def _quieten() -> None:
