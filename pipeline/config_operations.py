@@ -65,7 +65,7 @@ def _check_address(value: str | None) -> str | None:
     if value is None:
         return None
     url = (value if "://" in value else f"http://{value}").rstrip("/")
-    if not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", url):
+    if value in ("auto", "local") or not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", url):
         raise ValueError("must be the URL of the head's dashboard, such as http://127.0.0.1:8265")
     return url
 

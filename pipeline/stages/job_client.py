@@ -170,5 +170,5 @@ def _named(address: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """One line: of a traceback that the cluster sent, its last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
     return lines[-1] if "Traceback" in str(error) and lines else first_line(str(error))
