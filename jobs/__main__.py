@@ -28,6 +28,7 @@ VERBS = {
     "models": "versions and promotions of a model, with reasons",
     "nightly": "one night: snapshot, train, compare, promote or hold",
     "schedule": "keep a schedule in the foreground, or write it for systemd, cron, Kubernetes, KubeRay or Airflow",
+    "submit": "any of these as a job of a Ray cluster: sent once, followed to its exit code",
     "doctor": "check cluster, store and working directory before work is given to them",
     "demo": "all of the above on handwritten digits",
 }
@@ -39,6 +40,12 @@ def usage() -> str:
     return "\n".join(["usage: ddpm VERB [flags]   (ddpm VERB --help lists the flags)", "", *lines])
 
 
+def unknown(word: str) -> str:
+    """What to say of a word that is no verb."""
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    return f"unknown verb {word!r}{f': did you mean {close[0]}?' if close else ''}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the result is the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -46,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if words[0] not in VERBS:
-        close = difflib.get_close_matches(words[0], VERBS, n=1)
-        hint = f": did you mean {close[0]}?" if close else ""
-        print(f"error: unknown verb {words[0]!r}{hint}\n{usage()}", file=sys.stderr)
+        print(f"error: {unknown(words[0])}\n{usage()}", file=sys.stderr)
         return 2
     return execute(importlib.import_module(f"jobs.{words[0]}").VERB, words[1:])
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from pipeline.config import Config
 from pipeline.config_sources import (
     Layer,
@@ -22,8 +24,9 @@ from pipeline.config_sources import (
     yaml_layer,
 )
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.submission import Job
 
-__all__ = ["Argument", "Call", "Verb", "execute"]
+__all__ = ["Argument", "Call", "Verb", "as_job", "execute"]
 
 Result = dict[str, Any]
 
@@ -38,6 +41,7 @@ class Argument:
     required: bool = False
     nargs: str | None = None
     kind: type = str
+    switch: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Call:
     config: Config
     arguments: argparse.Namespace
     dry_run: bool
+    rest: tuple[str, ...] = ()
+    """Of a verb that passes words on: the other verb and its words, with the settings written before it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Verb:
     arguments: tuple[Argument, ...]
     run: Callable[[Call], Result]
     recipe: str | None = None
+    passes_on: bool = False
+    """Its first plain word is another verb, and what follows is that one's."""
 
 
 COMMON = (
@@ -95,11 +103,28 @@ def split_dotted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return dotted, plain
 
 
+def _cut(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Own words, and those of the verb that is the first plain word, which gets the settings before it as well."""
+    own: list[str] = []
+    settings: list[str] = []
+    words = list(argv)
+    while words and words[0].startswith("-"):
+        name, equals, _ = words[0].partition("=")
+        action = parser._option_string_actions.get(name)
+        has_value = not equals and ("." in name or (action is not None and action.nargs != 0))
+        taken, words = words[: 1 + has_value], words[1 + has_value :]
+        own += taken
+        settings += taken if "." in name or name in ("--config", "--recipe", "--workers") else []
+    return own, (*words[:1], *settings, *words[1:])
+
+
 def _parser(verb: Verb) -> _Parser:
     parser = _Parser(f"ddpm {verb.name}", description=verb.purpose, allow_abbrev=False, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this and every dotted flag")
     for argument in (*verb.arguments, *COMMON):
-        if argument.flag.startswith("-"):
+        if argument.switch:
+            parser.add_argument(argument.flag, help=argument.help, action="store_true")
+        elif argument.flag.startswith("-"):
             parser.add_argument(argument.flag, help=argument.help, metavar="X", type=argument.kind)
         else:
             parser.add_argument(argument.flag, help=argument.help, nargs=argument.nargs)
@@ -138,11 +163,30 @@ def _require(verb: Verb, parsed: argparse.Namespace) -> None:
         raise ConfigError(f"ddpm {verb.name} needs {' and '.join(missing)} (--help lists every flag)")
 
 
+def as_job(verb: Verb, words: Sequence[str]) -> Job:
+    """The command line of a verb for another machine, checked as it would be here; its files become contents."""
+    dotted, plain = split_dotted(words)
+    parsed = _parser(verb).parse_args(plain)
+    config = _resolve(verb, parsed, dotted)
+    _require(verb, parsed)
+    if parsed.address not in (None, "auto"):
+        raise ConfigError("a job runs where it is sent: --address after the verb must be left out")
+    files = {f"{number}-{Path(file).name}": Path(file).read_bytes() for number, file in enumerate(parsed.config)}
+    if environment := environment_layer().values:
+        files[f"{len(files)}-environment.yaml"] = yaml.safe_dump(environment).encode()
+    naming = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    naming.add_argument("--config", action="append")
+    names = [a.flag.lstrip("-").replace("-", "_") for a in verb.arguments if a.path is None]
+    arguments = {name: getattr(parsed, name) for name in [*names, "dry_run"]}
+    return Job(verb.name, tuple(naming.parse_known_args(list(words))[1]), config, arguments, files)
+
+
 def execute(verb: Verb, argv: Sequence[str]) -> int:
     """Run a verb from its command line; returns the exit code and never raises."""
     try:
         parser = _parser(verb)
-        dotted, plain = split_dotted(argv)
+        own, rest = _cut(parser, argv) if verb.passes_on else (argv, ())
+        dotted, plain = split_dotted(own)
         parsed = parser.parse_args(plain)
         if parsed.help:
             print(parser.format_help(), flags_help(f"ddpm {verb.name}"), sep="\n")
@@ -152,7 +196,7 @@ def execute(verb: Verb, argv: Sequence[str]) -> int:
             print(to_yaml(config), end="")
             return 0
         _require(verb, parsed)
-        result = verb.run(Call(config, parsed, parsed.dry_run))
+        result = verb.run(Call(config, parsed, parsed.dry_run, rest))
     except KeyboardInterrupt:
         print("interrupted: the same command continues where this one stopped", file=sys.stderr)
         return 130

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfig
 from pipeline.config_ingest import IngestConfig
 from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
-from pipeline.config_operations import ScheduleConfig
+from pipeline.config_operations import ScheduleConfig, SubmitConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "ScheduleConfig",
     "Section",
     "StorageConfig",
+    "SubmitConfig",
     "SweepConfig",
     "TrainConfig",
     "digest_of",
@@ -231,7 +232,7 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-UNDECISIVE = ("ray", "storage", "gate", "nightly", "schedule")
+UNDECISIVE = ("ray", "storage", "gate", "nightly", "schedule", "submit")
 """Sections that decide no result: where and when things run, and what becomes of them."""
 
 
@@ -251,6 +252,7 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     nightly: NightlyConfig = NightlyConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    submit: SubmitConfig = SubmitConfig()
 
     @model_validator(mode="after")
     def _labels_are_there_to_drop(self) -> Self:

@@ -1,5 +1,6 @@
-"""Settings of what runs without a person: when, and which command."""
+"""Settings of what runs without a person, or on another machine: when, which command, with what."""
 
+import re
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -8,7 +9,7 @@ from pydantic import AfterValidator, Field
 from pipeline.cron import Cron
 from pipeline.section import Section
 
-__all__ = ["DATE", "ScheduleConfig"]
+__all__ = ["CREDENTIAL_NAME", "DATE", "ScheduleConfig", "SubmitConfig"]
 
 DATE = "{date}"
 """In a command: the calendar day, in the schedule's zone, of the run that is due."""
@@ -47,3 +48,41 @@ class ScheduleConfig(Section):
         "deploy/kuberay/rayjob.yaml", description="RayJob manifest that Kubernetes targets start, with `command` in it"
     )
     kubectl_image: str = Field("registry.k8s.io/kubectl:v1.34.1", description="what the k8s-cronjob target runs")
+
+
+CREDENTIAL_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
+"""Variables whose value is a secret."""
+
+
+def _check_environment(value: dict[str, str]) -> dict[str, str]:
+    bad = [name for name in value if CREDENTIAL_NAME.search(name)]
+    if bad:
+        raise ValueError(f"{', '.join(bad)}: credentials are not sent, the cluster has its own")
+    return value
+
+
+def _check_address(value: str | None) -> str | None:
+    if value is None:
+        return None
+    url = (value if "://" in value else f"http://{value}").rstrip("/")
+    if value in ("auto", "local") or not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", url):
+        raise ValueError("must be the URL of the head's dashboard, such as http://127.0.0.1:8265")
+    return url
+
+
+class SubmitConfig(Section):
+    """What `ddpm submit` gives a job beside its command line."""
+
+    address: Annotated[str | None, AfterValidator(_check_address)] = Field(
+        None, description="URL of the dashboard (default: $RAY_API_SERVER_ADDRESS, http://127.0.0.1:8265)"
+    )
+    num_cpus: float = Field(0, ge=0, description="CPUs reserved for the driver; with none of these four it is the head")
+    num_gpus: float = Field(0, ge=0, description="GPUs reserved for the driver, beside those of its workers")
+    memory: int = Field(0, ge=0, description="bytes reserved for the driver")
+    resources: dict[str, float] = Field({}, description="custom resources reserved for the driver, by name")
+    pip: tuple[str, ...] = Field((), description="requirements installed on the cluster for this job alone")
+    env_vars: Annotated[dict[str, str], AfterValidator(_check_environment)] = Field(
+        {}, description="environment variables of the job; credentials are refused"
+    )
+    include: tuple[str, ...] = Field((), description="files and folders below this folder that the job reads")
+    stop_seconds: int = Field(60, ge=1, description="what a job that is stopped has for its last checkpoint")

@@ -13,7 +13,7 @@ BASE = {
     *("section", "config", "config_generation", "config_ingest", "config_nightly", "config_sources"),
     *("errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
-    *("forecast", "promotion", "nights", "cron", "config_operations", "diagnosis"),
+    *("forecast", "promotion", "nights", "cron", "config_operations", "diagnosis", "submission"),
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
@@ -31,6 +31,7 @@ STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
+    *("job_client", "job_log", "job_package"),
     *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""

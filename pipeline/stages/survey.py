@@ -1,14 +1,12 @@
 """What the nodes of a cluster say of themselves, what its dashboard answers, and what Ray would pack."""
 
 import importlib.metadata
-import logging
 import platform
 import re
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import __version__
 from pipeline.diagnosis import Node
+from pipeline.stages.job_package import UPLOAD_LIMIT, packed_files
 
 __all__ = ["answers", "dashboard_url", "every_node", "package_sizes", "status_without_token", "this_node"]
 
@@ -94,32 +93,15 @@ def status_without_token(url: str) -> int | None:
         return None
 
 
-class _Enough(Exception):
-    pass
-
-
 def package_sizes(folder: Path, excludes: Sequence[str] = ()) -> tuple[dict[str, int], int]:
-    """Bytes that Ray would pack of `folder`, by first part of the path, and the most that Ray takes.
+    """Bytes that Ray would pack of `folder`, by first part of the path, and the most that its dashboard takes.
 
     Counting ends above that: a home folder is not walked to its end.
     """
-    # Private, but the only way to know what Ray will pack; a test compares it with Ray's archive.
-    from ray._private.ray_constants import get_runtime_env_default_excludes
-    from ray._private.runtime_env import packaging
-
-    limit = int(packaging.GCS_STORAGE_MAX_SIZE)
     sizes: dict[str, int] = {}
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            top = path.relative_to(folder).parts[0]
-            sizes[top] = sizes.get(top, 0) + path.stat().st_size
-            if sum(sizes.values()) >= limit:
-                raise _Enough
-
-    quiet = logging.getLogger(__name__)
-    quiet.setLevel(logging.CRITICAL)  # Ray names every ignore file that it meets
-    ignored = [packaging._get_excludes(folder, [*get_runtime_env_default_excludes(), *excludes])]
-    with suppress(_Enough):
-        packaging._dir_travel(folder, ignored, add, include_gitignore=True, logger=quiet)
-    return sizes, limit
+    for path in packed_files(folder, excludes=excludes):
+        top = path.relative_to(folder).parts[0]
+        sizes[top] = sizes.get(top, 0) + path.stat().st_size
+        if sum(sizes.values()) >= UPLOAD_LIMIT:
+            break
+    return sizes, UPLOAD_LIMIT

@@ -48,11 +48,11 @@ def test_what_is_counted_is_what_ray_packs(folder, tmp_path):
     packed = sum(info.file_size for info in zipfile.ZipFile(archive).infolist())
     assert sum(sizes.values()) == packed
     assert sizes["data"] == 5000
-    assert limit == 512 * 2**20
+    assert limit == 100 * 2**20
 
 
 def test_a_folder_that_is_too_large_fails_without_being_read_to_its_end(folder, capsys, monkeypatch):
-    monkeypatch.setattr("ray._private.runtime_env.packaging.GCS_STORAGE_MAX_SIZE", 1000)
+    monkeypatch.setattr(survey, "UPLOAD_LIMIT", 1000)
     assert main(["doctor"]) == 1
     assert "fail  working_dir" in capsys.readouterr().out
 
