@@ -30,7 +30,7 @@ ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
-    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points", "neighbouring"),
+    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points", "neighbouring", "memorised"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
     *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
 }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.engine.images import decode_pixels, encode_png, grid
 from pipeline.errors import DataError
 from pipeline.manifests import FileEntry, Marker, ShardEntry
-from pipeline.metrics.features import Classifier
+from pipeline.metrics.features import Extractor
 from pipeline.metrics.memorisation import Space
 from pipeline.metrics.nearest import Nearest, add_rows
 from pipeline.schema import STATUS_OK
@@ -129,23 +129,23 @@ def chunks_of(shards: Sequence[ShardEntry], workers: int, chunk_rows: int = CHUN
 
 def load_queries(search: Search, group: Sequence[Slice]) -> tuple[NDArray[np.int64], Queries]:
     """A task: ids int64 [Q] of one group, and what is searched for."""
-    job, classifier = search.job, _extractor(search)
+    job, extractor = search.job, _extractor(search)
     rows = sum(piece.count for piece in group)
     ids, pixels = np.empty(rows, np.int64), np.empty((rows, int(np.prod(job.shape))), np.uint8)
-    features = np.empty((rows, classifier.feature_dim), np.float32)
+    features = np.empty((rows, extractor.feature_dim), np.float32)
     start = 0
     for piece in group:
         for block_ids, images in _blocks(_usable(job, piece), job.shape):
             here = slice(start, start + len(images))
             ids[here], pixels[here] = block_ids, images.reshape(len(images), -1)
-            features[here] = classifier.features(images)
+            features[here] = extractor.features(images)
             start += len(images)
     return ids, Queries(pixels, features)
 
 
 def search_chunk(search: Search, queries: Queries, chunk: Sequence[ShardEntry]) -> tuple[Found, int]:
     """A task: the nearest images of some training shards, by space; and how many images these shards have."""
-    job, classifier = search.job, _extractor(search)
+    job, extractor = search.job, _extractor(search)
     pixel = feature = Nearest.none(len(queries.pixels), search.k)
     seen = 0
     for shard in chunk:
@@ -153,7 +153,7 @@ def search_chunk(search: Search, queries: Queries, chunk: Sequence[ShardEntry]) 
         for ids, images in _blocks(table, job.shape):
             for shown in (images, np.ascontiguousarray(images[:, :, ::-1])) if search.flips else (images,):
                 pixel = add_rows(pixel, queries.pixels, shown.reshape(len(shown), -1), ids)
-                feature = add_rows(feature, queries.features, classifier.features(shown), ids)
+                feature = add_rows(feature, queries.features, extractor.features(shown), ids)
             seen += len(ids)
     return {"pixel": pixel, "feature": feature}, seen
 
@@ -186,7 +186,7 @@ def _images(job: Job, wanted: dict[Any, set[int]], store: Store) -> dict[int, Pi
 
 
 @lru_cache(maxsize=1)
-def _loaded(dataset: Store, extractor_id: str, weights_sha256: str) -> Classifier:
+def _loaded(dataset: Store, extractor_id: str, weights_sha256: str) -> Extractor:
     """Once a process."""
     found = read_extractor(dataset, extractor_id)
     if found is None or found[0].weights_sha256 != weights_sha256:
@@ -194,7 +194,7 @@ def _loaded(dataset: Store, extractor_id: str, weights_sha256: str) -> Classifie
     return found[1]
 
 
-def _extractor(search: Search) -> Classifier:
+def _extractor(search: Search) -> Extractor:
     return _loaded(search.job.dataset, search.job.extractor_id, search.weights_sha256)
 
 

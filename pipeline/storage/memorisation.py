@@ -80,7 +80,7 @@ class Memorisation(Section):
     weights_sha256: str
     preprocessing: str
     feature_dim: int
-    heldout_accuracy: float
+    heldout_accuracy: float | None
     warnings: tuple[str, ...]
     spaces: tuple[SpaceResult, ...]
     pairs: tuple[Pair, ...]
