@@ -120,7 +120,8 @@ def test_planted_copies_are_found_first_and_unseen_images_are_not_flagged(world:
     assert {i for i, row in nearest.items() if row["near_copy"]} == set(planted)
     assert [nearest[i]["distance"] for i in EXACT] == [0.0, 0.0]
     assert result["exact_copies"] == len(EXACT)
-    assert [pair.sample_id for pair in stored.pairs if pair.space == "pixel"][: len(planted)] == [*EXACT, *sorted(NEAR)]
+    closest = [pair.sample_id for pair in stored.pairs if pair.space == "pixel"]
+    assert (closest[:2], set(closest[2:4])) == (list(EXACT), set(NEAR))
     feature = {row["sample_id"]: row for row in _rows(world.samples, stored, "feature") if row["rank"] == 1}
     assert {i: feature[i]["train_id"] for i in EXACT} == EXACT
     assert all(feature[i]["near_copy"] for i in EXACT)
