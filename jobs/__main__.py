@@ -17,6 +17,7 @@ VERBS = {
     "generate": "model -> samples, each exactly once; the same command finishes what is missing",
     "export": "checkpoint -> a diffusers folder",
     "evaluate": "samples + dataset -> Frechet distance between its floor and ceilings",
+    "memorisation": "samples + dataset -> near-copies of training images, the closest pairs side by side",
     "report": "runs and samples -> one self-contained HTML page",
     "verify": "prove a dataset, checkpoint or samples folder from the store alone",
     "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
@@ -36,7 +37,7 @@ VERBS = {
 
 def usage() -> str:
     """The list of verbs."""
-    lines = [f"  {name:<10}{purpose}" for name, purpose in VERBS.items()]
+    lines = [f"  {name:<13}{purpose}" for name, purpose in VERBS.items()]
     return "\n".join(["usage: ddpm VERB [flags]   (ddpm VERB --help lists the flags)", "", *lines])
 
 

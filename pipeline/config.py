@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfig
 from pipeline.config_ingest import IngestConfig
+from pipeline.config_memorisation import MemorisationConfig
 from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
 from pipeline.config_operations import ScheduleConfig, SubmitConfig
 from pipeline.section import Section, digest_of
@@ -27,6 +28,7 @@ __all__ = [
     "GenerateConfig",
     "HookConfig",
     "IngestConfig",
+    "MemorisationConfig",
     "ModelConfig",
     "NightlyConfig",
     "RayConfig",
@@ -232,7 +234,7 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-UNDECISIVE = ("ray", "storage", "gate", "nightly", "schedule", "submit")
+UNDECISIVE = ("ray", "storage", "memorisation", "gate", "nightly", "schedule", "submit")
 """Sections that decide no result: where and when things run, and what becomes of them."""
 
 
@@ -247,6 +249,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     generate: GenerateConfig = GenerateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    memorisation: MemorisationConfig = MemorisationConfig()
     explore: ExploreConfig = ExploreConfig()
     sweep: SweepConfig = SweepConfig()
     gate: GateConfig = GateConfig()

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {
     *("section", "config", "config_generation", "config_ingest", "config_nightly", "config_sources"),
+    "config_memorisation",
     *("errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
     *("forecast", "promotion", "nights", "cron", "config_operations", "diagnosis", "submission"),
@@ -29,7 +30,7 @@ ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
-    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points"),
+    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points", "neighbouring", "memorised"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
     *("job_client", "job_log", "job_package"),
     *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),

@@ -15,14 +15,18 @@ TASKS_A_CPU = 2
 RETRIES = 3
 
 
-def fan_out(function: Callable[..., T], shared: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+def fan_out(
+    function: Callable[..., T], shared: Any, calls: Iterable[tuple[Any, ...]], at_a_time: int | None = None
+) -> Iterator[T]:
     """Results of function(shared, *call) for every call, in the order in which they end.
 
     A task whose process dies or whose store is away is started again, so it must be one that may be repeated.
     `shared` travels to a node once. What a task raises is raised here; the tasks under way are then cancelled.
+    at_a_time: tasks under way, by default two a CPU of the cluster.
     """
     task = ray.remote(max_retries=RETRIES, retry_exceptions=[Transient])(function)
-    common, at_a_time = ray.put(shared), TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    common = ray.put(shared)
+    at_a_time = at_a_time or TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[ray.ObjectRef] = []
     try:
         for call in calls:

@@ -24,6 +24,7 @@ from pipeline.report.curves import generation_rates, training_charts, training_r
 from pipeline.report.judging import metric_rows, verdict
 from pipeline.report.page import render
 from pipeline.schema import STATUS_OK
+from pipeline.stages.memorised import memorised
 from pipeline.storage.checkpoints import latest_checkpoint, read_success
 from pipeline.storage.evaluations import Evaluation, read_evaluations
 from pipeline.storage.metrics import read_metrics
@@ -218,11 +219,12 @@ def _samples(store: Store, name: str) -> Part:
     if evaluations:
         e = evaluations[0]
         facts.append(Fact("Extractor", f"{e.extractor}, {e.heldout_accuracy:.1%} right on held-out images"))
+    about_copies, closest_pairs = memorised(store, sealed.plan)
     return Part(
         name=name,
         what="samples",
-        facts=tuple(facts),
-        samples=tuple(_sheet(_sample_images(store, sealed, plan), plan.image_size, f"samples of {name}")),
+        facts=(*facts, *about_copies),
+        samples=(*_sheet(_sample_images(store, sealed, plan), plan.image_size, f"samples of {name}"), *closest_pairs),
         throughput=_rates(store, name),
         evaluations=tuple(evaluations),
         config_yaml=_yaml(f"plan of samples {name}", plan),

@@ -1,0 +1,21 @@
+"""`ddpm memorisation --samples URI --dataset URI`"""
+
+from jobs.command import Argument, Call, Result, Verb
+
+
+def _run(call: Call) -> Result:
+    from pipeline.stages.memorisation import memorisation
+
+    return memorisation(call.config, call.arguments.samples, call.arguments.dataset, dry_run=call.dry_run)
+
+
+VERB = Verb(
+    name="memorisation",
+    purpose="Look samples up in the training split: near-copies, beside those among held-out real images.",
+    arguments=(
+        Argument("--samples", "URI of samples made by ddpm generate", required=True),
+        Argument("--dataset", "URI of the dataset that the model was trained on", required=True),
+        Argument("--num-samples", "samples looked up, in order of id (default 10000)", path="memorisation.num_samples"),
+    ),
+    run=_run,
+)
