@@ -134,16 +134,22 @@ class Verification:
 
 @dataclass(frozen=True)
 class Report:
+    """`leading` tables stand before the pictures, `tables` after the charts; others in the section of their name."""
+
     title: str
     subtitle: str = ""
     verdict: Verdict | None = None
     facts: tuple[Fact, ...] = ()
+    leading: tuple[Table, ...] = ()
     samples: tuple[Picture, ...] = ()
+    neighbours: tuple[Picture, ...] = ()
     metrics: tuple[MetricRow, ...] = ()
     charts: tuple[Chart, ...] = ()
     charts_title: str = "Training"
     tables: tuple[Table, ...] = ()
     grids: tuple[Picture, ...] = ()
     throughput: tuple[ThroughputRow, ...] = ()
+    running: tuple[Table, ...] = ()
     verification: Verification | None = None
+    settings: tuple[Table, ...] = ()
     config_yaml: str = ""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from drawn import points
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -192,12 +193,6 @@ def make_dataset(store: Store) -> None:
 
 def pictures(html: str) -> list[bytes]:
     return [base64.b64decode(data, validate=True) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', html)]
-
-
-def points(html: str, title: str) -> list[int]:
-    """How many points each curve of a chart draws, without the zero-length start of each pen stroke."""
-    svg = re.search(rf'<svg[^>]*aria-label="{re.escape(title)}\..*?</svg>', html, re.DOTALL)[0]
-    return [len(re.findall(r"[ML]", d)) for d in re.findall(r'<path[^>]* d="([^"]+)"', svg)]
 
 
 def described(html: str, title: str) -> str:
