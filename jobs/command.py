@@ -30,7 +30,10 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Argument:
-    """A flag of one verb. With `path` it is a short name of that dotted setting, else an argument of the job."""
+    """A flag of one verb. With `path` it is a short name of that dotted setting, else an argument of the job.
+
+    nargs: as argparse's; switch: true when it is there, and takes no value.
+    """
 
     flag: str
     help: str
@@ -38,6 +41,7 @@ class Argument:
     required: bool = False
     nargs: str | None = None
     kind: type = str
+    switch: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,12 @@ def _parser(verb: Verb) -> _Parser:
     parser = _Parser(f"ddpm {verb.name}", description=verb.purpose, allow_abbrev=False, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this and every dotted flag")
     for argument in (*verb.arguments, *COMMON):
-        if argument.flag.startswith("-"):
-            parser.add_argument(argument.flag, help=argument.help, metavar="X", type=argument.kind)
+        if argument.switch:
+            parser.add_argument(argument.flag, help=argument.help, action="store_true")
+        elif argument.flag.startswith("-"):
+            parser.add_argument(
+                argument.flag, help=argument.help, metavar="X", type=argument.kind, nargs=argument.nargs
+            )
         else:
             parser.add_argument(argument.flag, help=argument.help, nargs=argument.nargs)
     parser.add_argument("--recipe", help="a complete named run from jobs/recipes", metavar="NAME")
