@@ -125,11 +125,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of checking the artefacts against their manifests."""
+    """Result of checking the artefacts against their manifests. checks: what was counted; findings: what is wrong."""
 
     ok: bool
     text: str
     checks: tuple[Fact, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

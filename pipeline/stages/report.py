@@ -106,9 +106,9 @@ def _verified(config: Config, stores: Sequence[Store]) -> Verification:
     ]
     wrong = sum(one.total_findings for one in found)
     checks = [Fact(f"{one.kind} {one.uri.rsplit('/', 1)[-1]}", _counted(one.counts)) for one in found]
-    findings = [Fact("Contradiction", text) for one in found for text in one.findings][:_MOST_FINDINGS]
+    findings = [text for one in found for text in one.findings][:_MOST_FINDINGS]
     text = f"{wrong:,} contradictions with the manifests." if wrong else "Nothing contradicts the manifests."
-    return Verification(not wrong, text, (*checks, *findings))
+    return Verification(not wrong, text, tuple(checks), tuple(findings))
 
 
 def _counted(counts: dict[str, int]) -> str:
