@@ -33,7 +33,10 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Argument:
-    """A flag of one verb. With `path` it is a short name of that dotted setting, else an argument of the job."""
+    """A flag of one verb. With `path` it is a short name of that dotted setting, else an argument of the job.
+
+    nargs: as argparse's; switch: true when it is there, and takes no value.
+    """
 
     flag: str
     help: str
@@ -125,7 +128,9 @@ def _parser(verb: Verb) -> _Parser:
         if argument.switch:
             parser.add_argument(argument.flag, help=argument.help, action="store_true")
         elif argument.flag.startswith("-"):
-            parser.add_argument(argument.flag, help=argument.help, metavar="X", type=argument.kind)
+            parser.add_argument(
+                argument.flag, help=argument.help, metavar="X", type=argument.kind, nargs=argument.nargs
+            )
         else:
             parser.add_argument(argument.flag, help=argument.help, nargs=argument.nargs)
     parser.add_argument("--recipe", help="a complete named run from jobs/recipes", metavar="NAME")

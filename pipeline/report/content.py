@@ -125,25 +125,32 @@ class Table:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of checking the artefacts against their manifests."""
+    """Result of checking the artefacts against their manifests. checks: what was counted; findings: what is wrong."""
 
     ok: bool
     text: str
     checks: tuple[Fact, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
+    """`leading` tables stand before the pictures, `tables` after the charts; others in the section of their name."""
+
     title: str
     subtitle: str = ""
     verdict: Verdict | None = None
     facts: tuple[Fact, ...] = ()
+    leading: tuple[Table, ...] = ()
     samples: tuple[Picture, ...] = ()
+    neighbours: tuple[Picture, ...] = ()
     metrics: tuple[MetricRow, ...] = ()
     charts: tuple[Chart, ...] = ()
     charts_title: str = "Training"
     tables: tuple[Table, ...] = ()
     grids: tuple[Picture, ...] = ()
     throughput: tuple[ThroughputRow, ...] = ()
+    running: tuple[Table, ...] = ()
     verification: Verification | None = None
+    settings: tuple[Table, ...] = ()
     config_yaml: str = ""

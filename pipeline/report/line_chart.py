@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -13,9 +13,11 @@ from pipeline.report.svg import WIDTH, Axis, add, axis_around, canvas, stroke, w
 
 __all__ = ["line_chart", "looks"]
 
+ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 _HEIGHT: Final = 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 10, 36
-_MOST_BANDS: Final = 120
+_MOST_BANDS, _MOST_MARKS = 120, 600  # columns of values, and values in all of them together
+_MOST_TOLD, _LONGEST_TOLD = 13, 30  # lines of a column's values, and characters of a line
 
 
 def _drawable(series: Series, log: bool) -> Series:
@@ -114,7 +116,8 @@ def _draw_dots(svg: Element, series: Series, x_axis: Axis, y_axis: Axis, colour:
 def _draw_bands(svg: Element, shown: list[Series], x_axis: Axis, y_axis: Axis, chart: Chart) -> None:
     """Invisible columns over the plot: the one under the pointer shows its points and tells their values."""
     places = sorted({x for series in shown for x in series.x})
-    places = places[:: math.ceil(len(places) / _MOST_BANDS)]
+    most = max(20, min(_MOST_BANDS, _MOST_MARKS // len(shown)))
+    places = places[:: math.ceil(len(places) / most)]
     xs = [x_axis.at(place) for place in places]
     edges = [float(_LEFT), *((a + b) / 2 for a, b in pairwise(xs)), float(WIDTH - _RIGHT)]
     for place, x, (left, right) in zip(places, xs, pairwise(edges), strict=True):
@@ -127,8 +130,22 @@ def _draw_bands(svg: Element, shown: list[Series], x_axis: Axis, y_axis: Axis, c
             value = math.nan if near is None else series.y[near]
             if near is not None and not math.isnan(value):
                 add(band, "circle", class_=look, r=3, cx=x_axis.at(series.x[near]), cy=y_axis.at(value))
-                lines.append(f"{series.label}: {figures(value)} {chart.unit}".rstrip())
-        add(band, "title", "\n".join(lines))
+                lines.append(_told(series.label, f"{figures(value)} {chart.unit}".rstrip()))
+        _draw_tip(band, x, lines)
+
+
+def _told(label: str, value: str) -> str:
+    room = _LONGEST_TOLD - len(value) - 2
+    return f"{label if len(label) <= room else label[: max(room - 1, 1)] + ELLIPSIS}: {value}"
+
+
+def _draw_tip(band: Element, x: float, lines: list[str]) -> None:
+    """The values in words, on the side of the pointer where there is more room."""
+    left = x > (_LEFT + WIDTH - _RIGHT) / 2
+    place = x + (-7 if left else 7)
+    tip = add(band, "text", class_="tip", text_anchor="end" if left else "start")
+    for row, line in enumerate(islice(lines, _MOST_TOLD)):
+        add(tip, "tspan", line, x=place, y=_TOP + 11 + 13 * row)
 
 
 def _at(values: tuple[float, ...], value: float) -> int | None:

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipeline.report.anchor_chart import anchor_chart
+from pipeline.report.chart_table import chart_table
 from pipeline.report.content import Chart, MetricRow, Picture, Report
 from pipeline.report.line_chart import line_chart, looks
 from pipeline.report.scales import figures
@@ -40,7 +41,8 @@ def _chart(chart: Chart) -> dict[str, Any]:
     front = next((series for series in chart.series if not series.muted), None)
     last = f"{figures(front.y[-1])} {chart.unit}".rstrip() if chart.ends and front and front.y else ""
     # Markup is safe here: the drawing was serialised from a tree, which escapes every text.
-    return {"chart": chart, "svg": Markup(line_chart(chart)), "looks": looks(chart), "last": last}
+    svg = Markup(line_chart(chart))
+    return {"chart": chart, "svg": svg, "looks": looks(chart), "last": last, "table": chart_table(chart)}
 
 
 def _metric(row: MetricRow) -> dict[str, Any]:

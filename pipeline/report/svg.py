@@ -70,6 +70,7 @@ def stroke(index: int) -> str:
 def canvas(height: float, name: str, description: str, kind: str) -> Element:
     svg = Element("svg", {"viewBox": f"0 0 {WIDTH} {height:g}", "role": "img", "class": f"chart {kind}"})
     svg.set("aria-label", f"{name}. {description}")
+    add(svg, "title", name)
     add(svg, "desc", description)
     return svg
 

@@ -31,7 +31,7 @@ Result = dict[str, Any]
 
 
 class _Report(Protocol):
-    def __call__(self, config: Config, uris: Sequence[str], out: str | None = None) -> Result: ...
+    def __call__(self, config: Config, uris: Sequence[str]) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,9 @@ class NightWork:
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     def report(self, night: Night) -> Result:
-        drawn = [key for key in night.done["samples"].values() if key is not None]
-        uris = [self.root.location(key) for key in (night.done["train"]["run"], *drawn)]
-        page = self.root.location(f"nightly/{night.name}/{night.date}/report.html")
-        self.actions.report(self.config, uris, out=page)
+        """The ledger's own page: it brings the run and the samples."""
+        where = self.root.location(f"nightly/{night.name}/{night.date}")
+        page = self.actions.report(self.config, [where])["uri"]
         return {"uri": page}
 
     def retention(self, night: Night, old: list[Night]) -> Result:

@@ -1,7 +1,6 @@
 """What is at rest arrives on the page: every picture as a PNG that decodes, every curve with the run's own numbers."""
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -11,197 +10,46 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from drawn import points
 from PIL import Image
-from sklearn.datasets import load_digits
+from reported import (
+    BATCH,
+    CONFIG,
+    DIGITS,
+    FAILED,
+    GRID_STEPS,
+    grid_png,
+    loss_at,
+    make_dataset,
+    make_run,
+    make_samples,
+    make_scores,
+)
 
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.images import decode_pixels, encode_png, grid
+from pipeline.config import StorageConfig
+from pipeline.engine.images import decode_pixels, grid
 from pipeline.errors import ConfigError, DataError
-from pipeline.manifests import CheckpointManifest, DatasetManifest, SamplePlan, ShardEntry
-from pipeline.metrics.sketch import Score
 from pipeline.report.scales import figures
-from pipeline.schema import DATASET, IMAGE, SAMPLES
 from pipeline.stages.report import report
-from pipeline.storage.checkpoints import write_checkpoint
-from pipeline.storage.evaluations import write_evaluation
-from pipeline.storage.metrics import write_metrics
-from pipeline.storage.samples import commit_shard, create_plan, read_plan, seal
-from pipeline.storage.shard_log import ShardLog
-from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
 from pipeline.storage.store import Store, resolve
 
 pytestmark = pytest.mark.e2e
 
-STEPS, BATCH = 250, 32
-GRID_STEPS = (100, 200, 250)
-CONFIG = Config.model_validate({"train": {"steps": STEPS, "lr": 3e-4}})
-FAILED = 3
-DIGITS = (load_digits().images * 255 / 16).round().astype(np.uint8)[..., None]
 ROOT = Path(__file__).parent.parent.parent
-
-
-def loss_at(step: int) -> float:
-    return 1 / step
-
-
-def make_run(store: Store, steps: int = STEPS) -> None:
-    rows = [
-        {
-            "step": step,
-            "images": step * BATCH,
-            "epoch": 0,
-            "loss": loss_at(step),
-            "lr": 3e-4 * min(step / 10, 1),
-            "grad_norm": 2 + step % 5,
-            "step_seconds": 0.5 if step > 1 else 60.0,
-            "data_wait_seconds": 0.05,
-            "world_size": 2,
-        }
-        for step in range(1, steps + 1)
-    ]
-    parts = [write_metrics(store, rows[:100]), write_metrics(store, rows[100:])]
-    write_metrics(store, [{**rows[-1], "step": 999, "loss": 77.0}])  # of an attempt that no checkpoint names
-    write_checkpoint(
-        store,
-        CheckpointManifest(
-            step=steps,
-            images=steps * BATCH,
-            epoch=0,
-            batches=steps,
-            world_size=2,
-            dataset_digest="d" * 64,
-            image_size=8,
-            channels=1,
-            classes=None,
-            config=CONFIG.model_dump(mode="json"),
-            config_digest="c" * 64,
-            lane_digests=("x",),
-            metric_parts=tuple(parts),
-            ema=("ema",),
-            files=(),
-        ),
-    )
-    for step in GRID_STEPS:
-        store.put(f"grids/step-{step:09d}.png", grid_png(step))
-
-
-def grid_png(step: int) -> bytes:
-    return encode_png(grid(DIGITS[step : step + 9], 3, 2, 2))
-
-
-def make_samples(store: Store, num: int = 150) -> None:
-    plan = SamplePlan(
-        num_samples=num,
-        shard_size=64,
-        batch_size=16,
-        seed=5,
-        model_uri="m",
-        model_digest="e" * 64,
-        weights="ema",
-        sampler="ddim",
-        steps=10,
-        eta=0.0,
-        variance="fixed_large",
-        clip=True,
-        image_size=8,
-        channels=1,
-        num_classes=None,
-        diffusion={},
-    )
-    create_plan(store, plan)
-    for shard, first in enumerate(range(0, num, 64)):
-        rows = [sample(i) for i in range(first, min(first + 64, num))]
-        commit_shard(store, plan, shard, pa.Table.from_pylist(rows, schema=SAMPLES), "a")
-    seal(store, plan)
-    log = ShardLog(store)
-    for i, rows, started, seconds in SHARDS:
-        speed = {"started": started, "seconds": seconds, "img_s": rows / seconds}
-        log.add({"shard": i, "rows": rows, "failed": 0, "node": "n", **speed})
-    log.flush()
-
-
-SHARDS = ((0, 64, 1000.0, 2.0), (1, 64, 1001.0, 4.0), (2, 22, 9000.0, 2.0))
-"""Two actors for 5 seconds, and much later a rerun for the last shard."""
-
-
-def sample(sample_id: int) -> dict:
-    failed = sample_id == FAILED
-    image = None if failed else {"bytes": encode_png(DIGITS[sample_id]), "path": None}
-    return {
-        "sample_id": sample_id,
-        "image": image,
-        "seed": 5,
-        "model_digest": "e" * 64,
-        "ema": "ema",
-        "sampler": "ddim",
-        "steps": 10,
-        "eta": 0.0,
-        "width": 8,
-        "height": 8,
-        "status": "failed" if failed else "ok",
-    }
-
-
-def make_scores(store: Store, value: float = 5.25, warnings: tuple[str, ...] = ()) -> None:
-    values = {"samples": value, "floor": 1.0625, "blurred": 46.5, "noise": 78.875}
-    scores = [Score(metric="FD-class-cnn", kind=k, value=v, n=140, reference_n=900) for k, v in values.items()]
-    scores += [
-        Score(metric="KD-class-cnn", kind=k, value=v / 100, spread=0.004321, n=140, reference_n=900)
-        for k, v in values.items()
-    ]
-    protocol = {
-        "id": hashlib.sha256(str(value).encode()).hexdigest(),
-        "dataset_digest": "d" * 64,
-        "samples_plan": read_plan(store).fingerprint,
-        "reference": "train",
-        "n": 140,
-        "failed": 1,
-        "extractor": "class-cnn",
-        "weights_sha256": "ab12" * 16,
-        "preprocessing": "uint8 8x8x1 / 127.5 - 1, no resize",
-        "feature_dim": 128,
-        "heldout_accuracy": 0.973,
-        "warnings": warnings,
-    }
-    write_evaluation(store, tuple(scores), protocol)
-
-
-def make_dataset(store: Store) -> None:
-    rows = DIGITS[:120]
-    images = pa.array([{"bytes": encode_png(image), "path": None} for image in rows], IMAGE)
-    size, ids = pa.array(np.full(len(rows), 8, np.int32)), np.arange(len(rows))
-    table = pa.table([ids, images, pa.nulls(len(rows), pa.int32()), size, size, ["h"] * len(rows)], schema=DATASET)
-    file = put_file(store, "data/train-00000.parquet", parquet_bytes(table, 50))
-    manifest = DatasetManifest(
-        source="digits",
-        source_rows=len(rows) + 2,
-        image_size=8,
-        channels=1,
-        classes=None,
-        shards=(ShardEntry(**file.model_dump(), split="train", rows=len(rows), first_id=0),),
-        rejects=(),
-        reject_counts={"truncated": 2},
-        channel_mean=(0.0,),
-        channel_std=(1.0,),
-        ingest={},
-    )
-    write_dataset(store, manifest)
 
 
 def pictures(html: str) -> list[bytes]:
     return [base64.b64decode(data, validate=True) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', html)]
 
 
-def points(html: str, title: str) -> list[int]:
-    """How many points each curve of a chart draws, without the zero-length start of each pen stroke."""
-    svg = re.search(rf'<svg[^>]*aria-label="{re.escape(title)}\..*?</svg>', html, re.DOTALL)[0]
-    return [len(re.findall(r"[ML]", d)) for d in re.findall(r'<path[^>]* d="([^"]+)"', svg)]
-
-
 def described(html: str, title: str) -> str:
     return re.search(rf'aria-label="{re.escape(title)}\. ([^"]*)"', html)[1]
+
+
+def cut(sheet: np.ndarray) -> np.ndarray:
+    """The 100 images of a sheet of 8x8 ones, each pixel 8x8 and 2 pixels between them: uint8 [100, 8, 8, 1]."""
+    return np.stack([sheet[y : y + 64 : 8, x : x + 64 : 8] for y in range(0, 660, 66) for x in range(0, 660, 66)])
 
 
 @pytest.fixture
@@ -222,10 +70,15 @@ def test_a_run_and_its_samples_on_one_page(base: Store, tmp_path: Path):
     assert (result["uri"], result["out"]) == (run.location("report.html"), str(out))
     assert result["summary"] == f"report: {run.location('report.html')} and {out}"
 
-    usable = [i for i in range(150) if i != FAILED][:100]
     found = pictures(html)
     assert len(found) == result["pictures"] == 2 + len(GRID_STEPS)
-    np.testing.assert_array_equal(decode_pixels(found[0], 10**6), grid(DIGITS[usable], 10, 8, 2))
+    cells = cut(decode_pixels(found[0], 10**6))
+    drawn = [int((DIGITS[:150] == cell).all((1, 2, 3)).argmax()) for cell in cells]
+    np.testing.assert_array_equal(cells, DIGITS[drawn])
+    assert drawn == sorted(set(drawn))
+    assert drawn != list(range(100)), "at random, not the first"
+    assert FAILED not in drawn
+    assert "100 samples of digits, not selected: of 149 at random from 3 of 3 shards." in html
     np.testing.assert_array_equal(decode_pixels(found[1], 10**6), grid(DIGITS[:100], 10, 8, 2))
     assert found[2:] == [grid_png(step) for step in GRID_STEPS]
     assert all(Image.open(io.BytesIO(png)).size > (0, 0) for png in found)
@@ -337,7 +190,7 @@ def test_the_command_writes_the_page_to_s3(s3_uri: str, tmp_path: Path):
     )
     assert missing.returncode == 3
     assert missing.stderr.splitlines() == [
-        f"error: nothing to report at {s3_uri}/no: give a run, a samples folder or a dataset"
+        f"error: nothing to report at {s3_uri}/no: give a run, a samples folder, a dataset or a night"
     ]
 
 

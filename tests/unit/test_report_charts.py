@@ -7,8 +7,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pytest
+from drawn import tips
 
 from pipeline.report.anchor_chart import anchor_chart
+from pipeline.report.chart_table import MOST_ROWS, chart_table
 from pipeline.report.content import Anchor, Chart, MetricRow, Report, Series
 from pipeline.report.curves import training_charts, training_rate
 from pipeline.report.line_chart import line_chart
@@ -75,16 +77,39 @@ def test_a_single_point_and_a_flat_line_have_an_axis():
 
 
 def test_values_on_hover():
-    svg = ElementTree.fromstring(line_chart(chart(Series("a", (0, 10), (0.5, 0.25)), Series("b", (0, 10), (1, 2)))))
-    titles = [title.text for title in svg.iter("title")]
-    assert titles == ["step 0\na: 0.5 nats\nb: 1 nats", "step 10\na: 0.25 nats\nb: 2 nats"]
+    drawn = line_chart(chart(Series("a", (0, 10), (0.5, 0.25)), Series("b", (0, 10), (1, 2))))
+    assert tips(drawn) == ["step 0\na: 0.5 nats\nb: 1 nats", "step 10\na: 0.25 nats\nb: 2 nats"]
+    svg = ElementTree.fromstring(drawn)
+    assert svg.find("title").text == "Loss"
     bands = [(float(r.get("x")), float(r.get("width"))) for r in svg.iter("rect")]
     assert bands[0][0] + bands[0][1] == pytest.approx(bands[1][0], abs=0.11)  # no hole between
 
 
 def test_hover_finds_the_nearest_point_of_another_curve():
-    svg = ElementTree.fromstring(line_chart(chart(Series("a", (0, 10), (1, 1)), Series("b", (1, 8, 30), (5, 6, 7)))))
-    assert "step 10\na: 1 nats\nb: 6 nats" in [title.text for title in svg.iter("title")]
+    svg = line_chart(chart(Series("a", (0, 10), (1, 1)), Series("b", (1, 8, 30), (5, 6, 7))))
+    assert "step 10\na: 1 nats\nb: 6 nats" in tips(svg)
+
+
+def test_many_curves_and_long_names_stay_within_the_drawing():
+    many = [Series(f"run {'x' * 50} {i}", tuple(range(200)), (1.0,) * 200) for i in range(30)]
+    svg = line_chart(chart(*many))
+    told = tips(svg)
+    assert len(told) * len(many) <= 30 * 20
+    assert max(len(line) for tip in told for line in tip.split("\n")) <= 30
+    assert max(tip.count("\n") for tip in told) < 13
+
+
+def test_a_chart_is_a_table_too():
+    every = Series("every step", tuple(range(100)), (9.0,) * 100, muted=True)
+    y = [1.0] * 100
+    y[33], y[34] = 7.0, 0.5
+    table = chart_table(chart(every, Series("a", tuple(range(100)), tuple(y)), Series("b", (0, 50), (2.0, math.nan))))
+    assert table.columns == ("step", "a, nats", "b, nats")
+    assert len(table.rows) <= MOST_ROWS + 6
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert (rows["0"], rows["33"], rows["34"], rows["99"]) == (("1", "2"), ("7", "–"), ("0.5", "–"), ("1", "–"))
+    assert chart_table(chart(every)).rows[0] == ("0", "9")
+    assert len(chart_table(chart(Series("a", (0, 1), (1, 2)))).rows) == 2
 
 
 def test_long_curves_stay_small_and_keep_their_spike():

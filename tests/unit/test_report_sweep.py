@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
+from drawn import tips
 
 from pipeline.report.content import Chart, Series
 from pipeline.report.curves import steady_rate
@@ -161,8 +162,8 @@ def test_the_pointer_is_told_only_of_points_that_are_there():
         Series("b", (19.0,), (2.0,)),
         Series("floor", (10.0, 19.0), (0.5, 0.5), True),
     )
-    svg = ElementTree.fromstring(line_chart(Chart("FD", "evaluations", "", series, log_x=True, dots=True)))
-    assert [t.text.splitlines()[1:] for t in svg.iter("title")] == [["a: 1", "floor: 0.5"], ["b: 2", "floor: 0.5"]]
+    told = tips(line_chart(Chart("FD", "evaluations", "", series, log_x=True, dots=True)))
+    assert [tip.splitlines()[1:] for tip in told] == [["a: 1", "floor: 0.5"], ["b: 2", "floor: 0.5"]]
 
 
 def test_fifteen_curves_look_different():
@@ -183,8 +184,8 @@ def test_a_line_follows_its_steps_even_where_more_of_them_were_faster():
     slow, fast = row(actor_seconds=0.5), row(steps=20, fd=4.0, actor_seconds=0.25)
     chart = page(fast, slow).charts[1]
     assert (chart.series[0].x, chart.series[0].y) == ((0.5, 0.25), (5.0, 4.0))
-    titles = [t.text for t in ElementTree.fromstring(line_chart(chart)).iter("title")]
-    assert ["ddim: 4" in titles[0], "ddim: 5" in titles[1]] == [True, True]
+    told = tips(line_chart(chart))
+    assert ["ddim: 4" in told[0], "ddim: 5" in told[1]] == [True, True]
 
 
 # --- rates -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,43 @@
+"""Runs -> a page that compares them: the same axes, final figures, and the settings that differ."""
+
+from collections.abc import Sequence
+
+from pipeline.report.comparison import ComparedRun, compared_verdict, final_figures
+from pipeline.report.content import Report
+from pipeline.report.curves import training_charts
+from pipeline.report.settings import different_settings
+from pipeline.stages.gathering import short_names
+from pipeline.stages.run_part import last_grid, read_run
+from pipeline.storage.evaluations import Evaluation, read_evaluations
+from pipeline.storage.samples import read_sealed
+from pipeline.storage.store import Store
+
+__all__ = ["side_by_side"]
+
+
+def side_by_side(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
+    """The page. samples: folders whose scores count for the run that their model is of. Raises DataError."""
+    names = short_names([store.uri for store in stores])
+    drawn = [found for folder in samples if (found := _evaluated(folder))]
+    runs, configs = {}, {}
+    for store, name in zip(stores, names, strict=True):
+        checkpoint, curves = read_run(store)
+        scores = next((e.scores for uri, e in drawn if uri.startswith(f"{store.uri}/")), ())
+        runs[name] = ComparedRun(curves, checkpoint.config, checkpoint.dataset_digest, scores)
+        configs[name] = checkpoint.config
+    grids = [last_grid(store, name) for store, name in zip(stores, names, strict=True)]
+    return Report(
+        title=f"{len(names)} runs compared",
+        subtitle=" · ".join(names),
+        verdict=compared_verdict(runs),
+        leading=(final_figures(runs), different_settings(configs)),
+        charts=training_charts({name: run.curves for name, run in runs.items()}),
+        grids=tuple(grid for grid in grids if grid is not None),
+    )
+
+
+def _evaluated(folder: Store) -> tuple[str, Evaluation] | None:
+    """URI of the model that drew the samples, and their evaluation of the most images; None without one."""
+    plan, sealed = read_sealed(folder)
+    found = [e for e in read_evaluations(folder) if e.samples_plan == sealed.plan]
+    return (plan.model_uri, max(found, key=lambda e: e.scores[0].n)) if found else None
