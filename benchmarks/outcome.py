@@ -1,36 +1,98 @@
-"""What every benchmark takes and tells: flags, one line a figure, results/<date>-<cores>-<name>.json, the exit code."""
+"""What every benchmark takes and tells: flags, one line a figure, results/<date>-<cores>-<name>.json, the exit code.
+
+A figure is {value, bar, ok}; a null bar is information. The file holds figures by name, and about them `machine`,
+`commit` and whatever else a script adds (curves, settings), which has no "value".
+"""
 
 import argparse
 import datetime
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parsed", "tell"]
+from machine import commit, machine
+
+__all__ = ["RESULTS", "at_least", "at_most", "figures_of", "flags", "known", "newest", "parsed", "result_file", "tell"]
 
 RESULTS = Path(__file__).parent / "results"
+Figure = dict[str, Any]
 
 
-def parsed(description: str | None, name: str, quick: str) -> argparse.Namespace:
-    """The command line: quick, json, check, save; `quick` says what --quick leaves out."""
+def flags(description: str | None, name: str, quick: str) -> argparse.ArgumentParser:
+    """A parser of quick, json, check, save, to which a script may add; `quick` says what --quick leaves out."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     parser.add_argument("--save", action="store_true", help=f"write benchmarks/results/<date>-<cores>-{name}.json")
-    return parser.parse_args()
+    return parser
 
 
-def tell(options: argparse.Namespace, name: str, result: dict[str, dict[str, Any]], **about: Any) -> int:
-    """Print and, as the options say, save {name: {value, bar, ok}}, `about` before it; returns the exit code."""
-    for figure, entry in result.items():
-        bar = "" if entry["bar"] is None else f"   bar {entry['bar']}: {'met' if entry['ok'] else 'MISSED'}"
-        print(f"{figure:48} {entry['value']:.4g}{bar}")
+def parsed(description: str | None, name: str, quick: str) -> argparse.Namespace:
+    """The command line of a script with no flags of its own."""
+    return flags(description, name, quick).parse_args()
+
+
+def at_least(value: float, bar: float) -> Figure:
+    return {"value": value, "bar": bar, "ok": bool(value >= bar)}
+
+
+def at_most(value: float, bar: float) -> Figure:
+    return {"value": value, "bar": bar, "ok": bool(value <= bar)}
+
+
+def known(value: float) -> Figure:
+    """Information: no bar."""
+    return {"value": value, "bar": None, "ok": True}
+
+
+def result_file(name: str) -> Path:
+    """Where --save puts a result of today."""
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    return RESULTS / f"{today}-{os.cpu_count()}-{name}.json"
+
+
+def newest(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The latest saved result of a script. Raises FileNotFoundError when there is none."""
+    found = sorted(path for path in folder.glob(f"*-{name}.json") if path.stem.split("-", 4)[-1] == name)
+    if not found:
+        raise FileNotFoundError(f"no result of {name} in {folder}: python benchmarks/{name}.py --save")
+    document: dict[str, Any] = json.loads(found[-1].read_text())
+    return document
+
+
+def figures_of(document: dict[str, Any]) -> dict[str, Figure]:
+    """The figures of a result file, without what is told about them."""
+    return {name: entry for name, entry in document.items() if isinstance(entry, dict) and "value" in entry}
+
+
+def tell(
+    options: argparse.Namespace,
+    name: str,
+    result: dict[str, Figure],
+    told: Sequence[str] | None = None,
+    **about: Any,
+) -> int:
+    """Print and, as the options say, save {name: {value, bar, ok}}, `about` before it; returns the exit code.
+
+    told: the figures to print; all by default.
+    """
+    about = {"machine": machine(), "commit": commit(), "quick": options.quick, **about}
+    versions = ", ".join(f"{key} {value}" for key, value in about["machine"].items())
+    print(f"{name}{' (quick)' if options.quick else ''}: commit {about['commit'] or 'unknown'}, {versions}")
+    for figure in result if told is None else told:
+        entry = result[figure]
+        bar = "" if entry["bar"] is None else f"   bar {entry['bar']:,}: {'met' if entry['ok'] else 'MISSED'}"
+        print(f"{figure:48} {shown(entry['value'])}{bar}")
     if options.save:
         RESULTS.mkdir(exist_ok=True)
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        (RESULTS / f"{today}-{os.cpu_count()}-{name}.json").write_text(json.dumps({**about, **result}) + "\n")
+        result_file(name).write_text(json.dumps({**about, **result}) + "\n")
     if options.json:
         print(json.dumps(result))
     return int(options.check and not all(entry["ok"] for entry in result.values()))
+
+
+def shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -12,10 +12,6 @@ places that a pair of images has in an epoch, in steps (global batches) and in i
 docs/feeding.md says what the numbers mean.
 """
 
-import argparse
-import datetime
-import json
-import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +22,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from outcome import flags, tell
+
 from pipeline.planning import TrainPlan, keyed_permutation
 
-ROOT = Path(__file__).resolve().parents[1]
 IMAGES = (60_000, 1_000_000)
 SHARD_ROWS, LANES, MICRO_BATCH = 1024, 8, 16
 BATCH = LANES * MICRO_BATCH
@@ -212,10 +209,8 @@ def result_of(m: Measured) -> dict[str, dict[str, object]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags(__doc__, "shuffle", quick="4 epochs of one size")
     parser.add_argument("--epochs", type=int, default=20)
-    for flag in ("--quick", "--json", "--check", "--save"):
-        parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
     epochs = 4 if options.quick else max(2, options.epochs)
     result = {}
@@ -223,14 +218,7 @@ def main() -> int:
         m = measure(images, epochs)
         show(m, epochs)
         result |= result_of(m)
-    if options.save:
-        stem = f"{datetime.date.today().isoformat()}-{os.cpu_count()}-shuffle"
-        (ROOT / "benchmarks" / "results" / f"{stem}.json").write_text(
-            json.dumps({"epochs": epochs, **result}, indent=1)
-        )
-    if options.json:
-        print(json.dumps(result))
-    return int(options.check and not all(row["ok"] for row in result.values()))
+    return tell(options, "shuffle", result, told=(), epochs=epochs)
 
 
 if __name__ == "__main__":

@@ -51,9 +51,17 @@ def shard_blocks(shards: Shards, actors: int) -> list[Shards]:
 
 
 class Rounds:
-    """The driver's part of one invocation: rounds over what is missing, until nothing is."""
+    """The driver's part of one invocation: rounds over what is missing, until nothing is. actor: what makes shards."""
 
-    def __init__(self, config: Config, job: Store, plan: SamplePlan, model_uri: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        job: Store,
+        plan: SamplePlan,
+        model_uri: str,
+        actor: type[GenerateShards] = GenerateShards,
+    ) -> None:
+        self._actor = actor
         self._ray, self._job, self._plan, self._model_uri = config.ray, job, plan, model_uri
         self._price = config.generate.price_per_hour
         self._layout = Assignments(plan, load_requests(job, plan)).layout
@@ -134,7 +142,7 @@ class Rounds:
         # Not from_arrow: that starts a task of one CPU a block, and the actors may hold all CPUs there are.
         dataset = ray.data.from_blocks([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
         rows = dataset.map_batches(
-            GenerateShards,
+            self._actor,
             fn_constructor_kwargs={
                 "job": self._job,
                 "plan": self._plan,

@@ -1,0 +1,165 @@
+"""Samples a second at equal quality: which sampler with how few steps, and diffusers' pipelines at equal steps.
+
+    python benchmarks/equal_fd.py [--quick] [--json] [--check] [--save]
+
+A small network is trained on the handwritten digits in this process. Every sampler then draws the same ids from the
+same noise; FD-class-cnn is against the training images, beside the floor (held-out images at the same n). Speed is
+samples a CPU second of one thread, samplers and diffusers' pipelines in turn in every round. Method: README.md.
+
+A sampler is as good as another when its FD is at most 1.05 times the other's, plus what chance gives: the difference of
+a short sampler's FD between two sets of ids.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from digits_model import STEPS, digits_config, train_digits
+from outcome import at_least, known, parsed, tell
+from quality import Judge, drawn, sampler_of
+
+from pipeline.config import Config, StorageConfig
+from pipeline.models.unet import UNet
+from pipeline.planning import keyed_permutation
+from pipeline.storage.models import find_model, load_unet
+
+DIFFUSERS_BAR = 1.7
+AS_GOOD = 1.05
+SAMPLERS = [("ddpm", 1000), ("ddim", 50), ("ddim", 20), ("dpm++2m", 20), ("dpm++2m", 10), ("heun", 20), ("heun", 10)]
+QUICK_SAMPLERS = [("ddpm", 100), ("ddim", 20), ("dpm++2m", 10)]
+PEERS = {
+    ("ddim", 50): "DDIM",
+    ("ddim", 20): "DDIM",
+    ("dpm++2m", 20): "DPM",
+    ("dpm++2m", 10): "DPM",
+    ("ddpm", 1000): "DDPM",
+}
+SHAPE, BATCH, HELDOUT = (1, 8, 8), 64, 497
+WIDTHS = (32, 64)
+
+
+def digits() -> tuple[Any, Any, Any]:
+    """Training images, their labels, held-out images: uint8 [N, 8, 8, 1]."""
+    data = load_digits()
+    order = keyed_permutation(len(data.target), "equal-fd")
+    images = np.rint(data.images * (255.0 / 16.0)).astype(np.uint8)[order, :, :, None]
+    return images[HELDOUT:], data.target[order][HELDOUT:].astype(np.int64), images[:HELDOUT]
+
+
+def peer(folder: str, kind: str, steps: int) -> Callable[[], object]:
+    """A batch by diffusers' own pipeline of the model folder."""
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler
+
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    if kind == "DDIM":
+        pipeline = DDIMPipeline(pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config))
+        pipeline.set_progress_bar_config(disable=True)
+    elif kind == "DPM":
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    return lambda: pipeline(batch_size=BATCH, num_inference_steps=steps, output_type="np")
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def speeds(
+    unet: UNet, config: Config, folder: str, samplers: list[tuple[str, int]], rounds: int
+) -> dict[tuple[str, int], tuple[list[float], list[float]]]:
+    """Samples a CPU second, ours and diffusers' (empty where it has no such sampler), by round.
+
+    A batch of many steps takes long enough for a steady value; it is run once a round, others as often as fit into it.
+    """
+    found: dict[tuple[str, int], tuple[list[float], list[float]]] = {each: ([], []) for each in samplers}
+    peers = {each: peer(folder, PEERS[each], each[1]) for each in samplers if each in PEERS}
+    for number in range(rounds + 1):
+        for name, steps in samplers:
+            how, times = sampler_of(config, name, steps), max(1, 100 // steps)
+            runs = [lambda h=how: drawn(unet, config, SHAPE, h, range(BATCH))]
+            runs += [peers[name, steps]] if (name, steps) in peers else []
+            for values, run in zip(found[name, steps], runs, strict=False):
+                rate = BATCH * times / cpu_seconds(lambda r=run, n=times: [r() for _ in range(n)])
+                if number:
+                    values.append(rate)
+    return found
+
+
+def key(name: str, steps: int) -> str:
+    return f"{name}_{steps}"
+
+
+def measure(folder: str, config: Config, quick: bool) -> dict[str, dict[str, Any]]:
+    samplers, rounds, count = (QUICK_SAMPLERS, 1, 128) if quick else (SAMPLERS, 3, HELDOUT)
+    unet = load_unet(find_model(folder, "ema", StorageConfig()), StorageConfig())
+    train, labels, heldout = digits()
+    judge = Judge.of(train, labels, epochs=5 if quick else 30)
+
+    def fd(each: tuple[str, int], first: int = 0) -> float:
+        return judge.fd(drawn(unet, config, SHAPE, sampler_of(config, *each), range(first, first + count)))
+
+    fds = {}
+    for each in samplers:
+        fds[each] = fd(each)
+        print(f"{key(*each)}: FD-class-cnn {fds[each]:.3f}", file=sys.stderr, flush=True)
+    # Of the second sampler: the longest one would take as long again.
+    chance = abs(fds[samplers[1]] - fd(samplers[1], count))
+    rates = speeds(unet, config, folder, samplers, rounds)
+    return judged(samplers, fds, chance, rates) | {
+        "fd_floor": known(round(judge.fd(heldout[:count]), 4)),
+        "n": known(count),
+    }
+
+
+def judged(
+    samplers: list[tuple[str, int]],
+    fds: dict[tuple[str, int], float],
+    chance: float,
+    rates: dict[tuple[str, int], tuple[list[float], list[float]]],
+) -> dict[str, dict[str, Any]]:
+    ours = {each: statistics.median(rates[each][0]) for each in samplers}
+    longest = samplers[0]
+    good = [each for each in samplers if fds[each] <= AS_GOOD * fds[longest] + chance]
+    best = max(good, key=ours.__getitem__)
+    result = {
+        f"{key(*each)}_over_diffusers": at_least(
+            round(statistics.median(a / b for a, b in zip(*rates[each], strict=True)), 3), DIFFUSERS_BAR
+        )
+        for each in samplers
+        if rates[each][1]
+    }
+    result["speed_up_at_equal_fd"] = known(round(ours[best] / ours[longest], 2))
+    result["steps_at_equal_fd"] = known(best[1])
+    result["fd_chance"] = known(round(chance, 4))
+    for each in samplers:
+        result[f"{key(*each)}_fd"] = known(round(fds[each], 4))
+        result[f"{key(*each)}_samples_a_cpu_second"] = known(round(ours[each], 3))
+        if rates[each][1]:
+            result[f"{key(*each)}_diffusers_a_cpu_second"] = known(round(statistics.median(rates[each][1]), 3))
+    return result
+
+
+def main() -> int:
+    options = parsed(__doc__, "equal_fd", quick="a network of 200 steps, three samplers, 128 samples")
+    torch.set_num_threads(1)
+    config = digits_config(*WIDTHS, conditional=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = train_digits(config, Path(temporary) / "model", steps=200 if options.quick else STEPS)
+        result = measure(folder, config, options.quick)
+    return tell(options, "equal_fd", result, channels=WIDTHS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""What bulk generation adds to the sampling loop, ours and two ways that people write with Ray. Method: README.md.
+
+    python benchmarks/overhead.py [--quick] [--json] [--check] [--save]
+
+The same network, sampler, shards and Parquet rows four ways in turn, round after round, on two actors of one thread:
+
+    bare       two processes with nothing but the sampling loop: nothing encoded, nothing written (the ceiling)
+    pipeline   `generate`: plan, Ray Data, commit beside the loop, markers, seal
+    raydata    `ray.data.range(shards).map_batches(...).write_parquet(...)`: one file a block, no plan, no markers
+    pool       `ray.util.ActorPool`: each actor makes a shard, encodes it and writes its file, then takes the next
+
+Rates are those of the stretch in which both actors are at work, and of the whole job with its start (a cluster is
+there already). Neither peer can say after a crash what is whole, nor makes a sample only once; that is what ours costs.
+"""
+
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from digits_model import digits_config, train_digits
+from generate import ACTORS, SHARD, STEPS, WIDTHS, Contender, bare, pipeline, settings
+from outcome import at_least, known, parsed, tell
+from steady import CpuClock, Steady, steady
+
+from pipeline.config import Config, StorageConfig
+from pipeline.engine.generation import ShardGenerator, sample_table
+from pipeline.stages.cluster import cluster
+from pipeline.stages.generate import make_plan
+from pipeline.storage.models import find_model, load_unet
+from pipeline.storage.shards import parquet_bytes, viewer_rows
+
+BARE_BAR = 0.96
+LOG = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("started", pa.float64()), ("seconds", pa.float64())])
+
+
+class Maker:
+    """A peer's actor: shards of rows in SAMPLES, and a line a shard of when it was made."""
+
+    def __init__(self, folder: str, log: str) -> None:
+        torch.set_num_threads(1)
+        found = find_model(folder, "ema", StorageConfig())
+        self._plan = make_plan(settings(2**40), found)
+        self._generator = ShardGenerator(load_unet(found, StorageConfig()), self._plan, torch.device("cpu"))
+        self._log = Path(log) / uuid.uuid4().hex
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """For map_batches: column id (int64, one row) -> the rows of that shard."""
+        return self._made(batch["id"][0].as_py())[0]
+
+    def write(self, shard: int, out: str) -> None:
+        """For ActorPool: as one file."""
+        self._made(shard, lambda table: Path(out).joinpath(f"{shard}.parquet").write_bytes(_encoded(table)))
+
+    def _made(self, shard: int, settle: Callable[[pa.Table], Any] = lambda table: None) -> tuple[pa.Table, Any]:
+        started = time.time()
+        images = self._generator.shard(range(shard * SHARD, (shard + 1) * SHARD))
+        table = sample_table(self._plan, images)
+        done = settle(table)
+        with self._log.open("a") as file:
+            print(shard, len(table), started, time.time() - started, file=file)
+        return table, done
+
+
+def _encoded(table: pa.Table) -> bytes:
+    return parquet_bytes(table, viewer_rows(table))
+
+
+def raydata(folder: str, out: Path, log: Path, shards: int) -> None:
+    rows = ray.data.range(shards, override_num_blocks=shards).map_batches(
+        Maker,
+        fn_constructor_args=(folder, str(log)),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=ACTORS),
+        num_cpus=1,
+    )
+    rows.write_parquet(str(out))
+
+
+def pool(folder: str, out: Path, log: Path, shards: int) -> None:
+    from ray.util import ActorPool
+
+    actors = [ray.remote(num_cpus=1)(Maker).remote(folder, str(log)) for _ in range(ACTORS)]
+    for _ in ActorPool(actors).map_unordered(lambda actor, shard: actor.write.remote(shard, str(out)), range(shards)):
+        pass
+    for actor in actors:
+        ray.kill(actor)
+
+
+def peer(run: Callable[[str, Path, Path, int], None], folder: str, out: Path, num_samples: int) -> Steady:
+    log = out.with_name(f"{out.name}-log")
+    for made in (out, log):
+        made.mkdir()
+    began = time.time()
+    with CpuClock() as clock:
+        run(folder, out, log, num_samples // SHARD)
+    lines = [line.split() for file in log.iterdir() for line in file.read_text().splitlines()]
+    columns = [[kind(line[at]) for line in lines] for at, kind in enumerate((int, int, float, float))]
+    found = steady(pa.table([pa.array(column) for column in columns], schema=LOG), ACTORS, began, clock)
+    written = sum(pq.read_metadata(file).num_rows for file in out.rglob("*.parquet"))
+    assert written == num_samples, f"{written} of {num_samples} rows"
+    return found
+
+
+def timed(run: Callable[[], Steady], num_samples: int) -> tuple[Steady, float]:
+    """And images a second of the whole job."""
+    began = time.monotonic()
+    found = run()
+    return found, num_samples / (time.monotonic() - began)
+
+
+def measure(folder: str, out: Path, rounds: int, num_samples: int) -> dict[str, dict[str, Any]]:
+    loops = Contender(bare, folder, ACTORS)
+    runs: dict[str, Callable[[Path], Steady]] = {
+        "bare": lambda at: loops.run(num_samples // SHARD),
+        "pipeline": lambda at: pipeline(folder, at, num_samples),
+        "raydata": lambda at: peer(raydata, folder, at, num_samples),
+        "pool": lambda at: peer(pool, folder, at, num_samples),
+    }
+    found: dict[str, list[Steady]] = {name: [] for name in runs}
+    whole: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            at = out / f"{name}-{number}"
+            made, rate = timed(lambda r=run, a=at: r(a), num_samples)
+            print(f"round {number} {name}: {made.rate:.1f} img/s, whole job {rate:.1f}", file=sys.stderr, flush=True)
+            if number:
+                found[name].append(made)
+                whole[name].append(rate)
+            shutil.rmtree(at, ignore_errors=True)
+    return judged(found, whole)
+
+
+def judged(found: dict[str, list[Steady]], whole: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    def over(one: list[float], other: list[float]) -> float:
+        return round(statistics.median(a / b for a, b in zip(one, other, strict=True)), 4)
+
+    rates = {name: [run.rate for run in runs] for name, runs in found.items()}
+    costs = {name: [1000 * run.cost for run in runs] for name, runs in found.items()}
+    return {
+        "pipeline_over_bare": at_least(over(rates["pipeline"], rates["bare"]), BARE_BAR),
+        "raydata_over_bare": known(over(rates["raydata"], rates["bare"])),
+        "pool_over_bare": known(over(rates["pool"], rates["bare"])),
+        "pipeline_over_raydata": known(over(rates["pipeline"], rates["raydata"])),
+        "pipeline_over_pool": known(over(rates["pipeline"], rates["pool"])),
+        "whole_pipeline_over_raydata": known(over(whole["pipeline"], whole["raydata"])),
+        "whole_pipeline_over_pool": known(over(whole["pipeline"], whole["pool"])),
+        **{f"{name}_img_s": known(round(statistics.median(values), 2)) for name, values in rates.items()},
+        **{f"{name}_cpu_ms_a_sample": known(round(statistics.median(v), 4)) for name, v in costs.items()},
+        **{f"{name}_whole_img_s": known(round(statistics.median(values), 2)) for name, values in whole.items()},
+    }
+
+
+def main() -> int:
+    options = parsed(__doc__, "overhead", quick="one round of 4,096 samples instead of three of 20,480")
+    torch.set_num_threads(1)
+    rounds, num_samples = (1, 16 * SHARD) if options.quick else (3, 80 * SHARD)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = train_digits(digits_config(*WIDTHS, conditional=False), Path(temporary) / "model", steps=50)
+        with cluster(Config().ray, ACTORS + 1):
+            result = measure(folder, Path(temporary), rounds, num_samples)
+    print(f"{WIDTHS} channels, 8x8x1, DDIM {STEPS} steps, {rounds} rounds of {num_samples:,}")
+    return tell(options, "overhead", result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
