@@ -13,7 +13,7 @@ BASE = {
     *("section", "config", "config_generation", "config_ingest", "config_nightly", "config_sources"),
     *("errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
-    *("forecast", "promotion", "nights", "cron", "config_operations", "diagnosis"),
+    *("forecast", "promotion", "nights", "cron", "zone", "config_operations", "diagnosis"),
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
