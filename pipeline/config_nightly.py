@@ -3,11 +3,11 @@
 import re
 from datetime import date
 from typing import Annotated, Literal, Self
-from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
 from pipeline.section import Section
+from pipeline.zone import TimeZone
 
 __all__ = ["GateConfig", "HookConfig", "NightlyConfig", "as_date"]
 
@@ -17,14 +17,6 @@ def as_date(text: str) -> date:
     if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
         raise ValueError(f"{text!r} is no date: write YYYY-MM-DD")
     return date.fromisoformat(text)
-
-
-def _check_zone(value: str) -> str:
-    try:
-        ZoneInfo(value)
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError("must name a time zone such as UTC or Europe/Berlin") from error
-    return value
 
 
 def _check_name(value: str) -> str:
@@ -72,7 +64,7 @@ class NightlyConfig(Section):
 
     name: Annotated[str, AfterValidator(_check_name)] = Field("model", description="of dataset, models and nights")
     source: str | None = Field(None, description="images, as for ddpm ingest --source")
-    time_zone: Annotated[str, AfterValidator(_check_zone)] = Field("UTC", description="whose date a night has")
+    time_zone: TimeZone = Field("UTC", description="whose date a night has")
     steps: int | None = Field(None, ge=1, description="of a night that goes on from the champion; unset: train.steps")
     images: int | None = Field(None, ge=1, description="instead of steps: images to train on")
     train_seconds: float | None = Field(None, gt=0, description="training ends with a checkpoint after this time")

@@ -2,12 +2,12 @@
 
 import re
 from typing import Annotated
-from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field
 
 from pipeline.cron import Cron
 from pipeline.section import Section
+from pipeline.zone import TimeZone
 
 __all__ = ["CREDENTIAL_NAME", "DATE", "ScheduleConfig", "SubmitConfig"]
 
@@ -18,14 +18,6 @@ DATE = "{date}"
 def _check_cron(value: str) -> str:
     Cron.parse(value)
     return " ".join(value.split())
-
-
-def _check_zone(value: str) -> str:
-    try:
-        ZoneInfo(value)
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError("must be the name of a time zone, such as Europe/Berlin or UTC") from error
-    return value
 
 
 def _check_command(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,7 +31,7 @@ class ScheduleConfig(Section):
 
     name: str = Field("ddpm-nightly", pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$", description="of units, jobs, DAGs")
     cron: Annotated[str, AfterValidator(_check_cron)] = Field("0 3 * * *", description="minute hour day month weekday")
-    timezone: Annotated[str, AfterValidator(_check_zone)] = Field("UTC", description="whose clock `cron` is read by")
+    time_zone: TimeZone = Field("UTC", description="whose clock `cron` is read by")
     grace_hours: float = Field(6.0, gt=0, le=24 * 7, description="a run that could not start on time still starts")
     command: Annotated[tuple[str, ...], AfterValidator(_check_command)] = Field(
         ("ddpm", "nightly", "--date", DATE), min_length=1, description="words; {date} is the day of the run"

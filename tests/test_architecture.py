@@ -14,7 +14,7 @@ BASE = {
     "config_memorisation",
     *("errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
-    *("forecast", "promotion", "nights", "cron", "config_operations", "diagnosis", "submission"),
+    *("forecast", "promotion", "nights", "cron", "zone", "config_operations", "diagnosis", "submission"),
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {

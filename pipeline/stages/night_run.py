@@ -19,7 +19,7 @@ from pipeline.promotion import Difference, Evidence, gate
 from pipeline.stages.hooks import tell
 from pipeline.stages.night_watch import NightWatch
 from pipeline.storage.nights import Ledgers
-from pipeline.storage.registry import Change, Registry, version_key
+from pipeline.storage.registry import Change, Record, Registry, version_key
 
 __all__ = ["NightRun", "Result", "Work", "World"]
 
@@ -37,6 +37,10 @@ class Work(Protocol):
     def evaluate(self, night: Night) -> Result: ...  # challenger, champion, difference, metrics
     def report(self, night: Night) -> Result: ...
     def retention(self, night: Night, old: list[Night]) -> Result: ...
+
+
+def _promoted(reason: str, record: Record) -> Result:
+    return {"state": "promoted", "reason": reason, "champion": record.champion, "record": record.number}
 
 
 def _interrupt() -> None:
@@ -82,6 +86,7 @@ class NightRun:
         """The ledger for a further attempt; one with other settings begins anew, as its run would refuse them."""
         settings, head = self.work.settings(), self.registry.head()
         night = self.ledgers.read(day)
+        night = None if night is None else self.as_recorded(night)
         if night is None or not night.done or (night.settings != settings and not night.is_settled):
             begun = Night(name=self.config.nightly.name, date=day.isoformat(), began=self.at)
             night = begun.model_copy(
@@ -144,7 +149,17 @@ class NightRun:
             record = self.registry.promote(version, change, night.champion, night.record)
         except Busy as error:  # a person was faster: what was compared is not what would be replaced
             return {"state": "held", "reason": f"{reason}; but {error}", "champion": self.registry.head().champion}
-        return {"state": "promoted", "reason": reason, "champion": version, "record": record.number}
+        return _promoted(reason, record)
+
+    def as_recorded(self, night: Night) -> Night:
+        """A night whose promotion is in the registry is promoted, also when nobody lived to enter it in the ledger."""
+        gate = night.done.get("gate")
+        if night.is_settled or gate is None:
+            return night
+        record = self.registry.made("promote", night.request, night.record)
+        if record is None:
+            return night
+        return night.after("promote", _promoted(gate["reason"], record)).settled("promoted", gate["reason"], self.at)
 
     def _afterwards(self, night: Night, stage: str) -> Night:
         try:

@@ -107,6 +107,9 @@ class _Nights:
         there = self.ledgers.read(day)
         why = "its day was over" if day == asked else f"nobody ran it before the night of {asked}"
         if there is not None:
+            there = self.one.as_recorded(there)
+            if there.is_settled:
+                return self.ledgers.write(there)
             why = f"{there.state}{f' ({there.reason})' if there.reason else ''} and not finished before {asked}"
         night = there or Night(name=self.config.name, date=day.isoformat())
         night = self.ledgers.write(night.settled("missed", f"{why} (catch_up {self.config.catch_up})", self.one.at))

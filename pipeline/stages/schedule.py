@@ -55,7 +55,7 @@ def render(schedule: ScheduleConfig, target: str | None, out: str | None) -> dic
 def keep(schedule: ScheduleConfig, *, dry_run: bool) -> dict[str, Any]:
     """Runs the command at its times until it is stopped. Raises ConfigError when APScheduler is not installed."""
     if dry_run:
-        runs = Cron.parse(schedule.cron).runs(datetime.now(UTC), ZoneInfo(schedule.timezone))
+        runs = Cron.parse(schedule.cron).runs(datetime.now(UTC), ZoneInfo(schedule.time_zone))
         return {"next": (times := [run.isoformat() for run in islice(runs, 5)]), "summary": "\n".join(times)}
     try:
         from pipeline.stages.scheduler import run
@@ -94,7 +94,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _values(schedule: ScheduleConfig, *, with_rayjob: bool) -> dict[str, Any]:
-    zone = schedule.timezone
+    zone = schedule.time_zone
     line = shell_line(schedule.command, f"$(TZ={zone} date +%F)")
     values: dict[str, Any] = {
         **schedule.model_dump(mode="json"),

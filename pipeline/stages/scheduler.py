@@ -22,7 +22,7 @@ class CronRuns(BaseTrigger):  # type: ignore[misc]
     """The runs of `Cron`. APScheduler's own trigger counts Monday as 0, wants both days, and fires an hour twice."""
 
     def __init__(self, schedule: ScheduleConfig) -> None:
-        self.cron, self.zone = Cron.parse(schedule.cron), ZoneInfo(schedule.timezone)
+        self.cron, self.zone = Cron.parse(schedule.cron), ZoneInfo(schedule.time_zone)
 
     def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
         """Every run after the previous one, also those of the past: grace and coalescing are the scheduler's."""
@@ -70,7 +70,7 @@ def run(schedule: ScheduleConfig) -> None:
     scheduler = build(schedule, start)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    _say(f"{schedule.cron} ({schedule.timezone}); next run {scheduler.get_jobs()[0].next_run_time:%F %H:%M %Z}")
+    _say(f"{schedule.cron} ({schedule.time_zone}); next run {scheduler.get_jobs()[0].next_run_time:%F %H:%M %Z}")
     scheduler.start()
 
 

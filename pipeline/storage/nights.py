@@ -21,9 +21,10 @@ from pipeline.storage.lease import LEASE
 from pipeline.storage.shards import document
 from pipeline.storage.store import Store
 
-__all__ = ["Ledgers"]
+__all__ = ["REPORT", "STATE", "Ledgers"]
 
 STATE = "state.json"
+REPORT = "report.html"
 STOP = "stop.json"
 _STATE = re.compile(r"^(\d{4}-\d{2}-\d{2})/state\.json$")
 

@@ -26,6 +26,8 @@ __all__ = ["Change", "Record", "Registry", "Version", "champions", "is_registere
 
 Action = Literal["challenge", "promote", "rollback"]
 MANIFEST: Final = "manifest.json"
+CLAIMS: Final = "claims/"
+RECORDS: Final = "promotions/"
 _NAMED: Final = re.compile(r"^(.*[^/])@(champion|challenger|v?\d+)/?$")
 _RECORD: Final = re.compile(r"^promotions/(\d{8,})\.json$")
 _CLAIM: Final = re.compile(r"^claims/(\d{6,})\.json$")
@@ -125,9 +127,9 @@ class Registry:
 
     def claim(self, source: str) -> int:
         """The number of this source: the one it has, or the next free one; of two who claim it both get the same."""
-        claims = sorted(int(match[1]) for entry in self.store.list("claims/") if (match := _CLAIM.match(entry.key)))
+        claims = self.claims()
         for number in reversed(claims):
-            if self._claimed(number) == source:
+            if self.claimed(number) == source:
                 return number
         number = claims[-1] + 1 if claims else 1
         while True:
@@ -135,11 +137,16 @@ class Registry:
                 self.store.create_once(f"claims/{number:06d}.json", document(Claim(source=source)))
                 return number
             except AlreadyExists:
-                if self._claimed(number) == source:
+                if self.claimed(number) == source:
                     return number
                 number += 1
 
-    def _claimed(self, number: int) -> str:
+    def claims(self) -> list[int]:
+        """Numbers that were given away, ascending; the version of one may not exist yet."""
+        return sorted(int(match[1]) for entry in self.store.list(CLAIMS) if (match := _CLAIM.match(entry.key)))
+
+    def claimed(self, number: int) -> str:
+        """The source that a number was given to."""
         key = f"claims/{number:06d}.json"
         return parse(Claim, self.store.read(key), self.store.location(key)).source
 
@@ -160,12 +167,20 @@ class Registry:
 
     def head(self) -> Record:
         """The newest record, or an empty one of number 0."""
-        numbers = self._numbers()
-        return self._record(numbers[-1]) if numbers else EMPTY
+        numbers = self.record_numbers()
+        return self.record(numbers[-1]) if numbers else EMPTY
 
     def records(self) -> list[Record]:
         """All of them, oldest first."""
-        return [self._record(number) for number in self._numbers()]
+        return [self.record(number) for number in self.record_numbers()]
+
+    def made(self, action: Action, request: str, since: int) -> Record | None:
+        """The record of a request that was carried out after record `since`."""
+        for number in reversed([number for number in self.record_numbers() if number > since]):
+            record = self.record(number)
+            if (record.request, record.action) == (request, action):
+                return record
+        return None
 
     def challenge(self, version: int, change: Change, since: int = 0) -> Record:
         """Name the challenger. since: number of a record that is older than the request."""
@@ -212,12 +227,10 @@ class Registry:
         self, action: Action, change: Change, since: int, aliases: Callable[[Record], tuple[int | None, int | None]]
     ) -> Record:
         while True:
-            numbers = self._numbers()
-            head = self._record(numbers[-1]) if numbers else EMPTY
-            for number in reversed([n for n in numbers if n > since]):
-                record = head if number == head.number else self._record(number)
-                if (record.request, record.action) == (change.request, action):
-                    return record
+            head = self.head()
+            done = self.made(action, change.request, since)
+            if done is not None:
+                return done
             champion, challenger = aliases(head)
             record = Record(
                 number=head.number + 1,
@@ -235,10 +248,12 @@ class Registry:
             except AlreadyExists:
                 continue  # somebody was faster, or it was us and the reply was lost: read, decide again
 
-    def _numbers(self) -> list[int]:
-        return sorted(int(match[1]) for entry in self.store.list("promotions/") if (match := _RECORD.match(entry.key)))
+    def record_numbers(self) -> list[int]:
+        """Ascending."""
+        return sorted(int(match[1]) for entry in self.store.list(RECORDS) if (match := _RECORD.match(entry.key)))
 
-    def _record(self, number: int) -> Record:
+    def record(self, number: int) -> Record:
+        """Raises NotFound, DataError."""
         key = _record_key(number)
         return parse(Record, self.store.read(key), self.store.location(key))
 

@@ -1,7 +1,8 @@
 """Proof of an artefact from the store alone: every claim of its manifest is checked against what is there.
 
-What the URI is (a dataset, a checkpoint, a run, a samples folder) is seen from its documents. One file is in memory at
-a time. Contradictions are listed; only when there is nothing to verify an error is raised.
+What the URI is (a dataset, a checkpoint, a run, a samples folder, a registry of models, the ledgers of nights) is seen
+from its documents. One file is in memory at a time. Contradictions are listed; only when there is nothing to verify an
+error is raised.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pipeline.storage.models import checkpoint_place
 from pipeline.storage.samples import MANIFEST, PLAN
 from pipeline.storage.store import resolve
 from pipeline.storage.verify_dataset import verify_dataset
+from pipeline.storage.verify_nights import nights_place, verify_nights
+from pipeline.storage.verify_registry import is_registry, verify_registry
 from pipeline.storage.verify_run import verify_checkpoint, verify_run
 from pipeline.storage.verify_samples import verify_samples
 
@@ -23,7 +26,8 @@ __all__ = ["Report", "verify"]
 
 @dataclass(frozen=True)
 class Report:
-    """kind: dataset, checkpoint, run, samples or merged; what was checked; the first findings and how many in all."""
+    """kind: dataset, checkpoint, run, samples, merged, registry or nights; what was checked; the first
+    findings and how many in all."""
 
     kind: str
     uri: str
@@ -39,6 +43,12 @@ def verify(uri: str, config: StorageConfig, decode: Decode) -> Report:
     if place is not None:
         kind = "checkpoint"
         verify_checkpoint(*place, found)
+    elif (nights := nights_place(store)) is not None:
+        kind = "nights"
+        verify_nights(nights, found)
+    elif is_registry(store):
+        kind = "registry"
+        verify_registry(store, found)
     elif store.exists(MERGED):
         kind = "merged"
         verify_merged(store, decode, found)
@@ -52,5 +62,5 @@ def verify(uri: str, config: StorageConfig, decode: Decode) -> Report:
         kind = "dataset"
         verify_dataset(store, decode, found)
     else:
-        raise DataError(f"nothing to verify at {store.uri}: no dataset, checkpoint, run or samples")
+        raise DataError(f"nothing to verify at {store.uri}: no dataset, checkpoint, run, samples, registry or nights")
     return Report(kind, store.uri, dict(found.counts), tuple(found.kept), found.total)

@@ -144,3 +144,11 @@ def test_a_run_of_an_older_program_differs_only_where_it_does():
     faster = resolve([Layer("a", {"train": {"lr": 0.5, "compile": True}})])
     other = new.model_copy(update={"config": faster.model_dump(mode="json")})
     assert old.differences(other) == ["train.compile", "train.lr"]
+
+
+@pytest.mark.parametrize("section", ["nightly", "schedule"])
+def test_a_time_zone_has_one_name_and_one_refusal(section):
+    with pytest.raises(ConfigError, match=rf"{section}\.time_zone: .*such as UTC or Europe/Berlin"):
+        resolve([Layer("night.yaml", {section: {"time_zone": "Berlin"}})])
+    resolved = resolve([Layer("night.yaml", {section: {"time_zone": "Europe/Berlin"}})])
+    assert getattr(resolved, section).time_zone == "Europe/Berlin"

@@ -223,6 +223,31 @@ def test_a_failed_night_that_nobody_finished_is_missed(sim):
     assert sim.run(2)["summary"].startswith("night of 2026-11-02: already done (missed)")
 
 
+@pytest.mark.parametrize("then", ["the next night", "other settings"])
+def test_a_promotion_that_is_recorded_counts_though_its_night_died_before_it_said_so(sim, monkeypatch, then):
+    sim.at(1).run()
+    real = NightRun._promote
+
+    def die(run, night):
+        real(run, night)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NightRun, "_promote", die)
+        patch.setattr(NightRun, "_fail", lambda *_: None)
+        with pytest.raises(Killed):
+            sim.at(2).run()
+    assert (sim.champion(), sim.ledger(2).state) == (2, "running")
+    if then == "the next night":
+        assert sim.at(3).run()["state"] == "promoted"
+        assert sim.states() == dict.fromkeys((1, 2, 3), "promoted")
+    else:
+        sim.work.used = "lower lr"
+        assert sim.run()["report"] is not None
+    assert (sim.ledger(2).state, sim.ledger(2).done["promote"]["record"]) == ("promoted", 4)
+    assert sim.work.trained.count("2026-11-02") == 1
+
+
 def test_other_settings_begin_a_failed_night_anew(sim):
     sim.work.before = lambda at, night: (_ for _ in ()).throw(DataError("NaN")) if at == "evaluate" else None
     with pytest.raises(DataError):

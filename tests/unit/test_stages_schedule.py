@@ -32,7 +32,7 @@ AWKWARD = ("ddpm", "nightly", "--date", "{date}", "--config", 'my "own" $night 1
 
 
 def schedule(**values):
-    base = {"cron": "30 2 * * 1-5", "timezone": "Europe/Berlin", "command": AWKWARD, "rayjob": str(RAYJOB)}
+    base = {"cron": "30 2 * * 1-5", "time_zone": "Europe/Berlin", "command": AWKWARD, "rayjob": str(RAYJOB)}
     return ScheduleConfig(**{**base, **values})
 
 
@@ -171,7 +171,7 @@ def test_an_unknown_target_and_an_unusable_rayjob_are_one_line(tmp_path):
 
 
 def test_every_target_is_reached_from_the_command_line(tmp_path, capsys):
-    flags = ["--schedule.timezone", "Europe/Berlin", "--schedule.rayjob", str(RAYJOB)]
+    flags = ["--schedule.time_zone", "Europe/Berlin", "--schedule.rayjob", str(RAYJOB)]
     for target in TARGETS:
         assert main(["schedule", "render", "--target", target, "--out", str(tmp_path / target), *flags]) == 0
         assert list((tmp_path / target).iterdir())
@@ -188,7 +188,7 @@ def test_a_schedule_decides_no_result():
 def test_a_start_shortly_after_a_run_makes_up_for_it_and_a_late_one_does_not():
     now = datetime.now(UTC)
     due = (now - timedelta(hours=2)).replace(second=0, microsecond=0)
-    daily = {"cron": f"{due.minute} {due.hour} * * *", "timezone": "UTC"}
+    daily = {"cron": f"{due.minute} {due.hour} * * *", "time_zone": "UTC"}
     (job,) = build(schedule(**daily, grace_hours=3), print).get_jobs()
     assert job.next_run_time == due
     (job,) = build(schedule(**daily, grace_hours=1), print).get_jobs()
@@ -199,7 +199,7 @@ def test_a_due_run_gets_the_day_that_it_was_due_on():
     now = datetime.now(UTC)
     due = (now - timedelta(hours=5)).replace(second=0, microsecond=0)
     started = []
-    values = {"cron": f"{due.minute} {due.hour} * * *", "timezone": "UTC", "grace_hours": 6}
+    values = {"cron": f"{due.minute} {due.hour} * * *", "time_zone": "UTC", "grace_hours": 6}
     (job,) = build(schedule(**values, command=("do", "{date}")), started.append).get_jobs()
     job.func()
     assert started == [["do", due.date().isoformat()]]
@@ -212,7 +212,7 @@ def test_missed_runs_become_one_and_no_run_starts_beside_another():
         entered.release()
         release.wait(20)
 
-    scheduler = build(schedule(cron="* * * * *", timezone="UTC"), start)
+    scheduler = build(schedule(cron="* * * * *", time_zone="UTC"), start)
     (job,) = scheduler.get_jobs()
     job.modify(next_run_time=datetime.now(UTC) - timedelta(minutes=30))
     thread = threading.Thread(target=scheduler.start)

@@ -1,0 +1,122 @@
+"""A night as a process of its own, on a cluster that is there: its clock is given, and it may be told where to die.
+
+Drivers are forked from a server that has imported everything, so that a night costs no imports.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import PipelineError
+from pipeline.stages import night_watch, nightly
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.export import export
+from pipeline.stages.generate import generate
+from pipeline.stages.ingest import ingest
+from pipeline.stages.night_run import NightRun, World
+from pipeline.stages.night_work import Actions, NightWork
+from pipeline.stages.report import report
+from pipeline.stages.train import train
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["ACTIONS", "Death", "Driver", "Order"]
+
+ACTIONS = Actions(ingest, train, export, generate, evaluate, report)
+
+
+@dataclass(frozen=True)
+class Death:
+    """SIGKILL in a stage: at the first new key under a folder that matches, at the latest after the stage's work."""
+
+    stage: str
+    under: str = ""
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """One invocation of ddpm nightly. day: None for today."""
+
+    sections: dict[str, Any]
+    root: str
+    now: datetime
+    day: date | None = None
+    death: Death | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Driver:
+    """A running order; `result` waits for it."""
+
+    def __init__(self, order: Order) -> None:
+        here, there = multiprocessing.get_context("forkserver").Pipe(duplex=False)
+        self._answer = here
+        self.process = multiprocessing.get_context("forkserver").Process(target=_drive, args=(order, there))
+        self.process.start()
+        there.close()
+
+    def result(self, seconds: float = 240) -> dict[str, Any]:
+        """What nightly returned and `told`, or `error`, `exit_code`; {"killed": True} after SIGKILL."""
+        try:
+            assert self._answer.poll(seconds), f"no answer in {seconds} s"
+            found = self._answer.recv()
+        except EOFError:
+            found = {"killed": True}
+        self.process.join(60)
+        assert (self.process.exitcode == -signal.SIGKILL) == ("killed" in found), (self.process.exitcode, found)
+        return found
+
+
+def _drive(order: Order, answer: Connection) -> None:
+    os.environ.update(order.environment)
+    night_watch.LOOK_SECONDS, nightly.QUEUE_LOOK_SECONDS = 0.2, 0.2
+    config = Config.model_validate(order.sections)
+    root, told = resolve(order.root, config.storage), []
+    if order.death is not None:
+        _arm(order.death, root)
+    world = World(now=lambda: order.now, tell=lambda _, event: told.append((event["date"], event["event"])))
+    try:
+        found = nightly.nightly(config, order.root, NightWork(config, root, ACTIONS), order.day, world)
+    except PipelineError as error:
+        found = {"error": str(error), "exit_code": error.exit_code}
+    answer.send({**found, "told": told})
+    answer.close()
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(death: Death, root: Store) -> None:
+    real_do, real_after = NightRun._do, NightRun._afterwards
+
+    def dying(real: Any, run: NightRun, night: Any, stage: str) -> Any:
+        if stage == death.stage and death.key is not None:
+            threading.Thread(
+                target=_wait_and_die, args=(root.child(death.under), re.compile(death.key)), daemon=True
+            ).start()
+        result = real(run, night, stage)
+        if stage == death.stage:
+            _die()
+        return result
+
+    NightRun._do = lambda run, night, stage: dying(real_do, run, night, stage)  # type: ignore[method-assign]
+    NightRun._afterwards = lambda run, night, stage: dying(real_after, run, night, stage)  # type: ignore[method-assign]
+
+
+def _wait_and_die(folder: Store, key: re.Pattern[str]) -> None:
+    before = {entry.key for entry in folder.list()}
+    while True:
+        with suppress(PipelineError):
+            if any(key.search(entry.key) for entry in folder.list() if entry.key not in before):
+                _die()
+        time.sleep(0.02)
