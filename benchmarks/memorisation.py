@@ -94,21 +94,21 @@ def memory(folder: Path, few: int, num_samples: int) -> dict[str, float]:
 
 
 def rates(width: int, rounds: int) -> dict[str, float]:
-    """Of 2048 queries and 4096 rows of pixels and of features: time of the plain product / ours, median of rounds."""
+    """A block of 4096 rows for 2048 queries that have seen four such blocks: time of the plain product / ours."""
     draw = np.random.default_rng(0)
-    pixels = [draw.integers(0, 256, (rows, width), dtype=np.uint8) for rows in (2048, 4096)]
+    seen, rows, queries = (draw.integers(0, 256, (count, width), dtype=np.uint8) for count in (16384, 4096, 2048))
+    ids = np.arange(16384 + 4096)
     found = {}
-    for name, (queries, rows) in {"pixel": pixels, "feature": [p.astype(np.float32) for p in pixels]}.items():
-        kept = add_rows(
-            Nearest.none(2048, K), queries, rows, np.arange(4096)
-        )  # k best known, as after the first blocks
-        plain = [p.astype(np.float32) for p in (queries, rows)]
+    for name, kind in (("pixel", np.uint8), ("feature", np.float32)):
+        of, to = queries.astype(kind), rows.astype(kind)
+        kept = add_rows(Nearest.none(len(of), K), of, seen.astype(kind), ids[:16384])
+        left, right = queries.astype(np.float32), rows.astype(np.float32)
         shares = []
         for _ in range(rounds + 1):
             start = time.process_time()
-            plain[0] @ plain[1].T
+            left @ right.T
             middle = time.process_time()
-            add_rows(kept, queries, rows, np.arange(4096))
+            add_rows(kept, of, to, ids[16384:])
             shares.append((middle - start) / (time.process_time() - middle))
         found[f"{name}_search_vs_product"] = statistics.median(shares[1:])
     return found
