@@ -104,29 +104,27 @@ def _candidates(best: Float64, queries: Vectors, rows: Vectors) -> Block:
     near, error = _products(queries, rows)
     k, limit = best.shape[1], best[:, -1]
     if len(rows) >= k and np.isinf(limit).any():
-        limit = np.minimum(limit, np.partition(near + error, k - 1, axis=1)[:, k - 1])
-    of, to = np.nonzero(near - error <= limit[:, None])
+        limit = np.minimum(limit, np.partition(near, k - 1, axis=1)[:, k - 1] + error)
+    of, to = np.nonzero(near <= (limit + error)[:, None])
     if queries.dtype == np.uint8:
         return of, to, near[of, to]
     exact = [_exact(queries[of[part]], rows[to[part]]) for part in _pieces(len(of), queries.shape[1])]
     return of, to, np.concatenate([np.empty(0), *exact])
 
 
-def _products(queries: Vectors, rows: Vectors) -> tuple[Float64, Float64 | float]:
-    """Squared distances float64 [Q, R] from matrix products, and the largest error that each may have."""
+def _products(queries: Vectors, rows: Vectors) -> tuple[Float64, Float64]:
+    """Squared distances float64 [Q, R] from matrix products, and the largest error in each line, float64 [Q]."""
     x, y = _numbers(queries), _numbers(rows)
-    inner = np.zeros((len(x), len(y)))
-    x_norms, y_norms = np.zeros(len(x)), np.zeros(len(y))
-    for first in range(0, x.shape[1], _CHUNK):
-        x_part, y_part = x[:, first : first + _CHUNK], y[:, first : first + _CHUNK]
-        inner += x_part @ y_part.T
-        x_norms += np.square(x_part, dtype=np.float64).sum(axis=1)
-        y_norms += np.square(y_part, dtype=np.float64).sum(axis=1)
-    norms = x_norms[:, None] + y_norms
-    near = norms - 2 * inner
+    parts = [slice(first, first + _CHUNK) for first in range(0, x.shape[1], _CHUNK)]
+    x_norms, y_norms = (sum(np.square(v[:, p], dtype=np.float64).sum(axis=1) for p in parts) for v in (x, y))
+    near: Float64 = np.add.outer(x_norms, y_norms)
+    for part in parts:
+        product = x[:, part] @ y[:, part].T
+        near -= np.multiply(product, 2, out=product)
     if queries.dtype == np.uint8:
-        return near, 0.0
-    return near, 2 * _GAMMA * np.sqrt(x_norms)[:, None] * np.sqrt(y_norms) + _SLACK * norms
+        return near, np.zeros(len(x))
+    largest = y_norms.max(initial=0.0)
+    return near, 2 * _GAMMA * np.sqrt(x_norms * largest) + _SLACK * (x_norms + largest)
 
 
 def _numbers(vectors: Vectors) -> NDArray[np.float32]:
