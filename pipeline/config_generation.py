@@ -102,12 +102,13 @@ def _split(value: Any) -> Any:
 class ExploreConfig(Section):
     """Sheets that show a model at work; how it samples is said by `generate`."""
 
-    mode: Literal["progressive", "interpolate", "shared"] = "progressive"
+    mode: Literal["progressive", "interpolate", "shared", "rate-distortion", "frechet"] = "progressive"
     ids: Annotated[tuple[int, ...], BeforeValidator(_split)] = Field(
         (0, 1), min_length=1, description="sample ids; interpolate takes two, shared one"
     )
     rows: int = Field(4, ge=1, description="timesteps to begin at, from x_T downwards; progressive: a row a sample")
     columns: int = Field(10, ge=2)
+    num_images: int = Field(64, ge=2, description="rate-distortion: held-out images; frechet: samples")
 
     @model_validator(mode="after")
     def _ids_are_samples(self) -> Self:

@@ -10,6 +10,8 @@ __all__ = [
     "EXPLORED",
     "IMAGE",
     "METRICS",
+    "PREVIEWS",
+    "RATE_DISTORTION",
     "REJECTS",
     "REQUESTED_SAMPLES",
     "REQUESTS",
@@ -117,6 +119,33 @@ EXPLORED = _with_features(
     ]
 )
 """Pictures of `ddpm explore`."""
+
+RATE_DISTORTION = pa.schema(
+    [
+        pa.field("t", pa.int32(), nullable=False),  # timestep index whose x_t the receiver has
+        pa.field("reverse_time", pa.int32(), nullable=False),  # T - t, as table 4 of the paper counts: 1 first
+        pa.field("rate", pa.float64(), nullable=False),  # bits/dim sent so far: L_T and the terms of T-1..t+1
+        pa.field("distortion", pa.float64(), nullable=False),  # RMSE of the predicted x_0, grey levels 0..255
+        pa.field("term", pa.float64(), nullable=False),  # bits/dim: what t itself adds; L_0 at t = 0
+        pa.field("images", pa.int64(), nullable=False),  # held-out images that all are means of
+    ]
+)
+"""A row a timestep, from T-1 down to 0: `ddpm explore --mode rate-distortion`."""
+
+PREVIEWS = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),  # sampling steps done
+        pa.field("t", pa.int32(), nullable=False),  # timestep index that was left last
+        pa.field("metric", pa.string(), nullable=False),  # FD-<extractor>
+        pa.field("fd", pa.float64(), nullable=False),  # of the x_0 predicted there; after the last step of the sample
+        pa.field("floor", pa.float64(), nullable=False),  # of n held-out real images
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("reference_n", pa.int64(), nullable=False),  # training images
+        pa.field("extractor", pa.string(), nullable=False),
+        pa.field("weights_sha256", pa.string(), nullable=False),
+    ]
+)
+"""A row a number of steps: `ddpm explore --mode frechet`."""
 
 METRICS = pa.schema(
     [

@@ -155,19 +155,20 @@ def make_scores(store: Store, value: float = 5.25, warnings: tuple[str, ...] = (
     write_evaluation(store, tuple(scores), protocol)
 
 
-def make_dataset(store: Store) -> None:
-    rows = DIGITS[:120]
-    images = pa.array([{"bytes": encode_png(image), "path": None} for image in rows], IMAGE)
-    size, ids = pa.array(np.full(len(rows), 8, np.int32)), np.arange(len(rows))
-    table = pa.table([ids, images, pa.nulls(len(rows), pa.int32()), size, size, ["h"] * len(rows)], schema=DATASET)
-    file = put_file(store, "data/train-00000.parquet", parquet_bytes(table, 50))
+def make_dataset(store: Store, heldout: int = 0) -> None:
+    """120 digits to train on, then some held out; two images were rejected."""
+    entries = []
+    for split, first, count in (("train", 0, 120), ("heldout", 120, heldout)):
+        if count:
+            file = put_file(store, f"data/{split}-00000.parquet", parquet_bytes(dataset_rows(first, count), 50))
+            entries.append(ShardEntry(**file.model_dump(), split=split, rows=count, first_id=first))
     manifest = DatasetManifest(
         source="digits",
-        source_rows=len(rows) + 2,
+        source_rows=120 + heldout + 2,
         image_size=8,
         channels=1,
         classes=None,
-        shards=(ShardEntry(**file.model_dump(), split="train", rows=len(rows), first_id=0),),
+        shards=tuple(entries),
         rejects=(),
         reject_counts={"truncated": 2},
         channel_mean=(0.0,),
@@ -175,3 +176,10 @@ def make_dataset(store: Store) -> None:
         ingest={},
     )
     write_dataset(store, manifest)
+
+
+def dataset_rows(first: int, count: int) -> pa.Table:
+    """DATASET rows of some digits."""
+    images = pa.array([{"bytes": encode_png(i), "path": None} for i in DIGITS[first : first + count]], IMAGE)
+    size, ids = pa.array(np.full(count, 8, np.int32)), np.arange(first, first + count)
+    return pa.table([ids, images, pa.nulls(count, pa.int32()), size, size, ["h"] * count], schema=DATASET)

@@ -34,7 +34,7 @@ STAGE_PARTS = {
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
     *("job_client", "job_log", "job_package"),
     *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
-    *("part", "run_part", "sample_part", "gathering", "side_by_side", "picturing", "ranking"),
+    *("part", "run_part", "sample_part", "gathering", "side_by_side", "picturing", "ranking", "analysing"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.bound import bound_term, prior_term
+from pipeline.diffusion.clipping import clip_to_unit
 from pipeline.diffusion.grid import NoiseSource
 from pipeline.diffusion.objective import Denoiser, Objective
 
@@ -21,7 +22,7 @@ class Likelihood:
 
     terms: Tensor  # [B, T], bits/dim: L_0 at code t = 0, else L_{t-1} of the paper
     prior: Tensor  # [B], bits/dim: L_T
-    x_0_mse: Tensor  # [B, T]: mean squared error of the x_0 predicted at t, images in [-1, 1]
+    x_0_mse: Tensor  # [B, T]: mean squared error of the x_0 predicted at t, clipped to [-1, 1] as images are
 
     @property
     def total(self) -> Tensor:
@@ -43,7 +44,8 @@ def bits_per_dim(objective: Objective, denoiser: Denoiser, x_0: Tensor, noise: N
     """Every term of the bound, one noise draw each: T network calls.
 
     x_0 [B, C, H, W] on the grey levels k / 127.5 - 1; `noise.at(t)` is the noise of q(x_t | x_0). Whatever the
-    training objective was, the bound is that of `objective.reverse`.
+    training objective was, the bound is that of `objective.reverse`, which clips nothing; the best guess at x_0 is
+    clipped, since a receiver knows that images lie in [-1, 1].
     """
     terms, errors = [], []
     for step in range(objective.process.schedule.num_timesteps):
@@ -51,7 +53,7 @@ def bits_per_dim(objective: Objective, denoiser: Denoiser, x_0: Tensor, noise: N
         x_t = objective.process.q_sample(x_0, t, noise.at(step))
         p = objective.reverse(denoiser(x_t, t), x_t, t)
         terms.append(bound_term(objective.process, p, x_0, x_t, t))
-        errors.append((p.x_0 - x_0).square().flatten(1).mean(1))
+        errors.append((clip_to_unit(p.x_0) - x_0).square().flatten(1).mean(1))
     prior = prior_term(objective.process, x_0)
     return Likelihood(*(part.double().cpu() for part in (torch.stack(terms, 1), prior, torch.stack(errors, 1))))
 

@@ -70,11 +70,15 @@ class Explorer:
         self._model, self._plan, self._device = model.to(device).eval(), plan, device
         self._timesteps = sorted(plan_sampler(plan).timesteps)
 
+    def steps_done(self, columns: int) -> list[int]:
+        """After how many steps the predictions are shown: at most `columns`, evenly chosen, the last one all steps."""
+        steps = len(self._timesteps)
+        return sorted({round((i + 1) * steps / columns) for i in range(columns)} - {0})
+
     @torch.inference_mode()
     def progressive(self, ids: Sequence[int], columns: int) -> list[Picture]:
         """A row a sample; x_0 after `columns` of the steps, evenly chosen, the last one the sample itself."""
-        steps = len(self._timesteps)
-        chosen = sorted({round((i + 1) * steps / columns) - 1 for i in range(columns)} - {-1})
+        steps, chosen = len(self._timesteps), [done - 1 for done in self.steps_done(columns)]
         states = plan_sampler(self._plan).run(self._denoiser(ids), self._noise(ids))
         seen = [(s.t, s.x_t if s.step == steps - 1 else s.x_0) for s in states if s.step in chosen]
         labels = self._labels(ids)

@@ -29,13 +29,13 @@ def training_work(name: str, curves: pa.Table) -> Work:
     """Of METRICS: every step takes all workers of its world."""
     seconds = np.asarray(curves["step_seconds"]) * np.asarray(curves["world_size"])
     images = int(np.asarray(curves["images"]).max()) if len(curves) else 0
-    return Work(f"Training of {name}", float(seconds.sum()) / 3600.0, images)
+    return Work(f"Training, {name}", float(seconds.sum()) / 3600.0, images)
 
 
 def generation_work(name: str, shards: pa.Table) -> Work:
     """Of SHARD_LOG: what actors spent in network and sampler."""
     rows = int(np.asarray(shards["rows"]).sum())
-    return Work(f"Generation of {name}", float(np.asarray(shards["seconds"]).sum()) / 3600.0, rows)
+    return Work(f"Generation, {name}", float(np.asarray(shards["seconds"]).sum()) / 3600.0, rows)
 
 
 def cost_table(works: Sequence[Work], price: float | None) -> Table | None:
@@ -43,7 +43,7 @@ def cost_table(works: Sequence[Work], price: float | None) -> Table | None:
     known = [work for work in works if work.hours > 0 and work.images > 0]
     if not known:
         return None
-    columns = ("What", "Images", "Worker-hours", "Seconds an image", *(("Cost",) if price is not None else ()))
+    columns = ("What", "Images", "Hours", "s an image", *(("Cost",) if price is not None else ()))
     rows = tuple(
         (
             work.name,

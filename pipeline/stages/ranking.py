@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError, NotFound
 from pipeline.manifests import parse
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.moments import Moments
 from pipeline.metrics.sketch import merge_all_sketches
 from pipeline.storage.evaluations import (
     Evaluation,
@@ -18,7 +20,7 @@ from pipeline.storage.evaluations import (
 )
 from pipeline.storage.store import Store
 
-__all__ = ["feature_distances", "stored_extractors"]
+__all__ = ["feature_distances", "features_of", "stored_extractors", "training_moments"]
 
 _RIDGE = 1e-3
 """Share of the mean variance added to every direction: dead features have none."""
@@ -47,15 +49,24 @@ def feature_distances(
     return None
 
 
-def _distances(dataset: Store, record: ExtractorRecord, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Raises DataError when the sketches are gone."""
+def training_moments(dataset: Store, record: ExtractorRecord) -> Moments:
+    """Of the training split's features, from the sketches that `evaluate` left. Raises DataError without them."""
     folder = extractor_folder(record.id)
     keys = sorted(key for key in present_sketches(dataset, folder) if key.startswith(f"{folder}/train-"))
-    moments = merge_all_sketches(read_sketches((dataset, key) for key in keys)).moments
-    stored = read_extractor(dataset, record.id)
+    return merge_all_sketches(read_sketches((dataset, key) for key in keys)).moments
+
+
+def features_of(extractor: Extractor, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """float32 [N, D] of images uint8 [N, H, W, C]."""
+    return extractor.features(pixels)
+
+
+def _distances(dataset: Store, record: ExtractorRecord, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Raises DataError when the extractor or the sketches are gone."""
+    moments, stored = training_moments(dataset, record), read_extractor(dataset, record.id)
     if stored is None:
-        raise DataError(f"{dataset.location(folder)} has no extractor")
-    away = stored[1].features(pixels).astype(np.float64) - moments.mean
+        raise DataError(f"{dataset.location(extractor_folder(record.id))} has no extractor")
+    away = features_of(stored[1], pixels).astype(np.float64) - moments.mean
     covariance = moments.covariance
     ridge = _RIDGE * max(float(np.trace(covariance)) / len(covariance), 1e-12)
     scaled = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), away.T)

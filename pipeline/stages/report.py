@@ -125,7 +125,7 @@ def _page(parts: Sequence[Part], verification: Verification | None, price: float
     return Report(
         title=first.name if first.what != "night" else first.name.capitalize(),
         subtitle=" · ".join(part.name if part.what == "night" else f"{part.what} {part.name}" for part in parts),
-        verdict=_verdict(parts),
+        verdict=_verdict(parts, verification),
         facts=tuple(_facts(parts)),
         leading=tuple(table for part in parts for table in part.leading),
         samples=tuple(picture for part in parts for picture in part.samples),
@@ -143,8 +143,10 @@ def _page(parts: Sequence[Part], verification: Verification | None, price: float
     )
 
 
-def _verdict(parts: Sequence[Part]) -> Verdict | None:
-    """A part's own, else that of the first evaluation."""
+def _verdict(parts: Sequence[Part], verification: Verification | None) -> Verdict | None:
+    """A failed proof before all else, then a part's own, else that of the first evaluation."""
+    if verification is not None and not verification.ok:
+        return Verdict("bad", f"Verification failed: {verification.text}")
     own = next((part.verdict for part in parts if part.verdict is not None), None)
     evaluations = [evaluation for part in parts for evaluation in part.evaluations]
     return own or (verdict(evaluations[0].scores, evaluations[0].warnings) if evaluations else None)

@@ -65,7 +65,7 @@ def test_settings_stragglers_starts_and_cost(base: Store):
     assert "The work rested 1 time" in html, "the last shard came two hours later"
     _, training, generation = table(html, "Cost")
     hours = 2 * (60 + 0.5 * (STEPS - 1)) / 3600
-    assert training == ["Training of run", "8,000", figures(hours), figures(hours * 3600 / 8000), f"{hours * 36:,.2f}"]
+    assert training == ["Training, run", "8,000", figures(hours), figures(hours * 3600 / 8000), f"{hours * 36:,.2f}"]
     assert generation[-1] == f"{8 / 3600 * 36:,.2f}"
 
 
@@ -106,6 +106,7 @@ def test_the_proof_is_on_the_page_and_in_the_exit_code(base: Store, capsys: pyte
     html = unsound.read("report.html").decode()
     contradictions = re.search(r"([\d,]+ contradictions) with the manifests\.", html)[1]
     assert contradictions in said
+    assert re.search(rf'class="verdict bad">.*Verification failed: {contradictions}', html)
     assert re.search(r'<ul class="findings">\s*<li>[^<]*sample', html)
     assert main(["report", sound.uri]) == 0
     assert "Verification" not in sound.read("report.html").decode(), "nobody looked"

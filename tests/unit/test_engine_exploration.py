@@ -5,15 +5,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny_explorer import CPU, MODEL, network
 from tiny_model import write_model
 
 from jobs.__main__ import main
-from pipeline.config import Config, DiffusionConfig, ExploreConfig, GenerateConfig, ModelConfig
+from pipeline.config import Config, DiffusionConfig, ExploreConfig, GenerateConfig
 from pipeline.engine.exploration import Explorer, _between
 from pipeline.engine.generation import ShardGenerator, plan_sampler
 from pipeline.engine.images import decode_pixels
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.unet import UNet
 from pipeline.schema import EXPLORED
 from pipeline.stages.explore import explore
 from pipeline.stages.job_plan import make_plan
@@ -23,23 +23,11 @@ from tiny import config
 
 pytestmark = pytest.mark.unit
 
-MODEL = ModelConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, num_classes=3)
-CPU = torch.device("cpu")
-
 
 def plan(**settings):
     found = StoredModel("m", "ema", "0" * 64, MODEL, DiffusionConfig(), 8, 1, 0.1)
     defaults = {"num_samples": 8, "shard_size": 8, "batch_size": 8, "sampler": "ddim", "steps": 6, "seed": 5}
     return make_plan(GenerateConfig(**{**defaults, **settings}), found)
-
-
-def network():
-    torch.set_num_threads(1)
-    unet = UNet(MODEL, 1, 1, 8)
-    generator = torch.Generator().manual_seed(1)
-    for weight in unet.parameters():
-        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
-    return unet
 
 
 def samples(a_plan):
@@ -167,4 +155,9 @@ def test_the_verb_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert "takes 1 of ids" in capsys.readouterr().err
     few = ["--ids", "1,2", "--explore.columns", "3", "--generate.steps", "2"]
     assert main([*words, "--mode", "interpolate", *few]) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["interpolate.parquet", "interpolate.png"]
+    written = [f"interpolate.{ending}" for ending in ("html", "parquet", "png")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    assert main([*words, "--mode", "frechet"]) == 2
+    assert "needs --dataset" in capsys.readouterr().err
+    assert main([*words, "--mode", "progressive", "--dataset", "d"]) == 2
+    assert "looks at no dataset" in capsys.readouterr().err
