@@ -17,20 +17,19 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiobotocore.client
 import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import at_most, known, parsed, tell
+from synthetic import CHANNELS, SHARD_ROWS, SIZE, counted, plan_of
 
 from pipeline.assignment import Assignments, missing_shards
-from pipeline.config import DiffusionConfig, StorageConfig
+from pipeline.config import StorageConfig
 from pipeline.engine.generation import Images, sample_table
 from pipeline.manifests import SamplePlan
 from pipeline.storage.samples import (
@@ -47,29 +46,6 @@ from pipeline.storage.store import Store, resolve
 
 REQUESTS_BAR = 4.1
 """A look, two puts, one read at the seal, and the job's own documents over a few hundred shards."""
-SHARD_ROWS, SIZE, CHANNELS = 64, 32, 3
-
-
-def plan_of(shards: int, shard_rows: int = SHARD_ROWS) -> SamplePlan:
-    """A plan as generate makes it, of a model that is nowhere."""
-    return SamplePlan(
-        num_samples=shards * shard_rows,
-        shard_size=shard_rows,
-        batch_size=shard_rows,
-        seed=0,
-        model_uri="nowhere",
-        model_digest="0" * 64,
-        weights="ema",
-        sampler="ddim",
-        steps=50,
-        eta=0.0,
-        variance="fixed_small",
-        clip=True,
-        image_size=SIZE,
-        channels=CHANNELS,
-        num_classes=None,
-        diffusion=DiffusionConfig().model_dump(mode="json"),
-    )
 
 
 def tables(plan: SamplePlan) -> Iterator[tuple[int, pa.Table]]:
@@ -79,24 +55,6 @@ def tables(plan: SamplePlan) -> Iterator[tuple[int, pa.Table]]:
         ids = assignments.layout.ids(shard)
         pixels = np.random.default_rng(shard).integers(0, 256, (len(ids), SIZE, SIZE, CHANNELS), np.uint8)
         yield shard, sample_table(plan, Images(assignments.of(ids), pixels, np.ones(len(ids), np.bool_)))
-
-
-@contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """Every operation that the S3 client of this process is asked for, by its name in the S3 API."""
-    counts: Counter[str] = Counter()
-    client = aiobotocore.client.AioBaseClient
-    original = client._make_api_call
-
-    async def counting(self: Any, operation: str, parameters: Any) -> Any:
-        counts[operation] += 1
-        return await original(self, operation, parameters)
-
-    client._make_api_call = counting
-    try:
-        yield counts
-    finally:
-        client._make_api_call = original
 
 
 def took(run: Callable[[], object]) -> float:

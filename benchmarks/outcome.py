@@ -17,6 +17,8 @@ from machine import commit, machine
 __all__ = ["RESULTS", "at_least", "at_most", "figures_of", "flags", "known", "newest", "parsed", "result_file", "tell"]
 
 RESULTS = Path(__file__).parent / "results"
+LOAD = round(os.getloadavg()[0], 1)
+"""Of the machine when the script began: well above 0 says that others were at work."""
 Figure = dict[str, Any]
 
 
@@ -79,9 +81,11 @@ def tell(
 
     told: the figures to print; all by default.
     """
-    about = {"machine": machine(), "commit": commit(), "quick": options.quick, **about}
+    about = {"machine": machine(), "commit": commit(), "load": LOAD, "quick": options.quick, **about}
     versions = ", ".join(f"{key} {value}" for key, value in about["machine"].items())
-    print(f"{name}{' (quick)' if options.quick else ''}: commit {about['commit'] or 'unknown'}, {versions}")
+    print(
+        f"{name}{' (quick)' if options.quick else ''}: commit {about['commit'] or 'unknown'}, load {LOAD}, {versions}"
+    )
     for figure in result if told is None else told:
         entry = result[figure]
         bar = "" if entry["bar"] is None else f"   bar {entry['bar']:,}: {'met' if entry['ok'] else 'MISSED'}"

@@ -9,13 +9,11 @@ is what the largest resident size of the process grew by.
 """
 
 import os
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,12 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from commit import counted, plan_of
 from outcome import at_most, known, parsed, tell
+from synthetic import counted, marker_of, peak_mb, plan_of, reset_peak
 
-from pipeline.assignment import Assignments, missing_shards
+from pipeline.assignment import missing_shards
 from pipeline.config import StorageConfig
-from pipeline.manifests import Marker, SamplePlan
+from pipeline.manifests import SamplePlan
 from pipeline.storage.samples import committed_shards, create_plan, marker_key, read_plan, seal
 from pipeline.storage.seaweed import SeaweedServer
 from pipeline.storage.shards import document
@@ -38,23 +36,6 @@ DECISION_BAR_SECONDS = 10.0
 LOCAL, QUICK_LOCAL = (100, 1_000, 10_000, 100_000), (100, 1_000, 5_000)
 S3, QUICK_S3 = (100, 1_000, 10_000), (100, 1_000)
 WRITERS = 16
-
-
-def marker_of(plan: SamplePlan, shard: int) -> Marker:
-    """As commit_shard makes it; the data file that it names is nowhere."""
-    ids, attempt = Assignments(plan).layout.ids(shard), f"{shard:032x}"
-    return Marker(
-        key=f"data/shard-{shard:09d}-{attempt}.parquet",
-        bytes=221_179,
-        sha256=f"{shard:064x}",
-        shard=shard,
-        rows=len(ids),
-        first_id=ids.start,
-        last_id=ids.stop - 1,
-        failed=0,
-        plan=plan.fingerprint,
-        attempt=attempt,
-    )
 
 
 def mark(job: Store, plan: SamplePlan, shards: range) -> None:
@@ -106,27 +87,13 @@ def alone(work: Callable[[Store], dict[str, float]], job: Store) -> dict[str, fl
 
 def _measured(work: Callable[[Store], dict[str, float]], job: Store, pipe: Connection) -> None:
     job.exists("nothing")  # the client is made, the connection open
-    before = _reset_peak()
+    before = reset_peak()
     with counted() as requests:
         wall, cpu = time.perf_counter(), time.process_time()
         found = work(job)
         seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    found |= {"seconds": seconds, "cpu_seconds": cpu, "requests": requests.total(), "mb": _peak_mb() - before}
+    found |= {"seconds": seconds, "cpu_seconds": cpu, "requests": requests.total(), "mb": peak_mb() - before}
     pipe.send(found)
-
-
-def _reset_peak() -> float:
-    """Let the largest resident size start anew, where the kernel allows it; the present one in MB."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak_mb()
-
-
-def _peak_mb() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def curve(root: Store, counts: tuple[int, ...]) -> list[dict[str, float]]:

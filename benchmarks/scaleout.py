@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from commit import plan_of
 from outcome import at_least, known, parsed, tell
+from synthetic import plan_of
 from torment import resident_mb
 
 from pipeline.assignment import Assignments

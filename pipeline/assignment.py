@@ -6,10 +6,11 @@ Nothing is ever listed: shard to ids and id to shard are a bisection over the se
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ __all__ = ["Assignment", "Assignments", "Layout", "missing_shards", "mix_counts"
 
 Int64Array = npt.NDArray[np.int64]
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+PART = 2**16
+"""Shard numbers that are held at a time while a listing comes in."""
 STRIDES = 64
 """How far from the golden section a step is looked for."""
 
@@ -68,11 +71,17 @@ class Layout:
 
 
 def missing_shards(num_shards: int, committed: Iterable[int] | Int64Array) -> Int64Array:
-    """Shards that are not committed, ascending: int64. One byte a shard is all that is held."""
+    """Shards that are not committed, ascending: int64. One byte a shard is held, and eight for each that is missing."""
     done = np.zeros(num_shards, dtype=np.bool_)
-    found = committed if isinstance(committed, np.ndarray) else np.fromiter(committed, np.int64)
-    done[found[found < num_shards]] = True
-    return np.flatnonzero(~done).astype(np.int64)
+    for found in [committed] if isinstance(committed, np.ndarray) else _in_parts(committed):
+        done[found[found < num_shards]] = True
+    return np.flatnonzero(~done).astype(np.int64, copy=False)
+
+
+def _in_parts(numbers: Iterable[int]) -> Iterator[Int64Array]:
+    rest = iter(numbers)
+    while len(part := np.fromiter(islice(rest, PART), np.int64)):
+        yield part
 
 
 def mix_counts(count: int, weights: Sequence[float]) -> list[int]:
