@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfig
 from pipeline.config_ingest import IngestConfig
 from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
-from pipeline.config_operations import ScheduleConfig
+from pipeline.config_operations import RegistryConfig, ScheduleConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "NightlyConfig",
     "RayConfig",
+    "RegistryConfig",
     "ScheduleConfig",
     "Section",
     "StorageConfig",
@@ -231,7 +232,7 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-UNDECISIVE = ("ray", "storage", "gate", "nightly", "schedule")
+UNDECISIVE = ("ray", "storage", "gate", "nightly", "registry", "schedule")
 """Sections that decide no result: where and when things run, and what becomes of them."""
 
 
@@ -250,6 +251,7 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
     gate: GateConfig = GateConfig()
     nightly: NightlyConfig = NightlyConfig()
+    registry: RegistryConfig = RegistryConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
