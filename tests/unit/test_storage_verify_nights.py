@@ -152,7 +152,7 @@ def change_done(store, day, **stages):
     [
         (lambda s: edit(s, state(5), date="2026-11-07"), "says that it is night 2026-11-07"),
         (lambda s: change_done(s, 5, export=None), "a stage is missing before another"),
-        (lambda s: edit(s, state(6), state="promoted"), "is promoted, and its last stage is samples"),
+        (lambda s: edit(s, state(6), state="promoted"), "is promoted, and its last stage is export"),
         (lambda s: edit(s, state(5), state="running"), "is running, and its last stage is retention"),
         (lambda s: edit(s, state(5), state="skipped"), "is skipped after"),
         (lambda s: edit(s, state(5), state="held"), "is held, and its stage promote says otherwise"),
