@@ -19,7 +19,7 @@ VERBS = {
     "evaluate": "samples + dataset -> Frechet distance between its floor and ceilings",
     "memorisation": "samples + dataset -> near-copies of training images, the closest pairs side by side",
     "report": "runs and samples -> one self-contained HTML page",
-    "verify": "prove a dataset, checkpoint or samples folder from the store alone",
+    "verify": "prove a dataset, run, checkpoint, samples, registry or nights from the store alone",
     "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
     "sweep": "samplers x steps x weights -> quality against cost, a table and a page",
     "merge": "finished samples folders -> one",

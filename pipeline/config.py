@@ -14,7 +14,7 @@ from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfi
 from pipeline.config_ingest import IngestConfig
 from pipeline.config_memorisation import MemorisationConfig
 from pipeline.config_nightly import GateConfig, HookConfig, NightlyConfig
-from pipeline.config_operations import ScheduleConfig, SubmitConfig
+from pipeline.config_operations import RegistryConfig, ScheduleConfig, SubmitConfig
 from pipeline.section import Section, digest_of
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "NightlyConfig",
     "RayConfig",
+    "RegistryConfig",
     "ScheduleConfig",
     "Section",
     "StorageConfig",
@@ -234,7 +235,7 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-UNDECISIVE = ("ray", "storage", "memorisation", "gate", "nightly", "schedule", "submit")
+UNDECISIVE = ("ray", "storage", "memorisation", "gate", "nightly", "registry", "schedule", "submit")
 """Sections that decide no result: where and when things run, and what becomes of them."""
 
 
@@ -254,6 +255,7 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
     gate: GateConfig = GateConfig()
     nightly: NightlyConfig = NightlyConfig()
+    registry: RegistryConfig = RegistryConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     submit: SubmitConfig = SubmitConfig()
 

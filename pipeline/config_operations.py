@@ -9,7 +9,7 @@ from pipeline.cron import Cron
 from pipeline.section import Section
 from pipeline.zone import TimeZone
 
-__all__ = ["CREDENTIAL_NAME", "DATE", "ScheduleConfig", "SubmitConfig"]
+__all__ = ["CREDENTIAL_NAME", "DATE", "RegistryConfig", "ScheduleConfig", "SubmitConfig"]
 
 DATE = "{date}"
 """In a command: the calendar day, in the schedule's zone, of the run that is due."""
@@ -40,6 +40,14 @@ class ScheduleConfig(Section):
         "deploy/kuberay/rayjob.yaml", description="RayJob manifest that Kubernetes targets start, with `command` in it"
     )
     kubectl_image: str = Field("registry.k8s.io/kubectl:v1.34.1", description="what the k8s-cronjob target runs")
+
+
+class RegistryConfig(Section):
+    """Who else is told of versions and champions."""
+
+    mlflow: str | None = Field(
+        None, min_length=1, description="registered model in MLflow that follows the registry; its server: environment"
+    )
 
 
 CREDENTIAL_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)

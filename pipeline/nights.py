@@ -14,7 +14,7 @@ from pipeline.config_nightly import as_date
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.section import Section, digest_of
 
-__all__ = ["STAGES", "CatchUp", "Due", "Night", "Outcome", "nights_due", "overtaken", "unchanged"]
+__all__ = ["STAGES", "TRAINED", "CatchUp", "Due", "Night", "Outcome", "nights_due", "overtaken", "unchanged"]
 
 STAGES = ("snapshot", "train", "export", "samples", "evaluate", "gate", "promote", "report", "retention")
 AFTERWARDS = ("report", "retention")

@@ -117,6 +117,7 @@ class Simulation:
     root: Store
     source: Source = field(default_factory=Source)
     settings: dict = field(default_factory=dict)
+    sections: dict = field(default_factory=dict)
     told: list[tuple[str, str]] = field(default_factory=list)
     time: datetime = datetime(2026, 11, 1, 3, tzinfo=UTC)
     interrupt: Callable[[], None] = lambda: None
@@ -136,7 +137,7 @@ class Simulation:
     def run(self, day: int | None = None, work: LightWork | None = None, **settings) -> dict:
         """One invocation of ddpm nightly, by default for today."""
         values = {"name": NAME, **self.settings, **settings}
-        config = Config.model_validate({"nightly": values, "gate": {"tolerance": 0.02}})
+        config = Config.model_validate({"nightly": values, "gate": {"tolerance": 0.02}, **self.sections})
         world = World(lambda: self.time, self.sleep, self.interrupt, self._tell)
         asked = None if day is None else date(2026, 11, day)
         return nightly(config, self.root.uri, work or self.work, asked, world)

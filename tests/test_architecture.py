@@ -32,8 +32,8 @@ STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points", "neighbouring", "memorised"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
-    *("job_client", "job_log", "job_package"),
-    *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
+    *("job_client", "job_log", "job_package", "bounding", "extracting"),
+    *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks", "mirroring"),
     *("part", "run_part", "sample_part", "gathering", "side_by_side", "picturing", "ranking", "analysing"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from pipeline.config import Config, NightlyConfig
 from pipeline.errors import Busy, GateNotPassed, PipelineError, Stopped
-from pipeline.nights import AFTERWARDS, Night, Outcome, unchanged
+from pipeline.nights import AFTERWARDS, TRAINED, Night, Outcome, unchanged
 from pipeline.promotion import Difference, Evidence, gate
 from pipeline.stages.hooks import tell
+from pipeline.stages.mirroring import mirror
 from pipeline.stages.night_watch import NightWatch
 from pipeline.storage.nights import Ledgers
 from pipeline.storage.registry import Change, Record, Registry, version_key
@@ -79,6 +80,9 @@ class NightRun:
             if isinstance(error, Stopped) and cause is not error:
                 raise cause from error
             raise
+        warning = mirror(self.config, self.registry) if night.state in TRAINED else None
+        if warning is not None:
+            night = night.model_copy(update={"warnings": (*night.warnings, warning)})
         self.tell({"promoted": "success", "held": "hold"}.get(night.state, "skipped"), night)
         return night
 

@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, GateNotPassed
 from pipeline.promotion import gate
 from pipeline.stages.comparing import compare
+from pipeline.stages.mirroring import mirror
 from pipeline.stages.registering import Export, register
 from pipeline.storage.registry import Change, Record, Registry, named_version, version_key
 from pipeline.storage.store import resolve
@@ -46,12 +47,12 @@ def promote(
     registry, number = _version(config, model, export)
     head = registry.head()
     if head.champion == number:
-        return _moved(registry, head, "already done")
+        return _moved(config, registry, head, "already done")
     metrics: dict[str, Any] = {}
     if by is not None:
         reason, metrics = _judged(config, number, head, by)
     change = Change(reason or "", uuid.uuid4().hex, now(), metrics)
-    return _moved(registry, registry.promote(number, change, head.champion, head.number), "promoted")
+    return _moved(config, registry, registry.promote(number, change, head.champion, head.number), "promoted")
 
 
 def _version(config: Config, model: str, export: Export) -> tuple[Registry, int]:
@@ -82,14 +83,14 @@ def rollback(config: Config, uri: str, version: int | None, reason: str, now: No
     """Make the champion before this one champion again, or `version`, an earlier one. Raises DataError, Busy."""
     registry = Registry(resolve(uri, config.storage))
     record = registry.rollback(version, Change(reason, uuid.uuid4().hex, now(), {}))
-    return _moved(registry, record, "rolled back")
+    return _moved(config, registry, record, "rolled back")
 
 
 def models(config: Config, uri: str) -> dict[str, Any]:
     """Every version and every record with its reason and its metrics."""
     registry = Registry(resolve(uri, config.storage))
     records, numbers = registry.records(), registry.versions()
-    head = records[-1] if records else None
+    head, warning = records[-1] if records else None, mirror(config, registry)
     champion, challenger = (head.champion, head.challenger) if head else (None, None)
     return {
         "uri": registry.store.uri,
@@ -97,7 +98,9 @@ def models(config: Config, uri: str) -> dict[str, Any]:
         "challenger": challenger,
         "versions": [registry.version(number).model_dump(mode="json", exclude={"files"}) for number in numbers],
         "records": [record.model_dump(mode="json") for record in records],
-        "summary": "\n".join(_lines(registry.store.uri, numbers, records)),
+        "summary": "\n".join(
+            [*_lines(registry.store.uri, numbers, records), *([] if warning is None else [f"warning: {warning}"])]
+        ),
     }
 
 
@@ -115,13 +118,14 @@ def _lines(uri: str, numbers: list[int], records: list[Record]) -> Iterator[str]
         )
 
 
-def _moved(registry: Registry, record: Record, state: str) -> dict[str, Any]:
-    number = record.champion or 0
+def _moved(config: Config, registry: Registry, record: Record, state: str) -> dict[str, Any]:
+    number, warning = record.champion or 0, mirror(config, registry)
+    summary = f"{state}: champion of {registry.store.uri} is {version_key(number)} (record {record.number})"
     return {
         "state": state,
         "uri": registry.folder(number).uri,
         "champion": number,
         "record": record.number,
         "reason": record.reason,
-        "summary": f"{state}: champion of {registry.store.uri} is {version_key(number)} (record {record.number})",
+        "summary": summary if warning is None else f"{summary}\nwarning: {warning}",
     }

@@ -100,7 +100,7 @@ def _of_the_registry(night: Night, records: dict[int, Record], versions: set[int
     if promotion is not None and night.state in ("held", "missed", "skipped"):
         yield f"is {night.state}, and record {promotion.number} is its promotion"
     if night.state == "promoted":
-        number = night.done["promote"].get("record")
+        number = night.done.get("promote", {}).get("record")
         if promotion is None or promotion.number != number:
             yield f"is promoted by record {number}, which is not there or not its own"
 

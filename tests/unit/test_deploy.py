@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import jsonschema
@@ -12,12 +14,16 @@ from manifests_schema import SCHEMAS
 
 from pipeline import __version__
 from pipeline.stages.board import Reading
+from pipeline.stages.hooks import prometheus_text
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 CLUSTER, JOB = ROOT / "deploy/kuberay/raycluster.yaml", ROOT / "deploy/kuberay/rayjob.yaml"
 DASHBOARD, ALERTS = ROOT / "deploy/grafana/dashboard.json", ROOT / "deploy/grafana/alerts.yaml"
+
+
+METRIC = r"\b(?:ray_)?ddpm_\w+"
 
 
 def load(path):
@@ -95,7 +101,16 @@ def exported():
     for kind, name in made:
         for field in Reading._fields if "{name}" in name else ("",):
             names["ray_" + name.replace("{name}", field)] = kind
-    return names
+    return names | dict.fromkeys(told(), "Gauge")
+
+
+def told():
+    """Name -> labels of what the textfile hook tells of a night, from what it writes."""
+    facts = {"name": "digits", "event": "hold", "at": "2026-11-24T03:00:00+00:00", "champion": 1, "attempts": 1}
+    text = prometheus_text({**facts, "seconds": 5.0, "metrics": {"KD": 0.5}})
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    names = [re.match(r"(\w+)\{(.*)\} [-+.e0-9]+$", line).groups() for line in lines]
+    return {name: {pair.partition("=")[0] for pair in labels.split(",")} for name, labels in names}
 
 
 def expressions():
@@ -108,17 +123,18 @@ def expressions():
 @pytest.mark.parametrize("expression", expressions())
 def test_every_metric_that_is_shown_exists_with_its_label(expression):
     known = exported()
-    used = re.findall(r"\bray_ddpm_\w+", expression)
+    used = re.findall(METRIC, expression)
     assert used
     assert set(used) <= set(known)
     for call, name in re.findall(r"\b(rate|increase|changes)\((ray_ddpm_\w+)", expression):
         assert (known[name] == "Counter") == (call != "changes"), f"{call} of a {known[name]}"
-    label = "run" if "ray_ddpm_train_" in expression else "exported_job"
-    assert set(re.findall(r"\{(\w+)=~", expression)) <= {label}
+    for name, selector in re.findall(rf"({METRIC})\{{([^}}]*)\}}", expression):
+        label = "run" if name.startswith("ray_ddpm_train_") else "exported_job"
+        assert set(re.findall(r"(\w+)=", selector)) <= told().get(name, {label})
 
 
 def test_every_metric_that_exists_is_shown():
-    shown = set(re.findall(r"\bray_ddpm_\w+", " ".join(expressions())))
+    shown = set(re.findall(METRIC, " ".join(expressions())))
     assert shown == set(exported())
 
 
@@ -127,13 +143,59 @@ def test_the_dashboard_is_one_that_grafana_can_import():
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in board["panels"]]
     assert len(set(places)) == len(places)
-    assert {v["name"] for v in board["templating"]["list"]} == {"datasource", "run", "job"}
+    assert {v["name"] for v in board["templating"]["list"]} == {"datasource", "run", "job", "name"}
     assert all(panel["datasource"]["uid"] == "${datasource}" for panel in board["panels"])
 
 
-def test_alerts_say_what_to_do():
-    (group,) = load(ALERTS)["groups"]
-    assert len(group["rules"]) >= 2
-    for rule in group["rules"]:
-        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
-        assert set(rule["annotations"]) == {"summary", "action"}
+RULE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["alert", "expr", "for", "labels", "annotations"],
+    "properties": {
+        "alert": {"type": "string", "pattern": "^Ddpm[A-Za-z]+$"},
+        "expr": {"type": "string", "minLength": 1},
+        "for": {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"},
+        "labels": {"type": "object", "required": ["severity"], "additionalProperties": {"type": "string"}},
+        "annotations": {
+            "type": "object",
+            "required": ["summary", "action"],
+            "additionalProperties": {"type": "string", "minLength": 10},
+        },
+    },
+}
+"""A rule of Prometheus, and what every rule of ours must have."""
+RULES = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["groups"],
+    "properties": {
+        "groups": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["name", "rules"],
+                "properties": {"name": {"type": "string"}, "rules": {"type": "array", "minItems": 1, "items": RULE}},
+            },
+        }
+    },
+}
+
+
+def test_alerts_are_rules_that_prometheus_reads_and_say_what_to_do():
+    rules = load(ALERTS)
+    jsonschema.validate(rules, RULES)
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    assert {"DdpmNoGoodNight", "DdpmNoCommit"} <= {rule["alert"] for rule in alerts}
+    assert len({rule["alert"] for rule in alerts}) == len(alerts)
+    for rule in alerts:
+        expr = re.sub(r'"[^"]*"', "", rule["expr"])
+        assert all(expr.count(a) == expr.count(b) for a, b in ("()", "[]", "{}")), rule["alert"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (apt-get install prometheus) is not here")
+def test_prometheus_itself_fires_them_when_it_should():
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(Path(__file__).with_name("alerts_test.yaml"))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
