@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["KernelDistance", "kernel_distance", "polynomial_mmd"]
+__all__ = ["KernelDistance", "kernel_distance", "one_sided", "polynomial_mmd"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ def polynomial_mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     mean_x = (within_x.sum() - np.trace(within_x)) / (m * (m - 1))
     mean_y = (within_y.sum() - np.trace(within_y)) / (n * (n - 1))
     return float(mean_x + mean_y - 2 * between.mean())
+
+
+def one_sided(x: NDArray[np.float64], real: NDArray[np.float64]) -> float:
+    """MMD^2 without the term of the real images alone: float64 [m, D] and [n, D]."""
+    dim, m = x.shape[1], len(x)
+    within, between = (x @ x.T / dim + 1) ** 3, (x @ real.T / dim + 1) ** 3
+    return float((within.sum() - np.trace(within)) / (m * (m - 1)) - 2 * between.mean())
 
 
 def kernel_distance(a: Reservoir, b: Reservoir, num_subsets: int, subset_size: int) -> KernelDistance:
