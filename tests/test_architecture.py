@@ -10,7 +10,15 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {
-    *("section", "config", "config_generation", "config_ingest", "config_nightly", "config_sources"),
+    *(
+        "section",
+        "config",
+        "config_generation",
+        "config_ingest",
+        "config_nightly",
+        "config_sources",
+        "config_evaluation",
+    ),
     *("errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
     *("forecast", "promotion", "nights", "cron", "config_operations", "diagnosis"),
@@ -31,7 +39,7 @@ STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
-    *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
+    *("bounding", "extracting", "registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300

@@ -27,7 +27,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Mean over splits; `spread` is the deviation between them (ddof 0, as published), `splits` how many have images."""
+    """Mean over the `splits` that have images; `spread` is the deviation between them (ddof 0, as published)."""
 
     value: float
     spread: float

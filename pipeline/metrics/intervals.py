@@ -1,7 +1,7 @@
 """How sure a score is at its n, and what it would be at infinite n. Everything is a function of the ids measured.
 
-Frechet distances: the delete-group jackknife (Shao & Wu 1989). G groups of d images each, chosen by id, are taken out of
-the n in turn; the variance is (n - d) / (d G) sum_g (F_g - mean F)^2. It tells the scatter at this n, not the bias.
+Frechet distances: the delete-group jackknife (Shao & Wu 1989). G groups of d images each, chosen by id, are taken out
+of the n in turn; the variance is (n - d) / (d G) sum_g (F_g - mean F)^2. It tells the scatter at this n, not the bias.
 Kernel distances: each group has an unbiased distance of its own; their mean has a Student t interval.
 """
 

@@ -217,7 +217,8 @@ def _samples(store: Store, name: str) -> Part:
     ]
     if evaluations:
         e = evaluations[0]
-        facts.append(Fact("Extractor", f"{e.extractor}, {e.heldout_accuracy:.1%} right on held-out images"))
+        right = "" if e.heldout_accuracy is None else f", {e.heldout_accuracy:.1%} right on held-out images"
+        facts.append(Fact("Extractor", f"{e.extractor}{right}"))
     return Part(
         name=name,
         what="samples",
