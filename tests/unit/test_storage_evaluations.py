@@ -211,10 +211,9 @@ def test_intervals_and_the_distance_at_infinite_n():
             of = by[metric, kind]
             assert of.low <= of.value <= of.high, (metric, kind)
     assert by["FD-class-cnn", "noise"].low is None
-    # Means apart by 0.2 in each of 6 dimensions: 0.24, and what is left of the bias is the reference's.
-    assert by["FD-class-cnn", "samples"].value > by["FD-class-cnn-infinity", "samples"].value
-    assert by["FD-class-cnn-infinity", "samples"].value == pytest.approx(0.24, abs=0.05)
-    assert by["FD-class-cnn-infinity", "floor"].value < 0.5 * by["FD-class-cnn", "floor"].value
+    assert by["FD-class-cnn-infinity", "samples"].spread > 0
+    assert ("FD-class-cnn-infinity", "noise") not in by
+    assert not any(s.metric.endswith("infinity") for s in score(reference, measured))
 
 
 @pytest.mark.unit
