@@ -119,7 +119,7 @@ def test_a_class_score_is_the_mean_of_torchmetrics_inception_scores_of_its_split
     ours = sums[3].merge(sums[1]).merge(sums[0].merge(sums[2])).score()
     expected = []
     for split in range(SPLITS):
-        oracle = InceptionScore(feature=Flatten(), normalize=True, splits=1).set_dtype(torch.float64)
+        oracle = InceptionScore(feature=Flatten(), splits=1).set_dtype(torch.float64)
         oracle.update(as_images(logits[split_of(ids, 0) == split]))
         expected.append(oracle.compute()[0].item())
     assert ours.value == pytest.approx(np.mean(expected), rel=1e-6)
