@@ -33,7 +33,8 @@ from pipeline.diffusion.sampler import make_sampler
 from pipeline.engine.images import encode_png, grid, to_model, to_uint8
 from pipeline.engine.training import MicroBatch, Trainer
 from pipeline.metrics.anchors import noise_images
-from pipeline.metrics.features import fingerprint_of, train_classifier
+from pipeline.metrics.classifier import train_classifier
+from pipeline.metrics.features import fingerprint_of
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
 from pipeline.planning import keyed_permutation

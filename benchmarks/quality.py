@@ -12,7 +12,8 @@ from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.sampler import Sampler, make_sampler
 from pipeline.engine.images import decode_pixels, to_uint8
 from pipeline.manifests import ShardEntry
-from pipeline.metrics.features import fingerprint_of, train_classifier
+from pipeline.metrics.classifier import train_classifier
+from pipeline.metrics.features import fingerprint_of
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
 from pipeline.models.unet import UNet
@@ -54,12 +55,12 @@ class Judge:
     def of(cls, images: Pixels, labels: NDArray[np.int64], epochs: int) -> Self:
         extractor = train_classifier(images, labels, EvaluateConfig(classifier_epochs=epochs))
         empty = Moments.empty(fingerprint_of(extractor, "train"))
-        return cls(extractor, empty.update(extractor.features(images)))
+        return cls(extractor, empty.update(extractor.answer(images).features))
 
     def fd(self, images: Pixels) -> float:
         """FD-class-cnn of uint8 [N, H, W, C] against the training images."""
         empty = Moments.empty(self.reference.fingerprint)
-        return float(frechet(empty.update(self.extractor.features(images)), self.reference).value)
+        return float(frechet(empty.update(self.extractor.answer(images).features), self.reference).value)
 
 
 def drawn(unet: UNet, config: Config, shape: tuple[int, int, int], how: Sampler, ids: range) -> Pixels:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from pipeline.config_evaluation import EvaluateConfig
 from pipeline.config_generation import ExploreConfig, GenerateConfig, SweepConfig
 from pipeline.config_ingest import IngestConfig
 from pipeline.config_memorisation import MemorisationConfig
@@ -222,17 +223,6 @@ class TrainConfig(Section):
     @property
     def global_batch(self) -> int:
         return self.lanes * self.micro_batch
-
-
-class EvaluateConfig(Section):
-    """Frechet distance on the features of a classifier trained on the real training split."""
-
-    num_images: int | None = Field(
-        None, ge=2, description="images a side; unset: as many as held-out and samples allow"
-    )
-    classifier_epochs: int = Field(30, ge=1)
-    classifier_width: int = Field(32, ge=4)
-    seed: int = Field(0, ge=0)
 
 
 UNDECISIVE = ("ray", "storage", "memorisation", "gate", "nightly", "registry", "schedule", "submit")

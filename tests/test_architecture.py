@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {
     *("section", "config", "config_generation", "config_ingest", "config_nightly", "config_sources"),
-    "config_memorisation",
+    *("config_evaluation", "config_memorisation"),
     *("errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
     *("forecast", "promotion", "nights", "cron", "zone", "config_operations", "diagnosis", "submission"),

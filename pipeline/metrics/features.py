@@ -1,43 +1,26 @@
-"""Images to feature vectors: the extractor protocol, and the small network that this pipeline trains for itself.
+"""Images to features: the one protocol of every extractor, and how its results are named."""
 
-The network is a plain classifier of the real training split (three 3x3 convolutions, global average pooling).
-Without labels it learns to tell by how many quarter turns an image was rotated (Gidaris et al. 2018). Its
-features have no scale in common with any other network, hence names like FD-class-cnn and never FID.
-Runs on one CPU thread and is a function of (data, settings, seed) alone.
-"""
-
-import hashlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Final, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.config import EvaluateConfig
-from pipeline.errors import DataError
 from pipeline.metrics.fingerprint import Fingerprint
-from pipeline.metrics.packing import pack, unpack
 
-__all__ = ["CLASS_CNN", "ROTATION_CNN", "Classifier", "EpochRecord", "Extractor", "fingerprint_of", "train_classifier"]
-
-CLASS_CNN: Final = "class-cnn"
-ROTATION_CNN: Final = "rotation-cnn"
-
-# Part of the two extractors' definition, like their layers; changing one of these is a new extractor name.
-_TRAIN_BATCH: Final = 128
-_LEARNING_RATE: Final = 3e-3
-_WEIGHT_DECAY: Final = 1e-2
-# Convolution kernels may round differently for other batch shapes, so inference always runs this one.
-_FEATURE_BATCH: Final = 128
+__all__ = ["Answer", "Extractor", "Pixels", "fingerprint_of", "in_batches", "one_thread"]
 
 Pixels = NDArray[np.uint8]
-Labels = NDArray[np.integer[Any]]
+
+
+class Answer(NamedTuple):
+    """features float32 [B, feature_dim]; probabilities float32 [B, num_classes], None of a network without classes."""
+
+    features: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
 
 
 class Extractor(Protocol):
@@ -52,8 +35,8 @@ class Extractor(Protocol):
     @property
     def feature_dim(self) -> int: ...
 
-    def features(self, images: Pixels) -> NDArray[np.float32]:
-        """uint8 [B, H, W, C] to float32 [B, feature_dim]; a row depends on its own image only."""
+    def answer(self, images: Pixels) -> Answer:
+        """Of uint8 [B, H, W, C]; a row depends on its own image only, bit for bit. Raises DataError."""
         ...
 
 
@@ -64,56 +47,8 @@ def fingerprint_of(extractor: Extractor, reference: str) -> Fingerprint:
     )
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """After one epoch: mean loss in nats and share right, both over the training batches."""
-
-    epoch: int
-    num_epochs: int
-    loss: float
-    accuracy: float
-
-
-class _Network(nn.Module):
-    """float32 [B, C, H, W] in [-1, 1] to features [B, 4 width] and logits [B, num_outputs]."""
-
-    def __init__(self, channels: int, width: int, num_outputs: int) -> None:
-        super().__init__()
-        widths = [channels, width, 2 * width, 4 * width]
-        pairs = list(pairwise(widths))
-        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)
-        self.head = nn.Linear(widths[-1], num_outputs)
-
-    def features(self, x: Tensor) -> Tensor:
-        for level, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            if level:
-                x = nn.functional.max_pool2d(x, 2, ceil_mode=True)
-            x = torch.relu(norm(convolution(x)))
-        return x.mean(dim=(2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x))
-        return logits
-
-
-def _build(channels: int, width: int, num_outputs: int, generator: torch.Generator) -> _Network:
-    """A fresh network; made on `meta` first because torch's own initialisation would draw from the global RNG."""
-    with torch.device("meta"):
-        network = _Network(channels, width, num_outputs)
-    network.to_empty(device="cpu")
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return network
-
-
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums are split by thread count, so a result that must repeat on any machine runs on one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -123,151 +58,20 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _scaled(images: Pixels) -> Tensor:
-    """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1.0
+def in_batches(
+    images: Pixels, batch: int, widths: tuple[int, ...], function: Callable[[Pixels], tuple[Tensor, ...]]
+) -> list[NDArray[np.float32]]:
+    """float32 [N, width] for every width; `function` gets uint8 [batch, H, W, C] always, the last one padded.
 
-
-def _turned(images: Pixels, quarter_turns: NDArray[np.int64]) -> Pixels:
-    out = images.copy()
-    for turns in range(1, 4):
-        rows = quarter_turns == turns
-        out[rows] = np.rot90(images[rows], turns, axes=(1, 2))
-    return out
-
-
-class Classifier:
-    """A trained network as an extractor. Features float32 [B, 4 width], the input of the last linear layer."""
-
-    def __init__(self, network: _Network, name: str, image_shape: tuple[int, int, int]) -> None:
-        self._network = network.eval().requires_grad_(False)
-        self.name = name
-        self.image_shape = image_shape
-        self.feature_dim: int = network.head.in_features
-        self.num_outputs: int = network.head.out_features
-        self.weights_sha256 = hashlib.sha256(self.to_bytes()).hexdigest()
-
-    @property
-    def preprocessing(self) -> str:
-        return f"uint8 {'x'.join(map(str, self.image_shape))} / 127.5 - 1, no resize"
-
-    def features(self, images: Pixels) -> NDArray[np.float32]:
-        """uint8 [B, H, W, C] to float32 [B, feature_dim]; a row's bits do not depend on the rest of the batch.
-
-        Raises DataError on another image shape.
-        """
-        return self._in_batches(images, self._network.features, self.feature_dim)
-
-    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
-        """uint8 [B, H, W, C] to class probabilities float32 [B, num_outputs]. Raises DataError."""
-        return self._in_batches(images, lambda x: self._network(x).softmax(dim=1), self.num_outputs)
-
-    def evaluate_accuracy(self, images: Pixels, labels: Labels | None) -> float:
-        """Share right on images [N, H, W, C]; a rotation network is asked about all four turns of each image."""
-        if self.name == ROTATION_CNN:
-            turns = np.repeat(np.arange(4), len(images))
-            images, labels = _turned(np.concatenate([images] * 4), turns), turns
-        if labels is None or len(labels) != len(images) or len(images) == 0:
-            raise DataError(f"{self.name} needs one label for each of {len(images)} images to state its accuracy")
-        return float((self.probabilities(images).argmax(axis=1) == labels).mean())
-
-    def _in_batches(self, images: Pixels, function: Callable[[Tensor], Tensor], width: int) -> NDArray[np.float32]:
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
-            raise DataError(
-                f"{self.name} reads uint8 images of shape {self.image_shape}, got {images.dtype} {images.shape[1:]}"
-            )
-        out = np.empty((len(images), width), dtype=np.float32)
-        with _one_thread(), torch.inference_mode():
-            for start in range(0, len(images), _FEATURE_BATCH):
-                batch = images[start : start + _FEATURE_BATCH]
-                padded = np.zeros((_FEATURE_BATCH, *self.image_shape), dtype=np.uint8)
-                padded[: len(batch)] = batch
-                out[start : start + len(batch)] = function(_scaled(padded)).numpy()[: len(batch)]
-        return out
-
-    def to_bytes(self) -> bytes:
-        """A safetensors file of the weights; equal networks give equal bytes, and `weights_sha256` is their hash."""
-        arrays = {key: tensor.numpy() for key, tensor in self._network.state_dict().items()}
-        return pack("classifier", {"name": self.name, "image_shape": self.image_shape}, arrays)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Classifier":
-        """Inverse of `to_bytes`. Raises DataError."""
-        header, arrays = unpack("classifier", data)
-        try:
-            height, width, channels = header["image_shape"]
-            num_outputs, feature_dim = arrays["head.weight"].shape
-            with torch.device("meta"):
-                network = _Network(channels, feature_dim // 4, num_outputs)
-            weights = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
-            network.load_state_dict(weights, assign=True)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise DataError(f"the classifier's weights do not fit its layers: {error}") from error
-        return cls(network, header["name"], (height, width, channels))
-
-
-def train_classifier(
-    images: Pixels,
-    labels: Labels | None,
-    config: EvaluateConfig,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-) -> Classifier:
-    """A classifier of images uint8 [N, H, W, C] and labels int [N] in 0..K-1; without labels, of rotations.
-
-    AdamW with a cosine schedule. Deterministic in (images, labels, config). Raises DataError on too little data.
+    Kernels may round differently for other batch shapes, so a row meets the same shape wherever it comes.
     """
-    _check_training_data(images, labels)
-    generator = torch.Generator().manual_seed(config.seed)
-    num_outputs = 4 if labels is None else int(labels.max()) + 1
-    network = _build(images.shape[3], config.classifier_width, num_outputs, generator).train()
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=_WEIGHT_DECAY)
-    with _one_thread():
-        for epoch in range(config.classifier_epochs):
-            results = []
-            for index, (batch, targets) in enumerate(_epoch_batches(images, labels, generator)):
-                done = (epoch + index / _batches_an_epoch(len(images))) / config.classifier_epochs
-                optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
-                results.append(_step(network, optimizer, batch, targets))
-            loss, accuracy = np.mean(results, axis=0)
-            if on_epoch:
-                on_epoch(EpochRecord(epoch + 1, config.classifier_epochs, float(loss), float(accuracy)))
-    name = ROTATION_CNN if labels is None else CLASS_CNN
-    return Classifier(network, name, (images.shape[1], images.shape[2], images.shape[3]))
-
-
-def _check_training_data(images: Pixels, labels: Labels | None) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
-        raise DataError(f"need at least 2 uint8 images [N, H, W, C], got {images.dtype} {list(images.shape)}")
-    if labels is None:
-        if images.shape[1] != images.shape[2]:
-            raise DataError(f"rotations need square images, got {images.shape[1]}x{images.shape[2]}")
-    elif len(labels) != len(images) or labels.min() < 0 or labels.max() < 1:
-        raise DataError(f"need {len(images)} labels 0..K-1 of at least two classes (or none at all)")
-
-
-def _batches_an_epoch(num_images: int) -> int:
-    return max(1, num_images // _TRAIN_BATCH)
-
-
-def _epoch_batches(
-    images: Pixels, labels: Labels | None, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Equal batches of (x, targets) in a random order; what is left over waits for another epoch's order."""
-    order = torch.randperm(len(images), generator=generator).numpy()
-    for index in range(_batches_an_epoch(len(images))):
-        rows = order[index * _TRAIN_BATCH : (index + 1) * _TRAIN_BATCH]
-        if labels is not None:
-            yield _scaled(images[rows]), torch.from_numpy(labels[rows].astype(np.int64))
-        else:
-            turns = torch.randint(4, (len(rows),), generator=generator)
-            yield _scaled(_turned(images[rows], turns.numpy())), turns
-
-
-def _step(network: _Network, optimizer: torch.optim.Optimizer, batch: Tensor, targets: Tensor) -> tuple[float, float]:
-    """One optimiser step; (mean loss, share right) before it."""
-    logits = network(batch)
-    loss = nn.functional.cross_entropy(logits, targets)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.item(), (logits.argmax(dim=1) == targets).float().mean().item()
+    out = [np.empty((len(images), width), np.float32) for width in widths]
+    with one_thread(), torch.inference_mode():
+        for start in range(0, len(images), batch):
+            part = np.ascontiguousarray(images[start : start + batch])  # other strides would choose other kernels
+            rows = len(part)
+            if rows < batch:
+                part = np.concatenate([part, np.zeros((batch - rows, *images.shape[1:]), np.uint8)])
+            for whole, values in zip(out, function(part), strict=True):
+                whole[start : start + rows] = values.numpy()[:rows]
+    return out

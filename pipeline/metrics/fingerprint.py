@@ -31,6 +31,11 @@ class Fingerprint:
         """How a kernel distance on these features is called."""
         return "KID" if self.extractor == "inception-v3" else f"KD-{self.extractor}"
 
+    @property
+    def class_name(self) -> str:
+        """How a score of class probabilities is called."""
+        return "IS" if self.extractor == "inception-v3" else f"class-score-{self.extractor}"
+
     def require_same(self, other: "Fingerprint") -> None:
         """Raises DataError that names every differing field with both values."""
         pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]

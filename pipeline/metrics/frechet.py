@@ -7,12 +7,30 @@ is the sum of square roots of that matrix's eigenvalues: real, never complex, an
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.metrics.moments import Moments
+from pipeline.metrics.fingerprint import Fingerprint
 
-__all__ = ["FrechetDistance", "frechet"]
+__all__ = ["FrechetDistance", "FrechetTo", "Gaussian", "frechet"]
+
+
+class Gaussian(Protocol):
+    """What a distance needs of a set of features: `Moments` are one."""
+
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """float64 [D]."""
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """float64 [D, D], unbiased."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +49,32 @@ class FrechetDistance:
         return min(self.n_a, self.n_b) <= self.feature_dim
 
 
-def frechet(a: Moments, b: Moments) -> FrechetDistance:
-    """Distance between two sets of features. It falls with n, so compare only values at equal n.
+class FrechetTo:
+    """Distances to one reference, whose square root is taken once."""
 
-    Raises DataError on different fingerprints or fewer than two images a side.
-    """
+    def __init__(self, reference: Gaussian) -> None:
+        """Raises DataError below two images."""
+        self.reference = reference
+        self._covariance = reference.covariance
+        eigenvalues, vectors = np.linalg.eigh(self._covariance)
+        self._root = (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
+
+    def distance(self, a: Gaussian) -> FrechetDistance:
+        """It falls with n, so compare only values at equal n.
+
+        Raises DataError on different fingerprints or fewer than two images.
+        """
+        a.fingerprint.require_same(self.reference.fingerprint)
+        covariance = a.covariance
+        product = self._root @ covariance @ self._root
+        cross = np.sqrt(np.clip(np.linalg.eigvalsh((product + product.T) / 2), 0.0, None)).sum()
+        delta = a.mean - self.reference.mean
+        value = float(delta @ delta + np.trace(covariance) + np.trace(self._covariance) - 2 * cross)
+        value = max(value, 0.0)  # equal sides may round to a hair below zero
+        return FrechetDistance(a.fingerprint.frechet_name, value, a.n, self.reference.n, a.fingerprint.feature_dim)
+
+
+def frechet(a: Gaussian, b: Gaussian) -> FrechetDistance:
+    """Distance between two sets of features. Raises DataError as `FrechetTo.distance` does."""
     a.fingerprint.require_same(b.fingerprint)
-    cov_a, cov_b = a.covariance, b.covariance
-    eigenvalues, vectors = np.linalg.eigh(cov_a)
-    root_a = (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
-    product = root_a @ cov_b @ root_a
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh((product + product.T) / 2), 0.0, None)).sum()
-    delta = a.mean - b.mean
-    value = float(delta @ delta + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
-    value = max(value, 0.0)  # equal sides may round to a hair below zero
-    return FrechetDistance(a.fingerprint.frechet_name, value, a.n, b.n, a.fingerprint.feature_dim)
+    return FrechetTo(b).distance(a)

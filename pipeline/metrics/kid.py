@@ -6,7 +6,9 @@
 Unbiased at every n (so it may be negative), hence the score to use where a Frechet distance has too few images.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,10 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["KernelDistance", "kernel_distance", "polynomial_mmd"]
+__all__ = ["KernelDistance", "kernel_distance", "kernel_distances", "one_sided", "polynomial_mmd"]
+
+Float64 = NDArray[np.float64]
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -28,25 +33,56 @@ class KernelDistance:
     subset_size: int
 
 
-def polynomial_mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def polynomial_mmd(x: Float64, y: Float64) -> float:
     """Unbiased squared MMD of float64 [m, D] and [n, D], m and n >= 2."""
-    dim, m, n = x.shape[1], len(x), len(y)
-    within_x, within_y = (x @ x.T / dim + 1) ** 3, (y @ y.T / dim + 1) ** 3
-    between = (x @ y.T / dim + 1) ** 3
-    mean_x = (within_x.sum() - np.trace(within_x)) / (m * (m - 1))
-    mean_y = (within_y.sum() - np.trace(within_y)) / (n * (n - 1))
-    return float(mean_x + mean_y - 2 * between.mean())
+    return one_sided(x, y) + _mean_within(y)
+
+
+def one_sided(x: Float64, real: Float64) -> float:
+    """MMD^2 without the term of the real images alone: float64 [m, D] and [n, D]."""
+    return _mean_within(x) - 2 * float(_kernel(x, real).mean())
+
+
+def _mean_within(x: Float64) -> float:
+    """Mean kernel of two different rows."""
+    m, kernel = len(x), _kernel(x, x)
+    return float((kernel.sum() - np.trace(kernel)) / (m * (m - 1)))
+
+
+def _kernel(x: Float64, y: Float64) -> Float64:
+    base = x @ y.T
+    base /= x.shape[1]
+    base += 1
+    cube: Float64 = base * base
+    cube *= base
+    return cube
 
 
 def kernel_distance(a: Reservoir, b: Reservoir, num_subsets: int, subset_size: int) -> KernelDistance:
-    """Mean MMD^2 over `num_subsets` pairs of random subsets of `subset_size` images.
+    """As `kernel_distances`, of one side."""
+    return kernel_distances({"": a}, b, num_subsets, subset_size)[""]
 
-    Subsets are chosen by image id, so the value does not depend on how the work was split.
+
+def kernel_distances(
+    sides: Mapping[Name, Reservoir], real: Reservoir, num_subsets: int, subset_size: int
+) -> dict[Name, KernelDistance]:
+    """Of every side: the mean MMD^2 over `num_subsets` pairs of random subsets of `subset_size` images.
+
+    Subsets are chosen by image id, so the values do not depend on how the work was split.
     Raises DataError on different protocols or when a side has fewer than `subset_size` images.
     """
-    a.fingerprint.require_same(b.fingerprint)
+    for side in sides.values():
+        side.fingerprint.require_same(real.fingerprint)
     if num_subsets < 1 or subset_size < 2:
         raise DataError(f"need at least 1 subset of 2 images, got {num_subsets} of {subset_size}")
-    values = [polynomial_mmd(a.subset(j, subset_size), b.subset(j, subset_size)) for j in range(num_subsets)]
-    name = a.fingerprint.kernel_name
-    return KernelDistance(name, float(np.mean(values)), float(np.std(values)), num_subsets, subset_size)
+    values: dict[Name, list[float]] = {name: [] for name in sides}
+    for j in range(num_subsets):
+        y = real.subset(j, subset_size)
+        among_real = _mean_within(y)
+        for name, side in sides.items():
+            values[name].append(one_sided(side.subset(j, subset_size), y) + among_real)
+    label = real.fingerprint.kernel_name
+    return {
+        name: KernelDistance(label, float(np.mean(v)), float(np.std(v)), num_subsets, subset_size)
+        for name, v in values.items()
+    }

@@ -1,22 +1,24 @@
-"""Count, mean and scatter of features, in float64, mergeable without reading an image again.
+"""Count, mean and scatter of features, mergeable in any order without reading an image again.
 
-For rows x_1..x_n: mean = sum x_i / n and scatter M2 = sum (x_i - mean)(x_i - mean)^T. Both are kept centred,
-because sum x x^T minus n mean mean^T cancels most digits when the mean is large. Two parts join by
-Chan, Golub & LeVeque 1983: with delta = mean_b - mean_a and n = n_a + n_b,
+For rows x_1..x_n: mean = sum x_i / n and scatter M2 = sum (x_i - mean)(x_i - mean)^T. What is kept are the sums of
+products of (x, 1) with itself, exactly (`pipeline.metrics.exact`): so parts may be merged in any order and any tree, or
+be taken out again, and the bits are the same. From integers the scatter is one exact subtraction,
 
-    mean = mean_a + delta n_b / n        M2 = M2_a + M2_b + delta delta^T n_a n_b / n
+    n M2 = n sum x x^T - (sum x)(sum x)^T
 
-Floating-point addition is not associative, so parts merged in one fixed order (of shards) give the same bits.
+and loses no digits however large the mean is.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
+from pipeline.metrics.exact import UNIT, Words, gram, joined, outer_index, removed
 from pipeline.metrics.fingerprint import Fingerprint
 from pipeline.metrics.packing import pack, unpack
 
@@ -27,17 +29,32 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """n rows seen, their mean float64 [D] and centred scatter float64 [D, D]; a value, methods return a new one."""
+    """n rows seen and the exact sums of their products; a value, methods return a new one."""
 
     fingerprint: Fingerprint
     n: int
-    mean: Float64
-    scatter: Float64
+    products: Words  # upper triangle of [D + 1, D + 1], the last column that of the constant 1
 
     @classmethod
     def empty(cls, fingerprint: Fingerprint) -> "Moments":
-        dim = fingerprint.feature_dim
-        return cls(fingerprint, 0, np.zeros(dim), np.zeros((dim, dim)))
+        return cls(fingerprint, 0, gram(np.zeros((0, fingerprint.feature_dim + 1))))
+
+    @cached_property
+    def mean(self) -> Float64:
+        """float64 [D]; zeros without rows."""
+        return np.array([float(s) for s in self._sums()]) * UNIT / max(self.n, 1)
+
+    @cached_property
+    def scatter(self) -> Float64:
+        """float64 [D, D], symmetric; each entry correct to the last digit or two."""
+        dim = self.fingerprint.feature_dim
+        sums, scatter, start = self._sums(), np.zeros((dim, dim)), 0
+        for row in range(dim):
+            stop = start + dim - row
+            exact = self.n * self._part(start, stop) - sums[row] * sums[row:]
+            scatter[row, row:] = exact.astype(np.float64) * UNIT**2 / max(self.n, 1)
+            start = stop + 1  # past the column of the constant
+        return scatter + np.triu(scatter, 1).T
 
     @property
     def covariance(self) -> Float64:
@@ -46,43 +63,54 @@ class Moments:
             raise DataError(f"a covariance needs at least 2 images, got {self.n}")
         return self.scatter / (self.n - 1)
 
+    def _part(self, start: int, stop: int) -> NDArray[np.object_]:
+        return Words(self.products.high[start:stop], self.products.low[start:stop]).integers()
+
+    def _sums(self) -> NDArray[np.object_]:
+        """Sum of the rows in units of UNIT, [D]: products with the constant, itself 1 / UNIT units."""
+        dim = self.fingerprint.feature_dim
+        ends = np.cumsum(np.arange(dim + 1, 1, -1)) - 1
+        words = Words(self.products.high[ends], self.products.low[ends]).integers()
+        return np.asarray(words // round(1 / UNIT), dtype=object)
+
     def update(self, features: NDArray[Any]) -> "Moments":
-        """With the rows of `features` [B, D] added. Raises DataError on a wrong width or non-finite values."""
+        """With the rows of `features` [B, D] added. Raises DataError on a wrong width, NaN, infinity, or above 2^17."""
         if features.ndim != 2 or features.shape[1] != self.fingerprint.feature_dim:
             raise DataError(f"need features [B, {self.fingerprint.feature_dim}], got {list(features.shape)}")
-        if len(features) == 0:
-            return self
-        rows = features.astype(np.float64)
-        if not np.isfinite(rows).all():
-            raise DataError("features hold NaN or infinity")
-        mean = rows.mean(axis=0)
-        centred = rows - mean
-        return self.merge(Moments(self.fingerprint, len(rows), mean, centred.T @ centred))
+        rows = np.concatenate([features.astype(np.float64), np.ones((len(features), 1))], axis=1)
+        return Moments(self.fingerprint, self.n + len(rows), joined(self.products, gram(rows)))
 
     def merge(self, other: "Moments") -> "Moments":
         """Both parts together. Raises DataError naming the field when the fingerprints differ."""
         self.fingerprint.require_same(other.fingerprint)
-        if self.n == 0 or other.n == 0:
-            return other if self.n == 0 else self
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.n * other.n / n)
-        return Moments(self.fingerprint, n, self.mean + delta * (other.n / n), scatter)
+        return Moments(self.fingerprint, self.n + other.n, joined(self.products, other.products))
+
+    def without(self, features: NDArray[Any]) -> "Moments":
+        """As if the rows `features` [B, D], which were added once, had not been."""
+        part = Moments.empty(self.fingerprint).update(features)
+        return Moments(self.fingerprint, self.n - part.n, removed(self.products, part.products))
 
     def to_bytes(self) -> bytes:
         """A safetensors file; equal moments give equal bytes."""
         header = {"n": self.n, "fingerprint": asdict(self.fingerprint)}
-        return pack("moments", header, {"mean": self.mean, "scatter": self.scatter})
+        return pack("moments", header, {"high": self.products.high, "low": self.products.low})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Moments":
         """Inverse of `to_bytes`, bit for bit. Raises DataError."""
         header, arrays = unpack("moments", data)
-        return cls(Fingerprint(**header["fingerprint"]), header["n"], arrays["mean"], arrays["scatter"])
+        fingerprint = Fingerprint(**header["fingerprint"])
+        words = Words(arrays.get("high", np.empty(0, np.int64)), arrays.get("low", np.empty(0, np.int64)))
+        expected = len(outer_index(fingerprint.feature_dim + 1)[0])
+        if {len(words.high), len(words.low)} != {expected}:
+            raise DataError(
+                f"moments of {fingerprint.feature_dim} features have {expected} sums: this is an old layout"
+            )
+        return cls(fingerprint, header["n"], words)
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """All parts, merged in the order given. Raises DataError without any part."""
+    """All parts; in whatever order, the bits are the same. Raises DataError without any part."""
     merged: Moments | None = None
     for part in parts:
         merged = part if merged is None else merged.merge(part)

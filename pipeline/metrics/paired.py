@@ -11,17 +11,15 @@ from statistics import NormalDist
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import DataError
+from pipeline.metrics.kid import one_sided
 from pipeline.metrics.reservoir import Reservoir
 
 __all__ = ["PairedDifference", "paired_difference", "student_quantile"]
 
 MOST_GROUPS: Final = 20
 GROUP_ROWS: Final = 8
-
-Features = NDArray[np.float64]
 
 
 class PairedDifference(NamedTuple):
@@ -47,20 +45,13 @@ def paired_difference(a: Reservoir, b: Reservoir, real: Reservoir, confidence: f
         raise DataError(f"{len(a.ids)} samples are too few for an interval: {2 * GROUP_ROWS} are needed")
     reference = real.features.astype(np.float64)
     values = [
-        _one_sided(a.features[rows].astype(np.float64), reference)
-        - _one_sided(b.features[rows].astype(np.float64), reference)
+        one_sided(a.features[rows].astype(np.float64), reference)
+        - one_sided(b.features[rows].astype(np.float64), reference)
         for rows in np.array_split(np.arange(len(a.ids)), groups)
     ]
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(groups)
     half = student_quantile((1 + confidence) / 2, groups - 1) * error
     return PairedDifference(mean, mean - half, mean + half, groups)
-
-
-def _one_sided(x: Features, real: Features) -> float:
-    """MMD^2 without the term of the real images alone: float64 [m, D] and [n, D]."""
-    dim, m = x.shape[1], len(x)
-    within, between = (x @ x.T / dim + 1) ** 3, (x @ real.T / dim + 1) ** 3
-    return float((within.sum() - np.trace(within)) / (m * (m - 1)) - 2 * between.mean())
 
 
 def student_quantile(share: float, freedom: int) -> float:

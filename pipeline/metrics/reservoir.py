@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 from pipeline.metrics.fingerprint import Fingerprint
 from pipeline.metrics.packing import pack, unpack
 
-__all__ = ["Reservoir"]
+__all__ = ["Reservoir", "mixed_keys"]
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
@@ -28,7 +28,7 @@ def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _keys(ids: NDArray[np.int64], seed: int, stream: int) -> NDArray[np.uint64]:
+def mixed_keys(ids: NDArray[np.int64], seed: int, stream: int) -> NDArray[np.uint64]:
     """uint64 [n], distinct for distinct ids; another (seed, stream) is another order."""
     salt = _mixed(_mixed(np.array([seed], np.uint64) + _GOLDEN) + np.array([stream], np.uint64) * _GOLDEN)
     return _mixed(ids.astype(np.uint64) * _GOLDEN + salt)
@@ -55,7 +55,7 @@ class Reservoir:
             raise DataError(f"need features [{len(ids)}, {self.fingerprint.feature_dim}], got {list(features.shape)}")
         all_ids = np.concatenate([self.ids, np.asarray(ids, np.int64)])
         rows = np.concatenate([self.features, np.asarray(features, np.float32)])
-        order = np.argsort(_keys(all_ids, self.seed, 0), kind="stable")
+        order = np.argsort(mixed_keys(all_ids, self.seed, 0), kind="stable")
         all_ids, rows = all_ids[order], rows[order]
         repeated = np.flatnonzero(all_ids[1:] == all_ids[:-1]) + 1
         for row in repeated:
@@ -78,7 +78,7 @@ class Reservoir:
         """float64 [size, D]: the `index`-th random subset, again chosen by id. Raises DataError if there are fewer."""
         if size > len(self.ids):
             raise DataError(f"a subset of {size} images needs at least as many, got {len(self.ids)}")
-        chosen = np.argsort(_keys(self.ids, self.seed, index + 1), kind="stable")[:size]
+        chosen = np.argsort(mixed_keys(self.ids, self.seed, index + 1), kind="stable")[:size]
         return self.features[chosen].astype(np.float64)
 
     def to_bytes(self) -> bytes:

@@ -20,6 +20,10 @@ _MEANING: Final = {
     "recall": "Share of real images that lie among samples: diversity.",
     "density": "How deep among real images samples lie; real ones get about 1.",
     "coverage": "Share of real images that have a sample nearby.",
+    "IS": "Inception Score: sure and varied classes, higher is better. It does not look at real images.",
+    "class": "Inception Score's formula on another classifier, higher is better; compare with the floor only.",
+    "bits/dim": "Variational bound on held-out images, lower is better: a property of the model, not of its samples.",
+    "pixel": "Grey levels 0 to 255: how far the histogram is from the real one, mean, deviation, share at 0 or 255.",
 }
 
 
@@ -28,18 +32,20 @@ def metric_rows(scores: Sequence[Score], protocol: str, name: str = "") -> tuple
     by_metric: dict[str, dict[Kind, Score]] = {}
     for score in scores:
         by_metric.setdefault(score.metric, {})[score.kind] = score
-    return tuple(_row(kinds, protocol, name) for kinds in by_metric.values() if "samples" in kinds)
+    return tuple(_row(kinds, protocol, name) for kinds in by_metric.values() if kinds.keys() & {"samples", "heldout"})
 
 
 def _row(kinds: dict[Kind, Score], protocol: str, name: str) -> MetricRow:
-    of: Score = kinds["samples"]
+    of: Score = kinds["samples"] if "samples" in kinds else kinds["heldout"]
     spread = "" if of.spread is None else f" Standard deviation between subsets: {figures(of.spread)}."
+    if of.low is not None and of.high is not None:
+        spread += f" 95 % interval: {figures(of.low)} to {figures(of.high)}."
     ceilings: tuple[tuple[Kind, str], ...] = (("blurred", BLUR_NAME), ("noise", NOISE_NAME))
     return MetricRow(
         name=f"{of.metric}, {name}" if name else of.metric,
         value=of.value,
         n=of.n,
-        protocol=f"against {of.reference_n:,} real images · {protocol}",
+        protocol=f"against {of.reference_n:,} real images · {protocol}" if of.reference_n else protocol,
         floor=Anchor(FLOOR_NAME, kinds["floor"].value) if "floor" in kinds else None,
         ceilings=tuple(Anchor(label, kinds[kind].value) for kind, label in ceilings if kind in kinds),
         note=_MEANING.get(of.metric.partition("-")[0], "") + spread,

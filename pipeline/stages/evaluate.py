@@ -1,4 +1,4 @@
-"""Samples + dataset -> scores between a floor and two ceilings, on features of a classifier of the training split.
+"""Samples + dataset -> scores between a floor and two ceilings, on the features of one named network.
 
 Every side is measured against the whole training split, and every side has the same n images:
 
@@ -6,8 +6,9 @@ Every side is measured against the whole training split, and every side has the 
     floor      the first n held-out real images: what perfect samples would get
     blurred    the same images under a 3x3 box blur     noise    uniform noise
 
-Ray Data tasks turn parts of at most one shard into sketches, which stay at rest; a last one merges them in fixed
-order. So the scores are the same bits for any number of workers, and nothing is read twice, ever.
+Ray Data tasks turn parts of at most one shard into sketches, which stay at rest; a last one merges them. Sketches of
+equal images are equal bits however they were merged, so the scores are the same bits for any number of workers, and
+nothing is read twice, ever.
 """
 
 import pickle
@@ -24,15 +25,16 @@ from pipeline.manifests import DatasetManifest, SamplePlan
 from pipeline.metrics.anchors import BLUR_NAME, NOISE_NAME
 from pipeline.metrics.sketch import Kind, Score
 from pipeline.progress import Progress
+from pipeline.stages.bounding import heldout_bits
 from pipeline.stages.cluster import cluster
-from pipeline.stages.sketching import MEASURED, REFERENCE, Job, score_sketches, sketch_part, train_extractor
+from pipeline.stages.extracting import extractor_of
+from pipeline.stages.sketching import MEASURED, REFERENCE, Job, score_sketches, sketch_part
 from pipeline.storage.evaluations import (
     Evaluation,
     ExtractorRecord,
     evaluation_key,
     present_sketches,
     read_evaluation,
-    read_extractor,
     write_evaluation,
 )
 from pipeline.storage.samples import read_sealed
@@ -56,9 +58,10 @@ def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) 
         return {"summary": f"would measure {what} on features of {job.extractor_id} -> {job.samples.uri}"}
     started = time.monotonic()
     with cluster(config.ray, config.ray.max_workers + 1):
-        record = _extractor(job)
+        record = extractor_of(job)
         images = _sketch(job, record.weights_sha256)
         scores: tuple[Score, ...] = ray.get(ray.remote(num_cpus=1)(score_sketches).remote(job, record))
+        scores += tuple(heldout_bits(job))
     evaluation = write_evaluation(job.samples, scores, _protocol(job, record, scores))
     return {**_result(job, evaluation, "evaluated"), "images": images, "seconds": time.monotonic() - started}
 
@@ -88,14 +91,6 @@ def _open(config: Config, samples: str, dataset: str) -> Job:
 
 def _kind_of_image(of: SamplePlan | DatasetManifest) -> str:
     return f"{of.image_size}x{of.image_size}x{of.channels}"
-
-
-def _extractor(job: Job) -> ExtractorRecord:
-    found = read_extractor(job.dataset, job.extractor_id)
-    if found is not None:
-        return found[0]
-    record: ExtractorRecord = ray.get(ray.remote(num_cpus=1)(train_extractor).remote(job))
-    return record
 
 
 def _sketch(job: Job, weights_sha256: str) -> int:
@@ -140,11 +135,11 @@ def _protocol(job: Job, record: ExtractorRecord, scores: tuple[Score, ...]) -> d
         "preprocessing": record.preprocessing,
         "feature_dim": record.feature_dim,
         "heldout_accuracy": record.heldout_accuracy,
-        "warnings": tuple(_warnings(record, scores)),
+        "warnings": tuple(_warnings(job, record, scores)),
     }
 
 
-def _warnings(record: ExtractorRecord, scores: tuple[Score, ...]) -> Iterator[str]:
+def _warnings(job: Job, record: ExtractorRecord, scores: tuple[Score, ...]) -> Iterator[str]:
     """What a reader must know before trusting the Frechet distances."""
     distances = {s.kind: s for s in scores if s.metric == scores[0].metric}
     n = min(distances["samples"].n, distances["samples"].reference_n)
@@ -153,6 +148,8 @@ def _warnings(record: ExtractorRecord, scores: tuple[Score, ...]) -> Iterator[st
             f"{n} images are not more than the {record.feature_dim} features: {scores[0].metric} is biased far "
             "upward, and only its order means something (ingest.heldout_share and more samples raise n)"
         )
+    if job.config.evaluate.extrapolate and not any(s.metric.endswith("-infinity") for s in scores):
+        yield f"{n} images are too few to extrapolate {scores[0].metric} over {record.feature_dim} features"
     if not distances["floor"].value < min(distances["blurred"].value, distances["noise"].value):
         yield "held-out real images score no better than a ceiling: this extractor cannot judge these images"
 
@@ -160,8 +157,10 @@ def _warnings(record: ExtractorRecord, scores: tuple[Score, ...]) -> Iterator[st
 def _result(job: Job, evaluation: Evaluation, state: str) -> dict[str, Any]:
     name = evaluation.frechet_name
     value: dict[Kind, float] = {s.kind: s.value for s in evaluation.scores if s.metric == name}
+    of = next(s for s in evaluation.scores if (s.metric, s.kind) == (name, "samples"))
+    interval = "" if of.low is None or of.high is None else f" [{of.low:.4g}, {of.high:.4g}]"
     text = (
-        f"{state}: {name} {value['samples']:.4g} at n = {evaluation.n:,} (floor {value['floor']:.4g}; "
+        f"{state}: {name} {value['samples']:.4g}{interval} at n = {evaluation.n:,} (floor {value['floor']:.4g}; "
         f"{BLUR_NAME} {value['blurred']:.4g}; {NOISE_NAME} {value['noise']:.4g})"
     )
     if evaluation.failed:
@@ -173,9 +172,10 @@ def _result(job: Job, evaluation: Evaluation, state: str) -> dict[str, Any]:
         "digest": evaluation.id,
         "metric": name,
         "value": value["samples"],
+        "interval": None if of.low is None else [of.low, of.high],
         "floor": value["floor"],
         "ceilings": {BLUR_NAME: value["blurred"], NOISE_NAME: value["noise"]},
-        "scores": {s.metric: s.value for s in evaluation.scores if s.kind == "samples"},
+        "scores": {s.metric: s.value for s in evaluation.scores if s.kind in ("samples", "heldout")},
         "n": evaluation.n,
         "failed": evaluation.failed,
         "extractor": job.extractor_id,

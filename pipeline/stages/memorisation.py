@@ -22,6 +22,7 @@ from pipeline.metrics.memorisation import RULE, Space, SpaceResult, compare
 from pipeline.metrics.nearest import Nearest
 from pipeline.progress import Progress
 from pipeline.stages.cluster import cluster
+from pipeline.stages.extracting import extractor_of
 from pipeline.stages.fan_out import fan_out
 from pipeline.stages.neighbouring import (
     Found,
@@ -33,8 +34,8 @@ from pipeline.stages.neighbouring import (
     load_queries,
     search_chunk,
 )
-from pipeline.stages.sketching import REFERENCE, Job, train_extractor
-from pipeline.storage.evaluations import ExtractorRecord, read_extractor
+from pipeline.stages.sketching import REFERENCE, Job
+from pipeline.storage.evaluations import ExtractorRecord
 from pipeline.storage.memorisation import (
     NEIGHBOURS,
     Memorisation,
@@ -86,7 +87,7 @@ def memorisation(config: Config, samples: str, dataset: str, dry_run: bool = Fal
         return {"summary": f"would look up {what} among {where}"}
     started, workers = time.monotonic(), config.ray.max_workers
     with cluster(config.ray, workers):
-        record = _extractor(job)
+        record = extractor_of(job)
         k = min(config.memorisation.neighbours, job.manifest.rows(REFERENCE))
         search = Search(job, record.weights_sha256, k, _flips(config))
         ids, found = _neighbours(search, groups_of(job, n, heldout), workers)
@@ -144,15 +145,6 @@ def _digest(job: Job) -> str:
     shards = [marker.sha256 for marker in job.sealed.shards]
     decided = [RULE, LISTED, settings, _flips(job.config), *_counts(job), job.manifest.digest(), job.extractor_id]
     return digest_of([*decided, job.sealed.plan, shards])
-
-
-def _extractor(job: Job) -> ExtractorRecord:
-    """That of `ddpm evaluate`, trained here when it is not there yet."""
-    found = read_extractor(job.dataset, job.extractor_id)
-    if found is not None:
-        return found[0]
-    record: ExtractorRecord = ray.get(ray.remote(num_cpus=1)(train_extractor).remote(job))
-    return record
 
 
 def _neighbours(search: Search, groups: Sequence[Sequence[Slice]], workers: int) -> tuple[NDArray[np.int64], Found]:

@@ -138,7 +138,7 @@ def load_queries(search: Search, group: Sequence[Slice]) -> tuple[NDArray[np.int
         for block_ids, images in _blocks(_usable(job, piece), job.shape):
             here = slice(start, start + len(images))
             ids[here], pixels[here] = block_ids, images.reshape(len(images), -1)
-            features[here] = extractor.features(images)
+            features[here] = extractor.answer(images).features
             start += len(images)
     return ids, Queries(pixels, features)
 
@@ -153,7 +153,7 @@ def search_chunk(search: Search, queries: Queries, chunk: Sequence[ShardEntry]) 
         for ids, images in _blocks(table, job.shape):
             for shown in (images, np.ascontiguousarray(images[:, :, ::-1])) if search.flips else (images,):
                 pixel = add_rows(pixel, queries.pixels, shown.reshape(len(shown), -1), ids)
-                feature = add_rows(feature, queries.features, extractor.features(shown), ids)
+                feature = add_rows(feature, queries.features, extractor.answer(shown).features, ids)
             seen += len(ids)
     return {"pixel": pixel, "feature": feature}, seen
 

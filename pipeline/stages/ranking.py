@@ -58,7 +58,7 @@ def training_moments(dataset: Store, record: ExtractorRecord) -> Moments:
 
 def features_of(extractor: Extractor, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """float32 [N, D] of images uint8 [N, H, W, C]."""
-    return extractor.features(pixels)
+    return extractor.answer(pixels).features
 
 
 def _distances(dataset: Store, record: ExtractorRecord, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -58,7 +58,8 @@ def _sample_facts(plan: SamplePlan, sealed: SampleManifest, evaluations: Sequenc
     yield Fact("Model digest", plan.model_digest[:16])
     if evaluations:
         e = evaluations[0]
-        yield Fact("Extractor", f"{e.extractor}, {e.heldout_accuracy:.1%} right on held-out images")
+        right = "" if e.heldout_accuracy is None else f", {e.heldout_accuracy:.1%} right on held-out images"
+        yield Fact("Extractor", f"{e.extractor}{right}")
 
 
 def _sheets(

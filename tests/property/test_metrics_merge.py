@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.metrics.features import Answer
 from pipeline.metrics.fingerprint import Fingerprint
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments, merge_all
 from pipeline.metrics.reservoir import Reservoir
+from pipeline.metrics.scoring import score
+from pipeline.metrics.sketch import Sketch, merge_all_sketches
 
 pytestmark = pytest.mark.property
 DIM = 4
@@ -31,13 +34,17 @@ def split_rows(draw):
 @given(split_rows())
 def test_moments_merge_in_any_order(case):
     rows, parts = case
-    merged = merge_all(Moments.empty(FINGERPRINT).update(rows[part]) for part in parts)
+    sketches = [Moments.empty(FINGERPRINT).update(rows[part]) for part in parts]
+    merged = merge_all(sketches)
+    assert merge_all(sketches[::-1]).to_bytes() == merged.to_bytes()
     exact = rows.astype(np.float64)
     scale = np.abs(exact - exact.mean(axis=0)).max() + 1e-12
     assert merged.n == len(rows)
-    np.testing.assert_allclose(merged.mean, exact.mean(axis=0), rtol=1e-12, atol=1e-12 * scale)
+    np.testing.assert_allclose(merged.mean, exact.mean(axis=0), rtol=1e-12, atol=1e-12 * scale + 2**-27)
     centred = exact - exact.mean(axis=0)
-    np.testing.assert_allclose(merged.scatter, centred.T @ centred, rtol=1e-9, atol=1e-9 * scale**2 * len(rows))
+    np.testing.assert_allclose(
+        merged.scatter, centred.T @ centred, rtol=1e-9, atol=(1e-9 * scale + 2**-26) * scale * len(rows)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,6 +57,31 @@ def test_a_reservoir_is_the_same_bits_for_any_split(case, capacity, seed):
     for part in parts:
         merged = merged.merge(Reservoir.empty(FINGERPRINT, capacity, 5).update(ids[part], rows[part]))
     assert merged.to_bytes() == whole.to_bytes()
+
+
+def sketched(rows: np.ndarray, ids: np.ndarray) -> Sketch:
+    """Of the images `ids`, whose pixels and class probabilities follow from their features."""
+    some = rows[ids]
+    images = (some.view(np.uint8).reshape(len(ids), 4, DIM, 1)).copy()
+    weights = 1 / (1 + np.abs(some.astype(np.float64)))
+    answer = Answer(some, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
+    return Sketch.of(FINGERPRINT, 5, ids, images, answer)
+
+
+@settings(max_examples=40, deadline=None)
+@given(split_rows(), st.randoms(use_true_random=False))
+def test_a_sketch_is_the_same_bits_for_any_split_order_and_tree(case, random):
+    """And so is every score that is made of it, down to the last bit."""
+    rows, parts = case
+    whole = sketched(rows, np.arange(len(rows)))
+    sketches = [sketched(rows, part) for part in parts]
+    random.shuffle(sketches)
+    assert merge_all_sketches(sketches).to_bytes() == whole.to_bytes()
+    while len(sketches) > 1:
+        a, b = (sketches.pop(random.randrange(len(sketches))) for _ in range(2))
+        sketches.append(Sketch.from_bytes(a.merge(b).to_bytes()))
+    assert sketches[0].to_bytes() == whole.to_bytes()
+    assert list(score(whole, {"samples": sketches[0]})) == list(score(whole, {"samples": whole}))
 
 
 @settings(max_examples=60, deadline=None)

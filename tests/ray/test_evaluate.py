@@ -179,6 +179,14 @@ def test_real_images_as_samples_score_about_the_floor(real_samples: tuple[Store,
     assert result["warnings"] == []
     evaluation = _only(samples)
     assert evaluation.n > evaluation.feature_dim
+    low, high = result["interval"]
+    assert low < result["value"] < high < blur
+    assert result["floor"] < high
+    assert result["scores"]["class-score-class-cnn"] == pytest.approx(
+        evaluation.value("class-score-class-cnn", "floor"), rel=0.1
+    )
+    assert evaluation.value("class-score-class-cnn", "noise") < result["scores"]["class-score-class-cnn"] < 10
+    assert result["scores"]["pixel-histogram"] < 0.1 * evaluation.value("pixel-histogram", "noise")
     for metric in ("KD-class-cnn", "precision-class-cnn", "recall-class-cnn", "coverage-class-cnn"):
         of = [evaluation.value(metric, kind) for kind in ("samples", "floor", "noise")]
         assert abs(of[0] - of[1]) < 0.25 * abs(of[1] - of[2]), metric
@@ -201,7 +209,7 @@ def test_every_side_is_of_the_images_that_it_names(world: World, real_samples: t
 
     reference = moments(world.images[:NUM_TRAIN])
     measured = [result["value"], result["floor"], *result["ceilings"].values()]
-    assert measured == pytest.approx([frechet(moments(i), reference).value for i in sides.values()], rel=1e-9)
+    assert measured == pytest.approx([frechet(moments(i), reference).value for i in sides.values()], rel=1e-12)
 
 
 def test_noise_as_samples_scores_about_the_noise_ceiling(world: World, tmp_path: Path):

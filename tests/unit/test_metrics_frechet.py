@@ -1,6 +1,6 @@
 """Frechet distance where the answer is known in closed form."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,11 +13,18 @@ from pipeline.metrics.moments import Moments
 pytestmark = pytest.mark.unit
 
 
-def gaussian(mean, covariance, n: int = 100, extractor: str = "class-cnn") -> Moments:
-    """Moments of that exact mean and covariance."""
+@dataclass(frozen=True)
+class Fitted:
+    fingerprint: Fingerprint
+    n: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def gaussian(mean, covariance, n: int = 100, extractor: str = "class-cnn") -> Fitted:
+    """A side of that exact mean and covariance."""
     mean = np.asarray(mean, float)
-    fingerprint = Fingerprint(extractor, "00", "none", len(mean), "r")
-    return Moments(fingerprint, n, mean, np.asarray(covariance, float) * (n - 1))
+    return Fitted(Fingerprint(extractor, "00", "none", len(mean), "r"), n, mean, np.asarray(covariance, float))
 
 
 def test_diagonal_gaussians():

@@ -1,6 +1,7 @@
 """Moments as numbers: exact on small data, bit-exact through storage, loud about strangers."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -30,15 +31,34 @@ def test_updates_give_numpys_mean_and_covariance():
     moments = Moments.empty(FINGERPRINT)
     for part in np.array_split(data, 7):
         moments = moments.update(part)
-    np.testing.assert_allclose(moments.mean, data.astype(np.float64).mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(moments.covariance, np.cov(data.astype(np.float64), rowvar=False), rtol=1e-12)
+    np.testing.assert_allclose(moments.mean, data.astype(np.float64).mean(axis=0), rtol=0, atol=2**-27)
+    np.testing.assert_allclose(moments.covariance, np.cov(data.astype(np.float64), rowvar=False), rtol=1e-7, atol=1e-9)
 
 
 def test_a_large_mean_costs_no_digits():
-    """Sums of raw squares would lose all of them: 1e8 squared is 1e16, the end of float64."""
+    """Sums of raw squares in float64 would lose eleven of the sixteen."""
     data = np.random.default_rng(0).normal(size=(1000, 3))
-    far = Moments.empty(FINGERPRINT).update(data[:300] + 1e8).update(data[300:] + 1e8)
-    np.testing.assert_allclose(far.covariance, np.cov(data, rowvar=False), rtol=1e-6)
+    far = Moments.empty(FINGERPRINT).update(data[:300] + 1e5).update(data[300:] + 1e5)
+    np.testing.assert_allclose(far.covariance, np.cov(data, rowvar=False), rtol=1e-8, atol=1e-8)
+    with pytest.raises(DataError, match="magnitudes below"):
+        far.update(data + 2e5)
+
+
+def test_sums_are_those_of_rational_arithmetic():
+    """No rounding beyond that of the rows to multiples of 2^-26, over several blocks and both signs."""
+    data = np.concatenate([rows(2500) * scale for scale in (1e-4, 1.0, 3e4)])
+    moments = Moments.empty(FINGERPRINT).update(data)
+    exact = [[Fraction(round(Fraction(float(x)) * 2**26), 2**26) for x in row] for row in data]
+    means = [sum(column) / len(exact) for column in zip(*exact, strict=True)]
+    for i, j in ((0, 0), (0, 2), (1, 2)):
+        scatter = sum(row[i] * row[j] for row in exact) - len(exact) * means[i] * means[j]
+        assert moments.scatter[i, j] == moments.scatter[j, i] == pytest.approx(float(scatter), rel=1e-15)
+    assert moments.mean.tolist() == pytest.approx([float(mean) for mean in means], rel=1e-15)
+
+
+def test_rows_taken_out_again_leave_nothing_behind():
+    moments = Moments.empty(FINGERPRINT).update(rows(30, 1)).update(rows(20, 2))
+    assert moments.without(rows(20, 2)).to_bytes() == Moments.empty(FINGERPRINT).update(rows(30, 1)).to_bytes()
 
 
 def test_empty_parts_change_nothing():
@@ -98,7 +118,8 @@ def test_a_covariance_needs_two_rows_and_a_merge_one_part():
         merge_all([])
 
 
-def test_merging_in_one_order_repeats_bit_for_bit():
+def test_merging_in_another_order_and_tree_gives_the_same_bits():
     parts = [Moments.empty(FINGERPRINT).update(rows(20, seed)) for seed in range(6)]
-    assert merge_all(parts).to_bytes() == merge_all(iter(parts)).to_bytes()
+    a, b = merge_all(parts[3:]), merge_all(parts[2::-1])
+    assert merge_all(iter(parts)).to_bytes() == merge_all(reversed(parts)).to_bytes() == a.merge(b).to_bytes()
     assert merge_all(parts).n == 120

@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 from pipeline.config import EvaluateConfig
 from pipeline.errors import DataError
 from pipeline.metrics.anchors import blurred, noise_images
-from pipeline.metrics.features import CLASS_CNN, ROTATION_CNN, Classifier, fingerprint_of, train_classifier
+from pipeline.metrics.classifier import CLASS_CNN, ROTATION_CNN, Classifier, train_classifier
+from pipeline.metrics.features import fingerprint_of
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
 
@@ -90,6 +91,16 @@ def test_probabilities_follow_from_the_features(digits, trained):
     probabilities = trained.probabilities(digits[0][:20])
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert probabilities.shape == (20, 10)
+
+
+def test_an_answer_is_both_at_once(digits, trained, unlabelled):
+    images = digits[0][:130]
+    features, probabilities = trained.answer(images)
+    np.testing.assert_array_equal(features, trained.features(images))
+    np.testing.assert_array_equal(probabilities, trained.probabilities(images))
+    features, probabilities = unlabelled.answer(images)
+    np.testing.assert_array_equal(features, unlabelled.features(images))
+    assert probabilities is None, "quarter turns are no classes"
 
 
 def test_storage_keeps_network_and_hash(digits, trained):
