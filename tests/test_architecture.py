@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 BASE = {
     *("section", "config", "config_generation", "config_ingest", "config_nightly", "config_sources"),
-    "config_memorisation",
     *("errors", "refusals", "schema"),
     *("signatures", "manifests", "sample_manifests", "progress", "planning", "placement", "assignment", "requests"),
     *("forecast", "promotion", "nights", "cron", "config_operations", "diagnosis"),
+    "config_memorisation",
 }
 PURE = {"diffusion", "models", "metrics"}
 MAY_IMPORT = {
@@ -29,8 +29,9 @@ MAY_IMPORT = {
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
+    *("neighbouring", "memorised"),
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
-    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points", "neighbouring", "memorised"),
+    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
     *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
 }

@@ -203,6 +203,7 @@ def _grids(store: Store, name: str) -> Iterator[Picture]:
 
 def _samples(store: Store, name: str) -> Part:
     plan, sealed = read_sealed(store)
+    about_copies, closest_pairs = memorised(store, sealed.plan)
     # Scores of these samples only, the ones of the most images first: they make the verdict.
     evaluations = sorted(
         (e for e in read_evaluations(store) if e.samples_plan == sealed.plan), key=lambda e: e.scores[0].n, reverse=True
@@ -219,7 +220,6 @@ def _samples(store: Store, name: str) -> Part:
     if evaluations:
         e = evaluations[0]
         facts.append(Fact("Extractor", f"{e.extractor}, {e.heldout_accuracy:.1%} right on held-out images"))
-    about_copies, closest_pairs = memorised(store, sealed.plan)
     return Part(
         name=name,
         what="samples",
