@@ -56,7 +56,7 @@ _NEEDED: Final[tuple[tuple[Split, str], ...]] = (
     ("train", "a neighbourhood needs 2"),
     ("heldout", "the baseline needs 2"),
 )
-FEW_HELDOUT: Final = 100
+FEW_HELDOUT, ENOUGH_HELDOUT = 100, 1000
 _TOLD: Final = (
     "n",
     "failed",
@@ -129,10 +129,10 @@ def _kind_of_image(of: SamplePlan | DatasetManifest) -> str:
 
 
 def _counts(job: Job) -> tuple[int, int]:
-    """Samples and held-out images that are looked up."""
+    """Samples and held-out images that are looked up; a few samples are judged by more held-out images."""
     limit = job.config.memorisation.num_samples
     there = job.num_usable, job.manifest.rows("heldout")
-    return there if limit is None else (min(there[0], limit), min(there[1], limit))
+    return there if limit is None else (min(there[0], limit), min(there[1], max(limit, ENOUGH_HELDOUT)))
 
 
 def _flips(config: Config) -> bool:

@@ -200,7 +200,7 @@ def test_again_is_already_done_and_other_settings_are_another_result(world: Worl
     fewer = world.run(num_samples=20, flips=True)
     assert fewer["n"] == 20
     assert "the first 20 of 119" in fewer["summary"]
-    assert "20 held-out images set the scale" in fewer["summary"]
+    assert fewer["heldout_n"] == NUM_HELDOUT
     assert fewer["digest"] != stored.id
 
 
