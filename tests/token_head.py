@@ -11,6 +11,8 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipeline.storage.seaweed import _end_with_parent
+
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 TRIES = 4
@@ -49,7 +51,7 @@ class TokenHead:
             *(f"--port={self.port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={self.dashboard_port}", f"--dashboard-agent-listen-port={rest[0]}"),
             *(f"--dashboard-agent-grpc-port={rest[1]}", f"--metrics-export-port={rest[2]}"),
-            *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={self.folder}/ray"),
+            *("--num-cpus=8", "--object-store-memory=200000000", f"--temp-dir={self.folder}/ray"),
             *(f"--ray-client-server-port={rest[3]}", "--include-dashboard=true", "--disable-usage-stats"),
             *("--no-monitor", "--include-log-monitor=false"),
         ]
@@ -67,7 +69,12 @@ class TokenHead:
     def _start(self) -> bool:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
+                self._command,
+                env=self._environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_end_with_parent(),
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._serves():

@@ -176,11 +176,13 @@ class Terminal:
 
 @pytest.mark.nightly
 def test_ctrl_c_on_a_terminal_stops_a_training_with_a_checkpoint(submit, head, tmp_path):
-    dataset, run = tiny.digits(str(tmp_path)), tmp_path / "run"
-    words = tiny.command(
-        tmp_path, "submit", "--address", head.url, train={"steps": 100_000, "checkpoint_every": 90_000}
-    )
-    words = [*words, "train", "--dataset", dataset, "--run", str(run)]
+    dataset, run = str(tmp_path / "digits"), tmp_path / "run"
+    settings = {"train": {"steps": 100_000, "checkpoint_every": 90_000}}
+    words = tiny.command(tmp_path, "submit", "--address", head.url, **settings)
+    sent = words[words.index("--config") :]
+    assert submit(*sent, "ingest", "--source", "digits", "--dataset", dataset)[0] == 0
+    sent += ["train", "--dataset", dataset, "--run", str(run)]
+    words = [*words[: words.index("--config")], *sent]
     terminal = Terminal(words)
     terminal.until("img/s")
     terminal.type("\x03")
@@ -189,6 +191,8 @@ def test_ctrl_c_on_a_terminal_stops_a_training_with_a_checkpoint(submit, head, t
     assert terminal.process.wait(120) == 143
     terminal.until("stopped, exit code 143")
     assert list(Path(run).glob("checkpoints/step-*"))
-    code, _, err = submit("--detach", *words[words.index("--config") :])
+    code, (line,), err = submit("--detach", *sent)
     assert code == 0
     assert err[0].endswith("stopped: run anew")
+    assert line.startswith("submitted: ddpm-train-")
+    assert "-2 (" in line
