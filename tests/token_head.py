@@ -36,9 +36,11 @@ class TokenHead:
         self.port, self.dashboard_port, *rest = free_ports(6)
         self.url = f"http://127.0.0.1:{self.dashboard_port}"
         paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        cleared = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+        here = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+        patience = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
         self._environment = {
-            **cleared,
+            **here,
+            **patience,
             **environment,
             "PATH": paths,
             "RAY_AUTH_MODE": "token",

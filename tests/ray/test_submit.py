@@ -160,7 +160,7 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
-    def until(self, text, seconds=180):
+    def until(self, text, seconds=300):
         deadline = time.monotonic() + seconds
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
