@@ -11,6 +11,8 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipeline.storage.seaweed import _end_with_parent
+
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 TRIES = 4
@@ -34,9 +36,11 @@ class TokenHead:
         self.port, self.dashboard_port, *rest = free_ports(6)
         self.url = f"http://127.0.0.1:{self.dashboard_port}"
         paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        cleared = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+        here = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+        patience = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
         self._environment = {
-            **cleared,
+            **here,
+            **patience,
             **environment,
             "PATH": paths,
             "RAY_AUTH_MODE": "token",
@@ -49,7 +53,7 @@ class TokenHead:
             *(f"--port={self.port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={self.dashboard_port}", f"--dashboard-agent-listen-port={rest[0]}"),
             *(f"--dashboard-agent-grpc-port={rest[1]}", f"--metrics-export-port={rest[2]}"),
-            *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={self.folder}/ray"),
+            *("--num-cpus=8", "--object-store-memory=200000000", f"--temp-dir={self.folder}/ray"),
             *(f"--ray-client-server-port={rest[3]}", "--include-dashboard=true", "--disable-usage-stats"),
             *("--no-monitor", "--include-log-monitor=false"),
         ]
@@ -67,7 +71,12 @@ class TokenHead:
     def _start(self) -> bool:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
+                self._command,
+                env=self._environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_end_with_parent(),
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._serves():

@@ -189,8 +189,10 @@ def _followed(jobs: Jobs, job_id: str, options: Options, *, attached: bool) -> d
         except KeyboardInterrupt:
             answer = options.ask()
             if answer == "stop":
+                waits = jobs.state(job_id).status == "PENDING"
                 jobs.stop(job_id)
-                options.notify(f"stopping {job_id}: it may write a last checkpoint first")
+                how = "as soon as it starts, Ray does not sooner" if waits else "it may write a last checkpoint first"
+                options.notify(f"stopping {job_id}: {how}")
             elif answer == "detach":
                 options.notify(f"detached, {job_id} goes on ({attach})")
                 return {**result, "status": "RUNNING", "exit_code": 130}
