@@ -29,10 +29,10 @@ ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
+    *("part", "run_part", "sample_part", "gathering", "side_by_side", "picturing", "ranking", "analysing"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
     *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks"),
-    *("part", "run_part", "sample_part", "gathering", "side_by_side", "picturing", "ranking", "analysing"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
 MAX_FILE_LINES = 300
