@@ -29,12 +29,11 @@ MAY_IMPORT = {
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
-    *("neighbouring", "memorised"),
     *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
-    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "sweep_points"),
-    *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey"),
-    *("job_client", "job_log", "job_package", "bounding", "extracting"),
-    *("registering", "comparing", "night_run", "night_work", "night_watch", "hooks", "mirroring"),
+    *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "extracting", "bounding", "sweep_points"),
+    *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey", "neighbouring", "memorised"),
+    *("job_client", "job_log", "job_package"),
+    *("registering", "comparing", "mirroring", "night_run", "night_work", "night_watch", "hooks"),
     *("part", "run_part", "sample_part", "gathering", "side_by_side", "picturing", "ranking", "analysing"),
 }
 """Modules of stages/ that serve one or more stages; a stage itself imports no other stage."""
