@@ -30,6 +30,7 @@ from pipeline.assignment import Assignments
 from pipeline.config import Config, StorageConfig
 from pipeline.engine.generation import Images, Step
 from pipeline.manifests import SamplePlan
+from pipeline.stages.cluster import cluster
 from pipeline.stages.rounds import Rounds
 from pipeline.stages.shard_actor import GenerateShards
 from pipeline.storage.samples import create_plan, seal
@@ -100,7 +101,7 @@ def run(job: Store, actors: int, shards: int) -> dict[str, float]:
     """One job; efficiency is the share of the actors' time that they slept, while all of them were at work."""
     plan = create_plan(job, plan_of(shards, SHARD_ROWS))
     config = Config.model_validate({"ray": {"workers": actors, "address": "auto"}})
-    with simulated(actors):
+    with simulated(actors), cluster(config.ray, actors):
         wall, cpu = time.monotonic(), time.process_time()
         Rounds(config, job, plan, "nowhere", SleepingShards).finish()
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu

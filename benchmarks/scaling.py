@@ -165,7 +165,7 @@ def memory_chart() -> Any:
     runs: list[list[tuple[float, float]]] = [[]]
     before = 0.0
     for _, samples, mb in document["driver_memory"]["rows"]:
-        if mb < 0.6 * before:  # another driver began
+        if mb < 0.8 * before:  # another driver began
             runs.append([])
         before = mb
         runs[-1].append((samples, mb))
