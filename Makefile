@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: setup demo demo-fashion test check fmt bench mutants nightly clean
+.PHONY: setup demo demo-fashion test check fmt bench bench-quick bench-all mutants nightly clean
 
 setup: $(STAMP)
 
@@ -35,9 +35,20 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/model.py
-	$(BIN)/python benchmarks/ablation.py
+# Needs accelerate beside the rest, for the peer's training loop. BENCH=--save keeps results, BENCH=--check fails on a
+# missed bar.
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/suite.py $(BENCH)
+
+bench-quick: $(VENV)/.bench
+	$(BIN)/python benchmarks/suite.py --quick $(BENCH)
+
+bench-all: $(VENV)/.bench
+	$(BIN)/python benchmarks/suite.py --all $(BENCH)
 
 # Breaks every coefficient of the diffusion core in turn; ends with 1 if the tests notice one of them not.
 mutants: $(STAMP)

@@ -1,5 +1,6 @@
 """A chart of the report as an SVG file of its own, for the pages in docs/: styles and legend inside."""
 
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -16,8 +17,6 @@ line { stroke: #e3dfd8; stroke-width: 1; }
 .base { stroke: #666c72; stroke-opacity: 0.55; }
 .line { fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round; }
 .quiet { --c: #666c72; stroke-dasharray: 2 3; }
-.band rect { fill: none; }
-.band line, .band circle { display: none; }
 """
 HEAD, LINE = 18, 14
 
@@ -36,6 +35,9 @@ def write_picture(chart: Chart, path: Path) -> None:
         colour = COLOURS[place % len(COLOURS)]
         words.append(f'<rect x="8" y="{y - 6}" width="12" height="3" style="fill:{colour}"/>')
         words.append(f'<text x="26" y="{y}">{escape(series.label)}</text>')
+    drawing = re.sub(
+        r'<g class="band">.*?</g>', "", drawing, flags=re.DOTALL
+    )  # an image in a page shows nothing on hover
     inner = drawing.replace(
         "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" y="{height}" width="380" height="220" ', 1
     )
