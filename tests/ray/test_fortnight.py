@@ -31,7 +31,7 @@ from pipeline.storage.seaweed import SeaweedServer
 from pipeline.storage.store import Store, resolve
 from tiny import settings
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.nightly, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.nightly, pytest.mark.timeout(7200)]
 
 ZONE = ZoneInfo("Europe/Berlin")
 HALF_PAST_TWO = Cron.parse("30 2 * * *")  # twice on 25 October 2026, never on 28 March 2027
@@ -211,11 +211,11 @@ def _two_nights_off_and_two_schedulers(nights: Nights) -> None:
     assert nights.rerun(_october(28))["state"] == "promoted"
     nights.add(30)
     one = Driver(nights.order(due(_october(29))))
-    wait_for(lambda: (night := nights.ledger(_october(29))) is not None and "snapshot" in night.done, 240)
+    wait_for(lambda: (night := nights.ledger(_october(29))) is not None and "snapshot" in night.done, 1200)
     left = nights.run(due(_october(29)))
     assert (left["state"], left["exit_code"], left["told"]) == ("skipped", 0, [("2026-10-29", "skipped")])
     assert "is in use by process" in left["reason"]
-    wait_for(lambda: nights.checkpoints(_october(29)) > 0, 240)
+    wait_for(lambda: nights.checkpoints(_october(29)) > 0, 1200)
     other = nights.run(due(_october(29)), overlap="replace")
     first = one.result()
     assert (first["exit_code"], first["told"]) == (143, [("2026-10-29", "failure")])
