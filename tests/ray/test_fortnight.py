@@ -25,6 +25,7 @@ from pipeline.stages.night_run import World
 from pipeline.stages.night_work import NightWork
 from pipeline.stages.nightly import nightly
 from pipeline.stages.registry import rollback
+from pipeline.stages.verify import verify
 from pipeline.storage.nights import Ledgers
 from pipeline.storage.registry import Registry
 from pipeline.storage.seaweed import SeaweedServer
@@ -157,6 +158,8 @@ def test_a_fortnight_and_a_spring(nights):
     _ledgers_are_what_the_policy_says(nights)
     _promotions_are_what_the_policy_says(nights)
     _nothing_was_trained_twice(nights)
+    for folder in ("models/digits", "nightly/digits", "datasets/digits"):
+        assert verify(Config(), nights.root.location(folder))["state"] == "verified"
 
 
 def _october(day: int) -> date:
