@@ -16,21 +16,22 @@ def _run(call: Call) -> Result:
     from pipeline.stages.train import train
     from pipeline.storage.store import resolve
 
-    given, config = call.arguments, call.config
+    given, config, root = call.arguments, call.config, call.config.nightly.root
+    if root is None:
+        raise ConfigError("ddpm nightly needs --root (nightly.root): where everything is kept")
     try:
         day = None if given.date is None else as_date(given.date)
     except ValueError as error:
         raise ConfigError(f"--date: {error}") from error
-    actions = Actions(ingest, train, export, generate, evaluate, report)
-    work = NightWork(config, resolve(given.root, config.storage), actions)
-    return nightly(config, given.root, work, day, dry_run=call.dry_run)
+    work = NightWork(config, resolve(root, config.storage), Actions(ingest, train, export, generate, evaluate, report))
+    return nightly(config, root, work, day, dry_run=call.dry_run)
 
 
 VERB = Verb(
     name="nightly",
     purpose="One night: what is new becomes data, a model trains from the champion, and takes its place or not.",
     arguments=(
-        Argument("--root", "storage root of datasets, runs, models, samples and ledgers", required=True),
+        Argument("--root", "storage root of datasets, runs, models, samples and ledgers", path="nightly.root"),
         Argument("--date", "YYYY-MM-DD (default: today in nightly.time_zone)"),
         Argument("--source", "images, as for ddpm ingest", path="nightly.source"),
         Argument("--name", "of dataset, models and nights under the root", path="nightly.name"),

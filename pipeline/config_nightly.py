@@ -63,6 +63,7 @@ class NightlyConfig(Section):
     """One night: snapshot, train from the champion, compare, promote or hold."""
 
     name: Annotated[str, AfterValidator(_check_name)] = Field("model", description="of dataset, models and nights")
+    root: str | None = Field(None, description="storage root of datasets, runs, models, samples and ledgers")
     source: str | None = Field(None, description="images, as for ddpm ingest --source")
     time_zone: TimeZone = Field("UTC", description="whose date a night has")
     steps: int | None = Field(None, ge=1, description="of a night that goes on from the champion; unset: train.steps")

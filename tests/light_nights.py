@@ -4,6 +4,7 @@ Every effect on the store (an artefact, a ledger entry, a record of the registry
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -42,6 +43,7 @@ class LightWork:
     before: Callable[[str, Night], None] = lambda stage, night: None
     after: Callable[[str, Night], None] = lambda stage, night: None
     used: str = "settings"
+    ready: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def settings(self) -> str:
         return self.used

@@ -64,7 +64,7 @@ class Driver:
         self.process.start()
         there.close()
 
-    def result(self, seconds: float = 240) -> dict[str, Any]:
+    def result(self, seconds: float = 1200) -> dict[str, Any]:
         """What nightly returned and `told`, or `error`, `exit_code`; {"killed": True} after SIGKILL."""
         try:
             assert self._answer.poll(seconds), f"no answer in {seconds} s"

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ class Work(Protocol):
     """The stages. Each returns JSON for the ledger, finds what was made before it was killed, and may be repeated."""
 
     def settings(self) -> str: ...  # digest of what decides the model
+    def ready(self) -> AbstractContextManager[None]: ...  # what all stages of an invocation share
     def snapshot(self, night: Night) -> Result: ...  # digest
     def train(self, night: Night) -> Result: ...
     def export(self, night: Night) -> Result: ...  # version

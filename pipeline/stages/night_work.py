@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,9 @@ from pipeline.config import Config, digest_of
 from pipeline.errors import ConfigError, PipelineError, Stopped
 from pipeline.manifests import RunPlan, parse
 from pipeline.nights import Night
+from pipeline.stages.cluster import cluster
 from pipeline.stages.comparing import compare
+from pipeline.stages.lanes import READ_CPUS
 from pipeline.stages.registering import Export, register
 from pipeline.storage.checkpoints import RUN, checkpoint_key, latest_checkpoint
 from pipeline.storage.registry import Registry, version_key
@@ -70,6 +72,11 @@ class NightWork:
         """Digest of all that decides a night's model besides its data, its date and its champion."""
         bounds = self.config.nightly.model_dump(mode="json", include={"source", "steps", "images", "train_seconds"})
         return digest_of([self.config.digest(), bounds])
+
+    def ready(self) -> AbstractContextManager[None]:
+        """One connection to Ray, or one local cluster, for all stages."""
+        reading = math.ceil(self.config.train.lanes * READ_CPUS)
+        return cluster(self.config.ray, self.config.ray.max_workers + 1 + reading)
 
     def snapshot(self, night: Night) -> Result:
         """What is new in the source becomes the next generation of the dataset."""

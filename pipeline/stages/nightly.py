@@ -49,7 +49,8 @@ def nightly(
     seconds = config.nightly.max_seconds
     deadline = None if seconds is None else world.now() + timedelta(seconds=seconds)
     try:
-        with stoppable(), NightWatch(ledgers, lease, deadline, world.now, world.interrupt) as watch:
+        # Ray takes SIGTERM for itself when it starts, so what answers it for a night comes after
+        with work.ready(), stoppable(), NightWatch(ledgers, lease, deadline, world.now, world.interrupt) as watch:
             return nights.run(asked, today, watch)
     finally:
         lease.release()

@@ -29,7 +29,7 @@ from pipeline.config import StorageConfig
 from pipeline.storage.store import resolve
 from tiny import ROOT, settings
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(1200)]
 
 SUBMISSION = "night-of-secrets"
 
@@ -55,7 +55,7 @@ class Head:
             return True
         return False
 
-    def run(self, *words: str, seconds: float = 500) -> subprocess.CompletedProcess:
+    def run(self, *words: str, seconds: float = 900) -> subprocess.CompletedProcess:
         return subprocess.run(
             words, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=seconds, check=False
         )
@@ -101,7 +101,7 @@ def head(seaweed, planted) -> Iterator[Head]:
         process = subprocess.Popen(program, env=environment, stdout=log, stderr=log, start_new_session=True)
     there = Head(folder, port, values["Ray token"], environment)
     try:
-        wait_for(there.answers, 180)
+        wait_for(there.answers, 240)
         yield there
     finally:
         os.killpg(process.pid, signal.SIGTERM)

@@ -25,13 +25,14 @@ from pipeline.stages.night_run import World
 from pipeline.stages.night_work import NightWork
 from pipeline.stages.nightly import nightly
 from pipeline.stages.registry import rollback
+from pipeline.stages.verify import verify
 from pipeline.storage.nights import Ledgers
 from pipeline.storage.registry import Registry
 from pipeline.storage.seaweed import SeaweedServer
 from pipeline.storage.store import Store, resolve
 from tiny import settings
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.nightly, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.nightly, pytest.mark.timeout(7200)]
 
 ZONE = ZoneInfo("Europe/Berlin")
 HALF_PAST_TWO = Cron.parse("30 2 * * *")  # twice on 25 October 2026, never on 28 March 2027
@@ -157,6 +158,8 @@ def test_a_fortnight_and_a_spring(nights):
     _ledgers_are_what_the_policy_says(nights)
     _promotions_are_what_the_policy_says(nights)
     _nothing_was_trained_twice(nights)
+    for folder in ("models/digits", "nightly/digits", "datasets/digits"):
+        assert verify(Config(), nights.root.location(folder))["state"] == "verified"
 
 
 def _october(day: int) -> date:
@@ -211,11 +214,11 @@ def _two_nights_off_and_two_schedulers(nights: Nights) -> None:
     assert nights.rerun(_october(28))["state"] == "promoted"
     nights.add(30)
     one = Driver(nights.order(due(_october(29))))
-    wait_for(lambda: (night := nights.ledger(_october(29))) is not None and "snapshot" in night.done, 240)
+    wait_for(lambda: (night := nights.ledger(_october(29))) is not None and "snapshot" in night.done, 1200)
     left = nights.run(due(_october(29)))
     assert (left["state"], left["exit_code"], left["told"]) == ("skipped", 0, [("2026-10-29", "skipped")])
     assert "is in use by process" in left["reason"]
-    wait_for(lambda: nights.checkpoints(_october(29)) > 0, 240)
+    wait_for(lambda: nights.checkpoints(_october(29)) > 0, 1200)
     other = nights.run(due(_october(29)), overlap="replace")
     first = one.result()
     assert (first["exit_code"], first["told"]) == (143, [("2026-10-29", "failure")])

@@ -1,9 +1,12 @@
 """Every recipe that ships loads, has the network that it says, and takes a training step."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
-from pipeline.config_sources import RECIPES, recipe_layer, resolve
+from pipeline.config_sources import RECIPES, recipe_layer, resolve, yaml_layer
 from pipeline.diffusion.objective import Objective
 from pipeline.engine.training import MicroBatch, Trainer
 from pipeline.models.unet import UNet
@@ -55,3 +58,13 @@ def test_it_takes_a_training_step(name):
     assert torch.isfinite(result.loss)
     assert result.grad_norm > 0
     assert not torch.equal(trainer.model.conv_out.weight, before)
+
+
+def test_the_settings_in_the_handbook_are_settings(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block)
+        resolve([yaml_layer(file)])

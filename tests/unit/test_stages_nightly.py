@@ -1,6 +1,10 @@
 """Nights over weeks: ledger, promotions and champion are what the policy says, and nothing is trained twice."""
 
+import os
+import signal
+import sys
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -438,3 +442,28 @@ def test_the_time_limit_reaches_into_a_stage(sim, monkeypatch):
         sim.at(1).run(max_seconds=3600)
     assert caught.value.exit_code == 1
     assert "time limit" in sim.ledger(1).reason
+
+
+@pytest.mark.unit
+def test_sigterm_is_the_night_s_also_when_its_cluster_takes_it_for_itself(memory_sim, monkeypatch):
+    """ray.init sets a handler of its own, which would end the process with the number of the signal."""
+
+    @contextmanager
+    def cluster():
+        before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        yield
+        signal.signal(signal.SIGTERM, before)
+
+    def stopped(at, night):
+        if at == "evaluate":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    memory_sim.work.ready, memory_sim.work.before = cluster, stopped
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
+        memory_sim.at(1).run()
+    assert (caught.value.exit_code, memory_sim.ledger(1).state, memory_sim.told) == (
+        *(143, "failed"),
+        [("2026-11-01", "failure")],
+    )
+    memory_sim.work.before = lambda at, night: None
+    assert memory_sim.run()["state"] == "promoted"
