@@ -14,10 +14,10 @@ SIZE, CHANNELS = 8, 1
 SPREAD = 0.05
 
 
-def write_model(uri: str, config: Config, step: int = 1) -> str:
+def write_model(uri: str, config: Config, step: int = 1, size: int = SIZE) -> str:
     """A run with one checkpoint; returns the checkpoint's URI."""
     run = resolve(uri, config.storage)
-    trainer = Trainer(config, SIZE, CHANNELS, torch.device("cpu"))
+    trainer = Trainer(config, size, CHANNELS, torch.device("cpu"))
     generator = torch.Generator().manual_seed(step)
     for weights in (trainer.ema.shadow, dict(trainer.model.named_parameters())):
         for weight in weights.values():
@@ -31,7 +31,7 @@ def write_model(uri: str, config: Config, step: int = 1) -> str:
         config,
         images=32 * step,
         dataset_digest="digest",
-        image_size=SIZE,
+        image_size=size,
         channels=CHANNELS,
         lane_digests=(),
         files=write_tensors(run, step, trainer.tensors()),

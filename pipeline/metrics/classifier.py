@@ -86,8 +86,9 @@ def _build(channels: int, width: int, num_outputs: int, generator: torch.Generat
 
 
 def _scaled(images: Pixels) -> Tensor:
-    """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1.0
+    """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1], channels last in memory: equal strides, equal kernels."""
+    flat = torch.from_numpy(np.ascontiguousarray(images)).reshape(-1)  # an axis of one element may have any stride
+    return flat.view(images.shape).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def _turned(images: Pixels, quarter_turns: NDArray[np.int64]) -> Pixels:

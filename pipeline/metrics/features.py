@@ -68,7 +68,7 @@ def in_batches(
     out = [np.empty((len(images), width), np.float32) for width in widths]
     with one_thread(), torch.inference_mode():
         for start in range(0, len(images), batch):
-            part = np.ascontiguousarray(images[start : start + batch])  # other strides would choose other kernels
+            part = images[start : start + batch]
             rows = len(part)
             if rows < batch:
                 part = np.concatenate([part, np.zeros((batch - rows, *images.shape[1:]), np.uint8)])

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from tiny_model import write_model
 
 from pipeline.config import Config, StorageConfig
+from pipeline.engine.heldout_bound import heldout_bound
 from pipeline.engine.images import encode_png
 from pipeline.errors import DataError
 from pipeline.manifests import DatasetManifest, SamplePlan, ShardEntry
@@ -23,7 +26,8 @@ from pipeline.metrics.moments import Moments
 from pipeline.schema import DATASET, IMAGE, SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.stages.evaluate import evaluate
 from pipeline.storage.evaluations import Evaluation, read_evaluations, read_extractor
-from pipeline.storage.samples import commit_shard, create_plan, seal
+from pipeline.storage.models import find_model, load_unet
+from pipeline.storage.samples import commit_shard, create_plan, read_sealed, seal
 from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
 from pipeline.storage.store import Store, resolve
 
@@ -90,7 +94,7 @@ def _make_dataset(store: Store, images: np.ndarray, labels: np.ndarray | None) -
     write_dataset(store, manifest)
 
 
-def _make_samples(store: Store, images: np.ndarray, channels: int = 1, sealed: bool = True) -> Store:
+def _make_samples(store: Store, images: np.ndarray, channels: int = 1, sealed: bool = True, **model: Any) -> Store:
     """A job whose samples are these images, with a failed one in between."""
     plan = SamplePlan(
         num_samples=len(images) + 1,
@@ -109,7 +113,7 @@ def _make_samples(store: Store, images: np.ndarray, channels: int = 1, sealed: b
         channels=channels,
         num_classes=None,
         diffusion={},
-    )
+    ).model_copy(update=model)
     create_plan(store, plan)
     pngs = [encode_png(image) for image in images]
     pngs.insert(FAILED, b"")
@@ -294,6 +298,29 @@ def test_without_labels_the_extractor_learns_rotations(world: World, tmp_path: P
     assert result["metric"] == "FD-rotation-cnn"
     assert result["floor"] < min(result["ceilings"].values())
     assert 0.5 < result["value"] / result["floor"] < 2
+
+
+def test_bits_per_dim_are_those_of_the_first_heldout_images(world: World, tmp_path: Path):
+    """And a model that is not the one that drew the samples any more is refused."""
+    settings = {"model": {"channels": [8, 8], "attention_sizes": []}, "diffusion": {"num_timesteps": 4}}
+    config = Config.model_validate(settings)
+    uri = write_model(str(tmp_path / "run"), config, size=SIZE)
+    found = find_model(uri, "ema", config.storage)
+    model = {"model_uri": uri, "model_digest": found.digest, "diffusion": config.diffusion.model_dump(mode="json")}
+    samples = _make_samples(_store(tmp_path / "samples"), world.unseen[:100], **model)
+    result = world.run(samples, workers=2, num_images=20, bits_per_dim=20)
+    plan, _ = read_sealed(samples)
+    heldout, ids = world.images[NUM_TRAIN : NUM_TRAIN + 20], np.arange(NUM_TRAIN, NUM_TRAIN + 20)
+    expected = heldout_bound(load_unet(found, config.storage), plan, heldout, ids, None, EVALUATE["seed"])
+    assert result["scores"]["bits/dim"] == pytest.approx(expected.mean(), rel=1e-5)
+    (score,) = (s for s in _only(samples).scores if s.metric == "bits/dim")
+    assert (score.kind, score.n) == ("heldout", 20)
+    assert score.low < score.value < score.high
+    other = _make_samples(_store(tmp_path / "other"), world.unseen[:100], **{**model, "model_digest": "0" * 64})
+    with pytest.raises(DataError, match="is not the model that drew"):
+        world.run(other, num_images=20, bits_per_dim=20)
+    with pytest.raises(DataError, match=rf"300 held-out images, .* has {NUM_HELDOUT}"):
+        world.run(other, num_images=20, bits_per_dim=300)
 
 
 def test_what_cannot_be_measured_is_one_clear_error(world: World, tmp_path: Path):
