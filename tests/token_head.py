@@ -8,8 +8,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+
+from processes import titled, wait_for
 
 from pipeline.storage.seaweed import _end_with_parent
 
@@ -102,6 +104,8 @@ class TokenHead:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with suppress(AssertionError):  # its processes end with it, and write until then
+            wait_for(lambda: not titled(str(self.folder)), STOP_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         self._stop()
