@@ -143,6 +143,7 @@ class Report:
     facts: tuple[Fact, ...] = ()
     leading: tuple[Table, ...] = ()
     samples: tuple[Picture, ...] = ()
+    samples_title: str = "Samples"
     neighbours: tuple[Picture, ...] = ()
     metrics: tuple[MetricRow, ...] = ()
     charts: tuple[Chart, ...] = ()

@@ -5,7 +5,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from pipeline.report.content import QUIET, Chart, Fact, Picture, Report, Series, Table
+from pipeline.report.content import QUIET, Chart, Fact, Picture, Report, Series, Table, Verdict
 from pipeline.report.judging import FLOOR_NAME
 from pipeline.report.scales import figures
 
@@ -42,8 +42,8 @@ def rate_page(table: pa.Table, png: bytes, facts: Sequence[Fact], chosen: Sequen
     last = rows[-1]
     codelength = (
         Fact("Codelength", f"{figures(last['rate'] + last['term'])} bits/dim, a bound"),
-        Fact("of it rate", f"{figures(last['rate'])} bits/dim, L_1 to L_T"),
-        Fact("of it distortion", f"{figures(last['term'])} bits/dim, L_0"),
+        Fact("Rate, L_1 to L_T", f"{figures(last['rate'])} bits/dim"),
+        Fact("Distortion, L_0", f"{figures(last['term'])} bits/dim"),
         Fact("Images", f"{last['images']:,} held-out ones"),
     )
     picked = [row for row in rows if row["reverse_time"] in set(chosen)]
@@ -53,6 +53,7 @@ def rate_page(table: pa.Table, png: bytes, facts: Sequence[Fact], chosen: Sequen
         subtitle="Progressive lossy coding, as section 4.3, figure 5 and table 4 of Ho et al. 2020",
         facts=(*codelength, *facts),
         samples=(Picture(caption, "Sheet of predicted images by rate", png),),
+        samples_title="Predictions",
         charts=tuple(_rate_charts(table)),
         charts_title="Progressive coding",
         tables=(_rate_table(picked),),
@@ -73,11 +74,22 @@ def _rate_table(picked: Sequence[dict[str, float]]) -> Table:
     rows = tuple((f"{r['reverse_time']:,}", figures(r["rate"]), figures(r["distortion"])) for r in reversed(picked))
     note = "The prediction of x_0 is clipped to [-1, 1]. Rate: L_T and all terms that led to x_t."
     columns = ("Reverse process time (T - t)", "Rate, bits/dim", "Distortion, RMSE of 0 to 255")
-    return Table("Rate and distortion", columns, rows, words=0, note=note)
+    return Table("By reverse process time", columns, rows, words=0, note=note)
 
 
-def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact]) -> Report:
-    """PREVIEWS, with a sheet of the first samples at the same steps."""
+def _few(n: int, feature_dim: int) -> Verdict | None:
+    """What must be known before the distances are trusted."""
+    if n > feature_dim:
+        return None
+    return Verdict(
+        "warning",
+        f"{n:,} images are not more than the {feature_dim:,} features: the distances are biased far upward, and only "
+        "their order means something (explore.num_images raises n).",
+    )
+
+
+def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim: int) -> Report:
+    """PREVIEWS, with a sheet of the first samples at the same steps. feature_dim: of the extractor."""
     rows = table.to_pylist()
     first, steps = rows[0], tuple(float(row["step"]) for row in rows)
     values, floor = tuple(row["fd"] for row in rows), first["floor"]
@@ -90,6 +102,7 @@ def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact]) -> Report:
     return Report(
         title="Quality on the way",
         subtitle="Progressive generation, as section 4.3 of Ho et al. 2020",
+        verdict=_few(first["n"], feature_dim),
         facts=(
             Fact("Measured", f"n = {first['n']:,} against {first['reference_n']:,} training images"),
             Fact("Extractor", f"{first['extractor']} {first['weights_sha256'][:8]}"),
@@ -97,6 +110,7 @@ def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact]) -> Report:
             *facts,
         ),
         samples=(Picture("The first samples after these steps, a row a sample.", "Sheet of previews by step", png),),
+        samples_title="Predictions",
         charts=(chart,),
         charts_title="Quality by steps",
         tables=(Table("Steps", ("Steps done", "Timestep left", first["metric"]), cells, words=0),),

@@ -39,6 +39,7 @@ class Analysis:
     cells: Pixels
     columns: int
     chosen: tuple[int, ...]
+    feature_dim: int = 0  # of the extractor, where there is one
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def previews_scored(
         {"step": steps[column], "t": t, "fd": frechet(moments, reference).value, **shared}
         for (column, t), moments in sorted(scored.items())
     ]
-    return Analysis(pa.Table.from_pylist(rows, schema=PREVIEWS), _by_row(first), len(first), tuple(steps))
+    return Analysis(
+        pa.Table.from_pylist(rows, schema=PREVIEWS), _by_row(first), len(first), tuple(steps), extractor.feature_dim
+    )
 
 
 def _judge(dataset: Store) -> tuple[Extractor, Moments]:

@@ -111,4 +111,6 @@ def _page(mode: str, result: Analysis, png: bytes, plan: SamplePlan, model: Stor
     if mode == "rate-distortion":
         return rate_page(result.table, png, facts, result.chosen)
     facts.append(Fact("Sampler", f"{plan.sampler}, {plan.steps:,} steps"))
-    return preview_page(result.table, png, facts) if mode == "frechet" else sheet_page(mode, png, facts)
+    if mode == "frechet":
+        return preview_page(result.table, png, facts, result.feature_dim)
+    return sheet_page(mode, png, facts)

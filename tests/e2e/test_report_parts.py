@@ -5,6 +5,7 @@ import json
 import re
 from html import unescape
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.nights import Night
 from pipeline.report.comparison import final_loss
 from pipeline.report.scales import figures
+from pipeline.stages.night_work import Actions, NightWork
 from pipeline.stages.report import compare, report
 from pipeline.stages.run_part import read_run
 from pipeline.storage.nights import Ledgers
@@ -144,9 +146,10 @@ def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
     )
     Ledgers(base.child("nightly/digits")).write(night)
     where = base.child("nightly/digits/2026-11-01")
-    result = report(CONFIG, [where.uri])
+    unused = cast(Any, None)
+    actions = Actions(unused, unused, unused, unused, unused, report)
+    assert NightWork(CONFIG, base, actions).report(night) == {"uri": where.location("report.html")}
     html = where.read("report.html").decode()
-    assert result["uri"] == where.location("report.html")
     assert re.search(r'<p class="verdict good">.*Promoted: v2 is better beyond doubt\.', html)
     rows = table(html, "Champion against challenger")
     assert rows[0] == ["", "Challenger v2", "Champion v1"]
