@@ -4,6 +4,7 @@ import math
 
 import pyarrow as pa
 import pytest
+from equal_fd import judged
 from scaleout import asleep
 from suite import HEADLINES, RUNS, Outcome, closing_table, rows_of
 from time_to_fd import compared, reached
@@ -83,3 +84,14 @@ def test_the_table_has_headlines_other_bars_and_failures():
 
 def test_headlines_are_of_scripts_that_the_suite_runs():
     assert {line.script for line in HEADLINES} <= {script.name for script in RUNS}
+
+
+def test_the_fastest_of_the_samplers_that_are_as_good_counts():
+    samplers = [("ddpm", 1000), ("ddim", 50), ("dpm++2m", 10)]
+    rates = {samplers[0]: ([1.0], []), samplers[1]: ([20.0, 22.0], [10.0, 11.0]), samplers[2]: ([100.0], [50.0])}
+    bad = judged(samplers, dict(zip(samplers, (2.0, 2.05, 3.0), strict=True)), 0.1, rates)
+    assert (bad["speed_up_at_equal_fd"]["value"], bad["steps_at_equal_fd"]["value"]) == (21.0, 50)
+    assert bad["ddim_50_over_diffusers"] == figure(2.0, 1.7)
+    assert "ddpm_1000_over_diffusers" not in bad
+    good = judged(samplers, dict(zip(samplers, (2.0, 2.05, 2.19), strict=True)), 0.1, rates)
+    assert (good["speed_up_at_equal_fd"]["value"], good["steps_at_equal_fd"]["value"]) == (100.0, 10)
