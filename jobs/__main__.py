@@ -19,7 +19,7 @@ VERBS = {
     "evaluate": "samples + dataset -> Frechet distance between its floor and ceilings",
     "report": "runs and samples -> one self-contained HTML page",
     "verify": "prove a dataset, checkpoint or samples folder from the store alone",
-    "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
+    "explore": "model -> predictions on the way, interpolations, shared latents, rate and distortion",
     "sweep": "samplers x steps x weights -> quality against cost, a table and a page",
     "merge": "finished samples folders -> one",
     "reproduce": "make one stored sample again and compare hashes",
