@@ -20,7 +20,7 @@ VERBS = {
     "memorisation": "samples + dataset -> near-copies of training images, the closest pairs side by side",
     "report": "runs and samples -> one self-contained HTML page",
     "verify": "prove a dataset, run, checkpoint, samples, registry or nights from the store alone",
-    "explore": "model -> a sheet of predictions on the way, interpolations or shared latents",
+    "explore": "model -> predictions on the way, interpolations, shared latents, rate and distortion",
     "sweep": "samplers x steps x weights -> quality against cost, a table and a page",
     "merge": "finished samples folders -> one",
     "reproduce": "make one stored sample again and compare hashes",

@@ -38,8 +38,9 @@ def metric_rows(scores: Sequence[Score], protocol: str, name: str = "") -> tuple
 def _row(kinds: dict[Kind, Score], protocol: str, name: str) -> MetricRow:
     of: Score = kinds["samples"] if "samples" in kinds else kinds["heldout"]
     spread = "" if of.spread is None else f" Standard deviation between subsets: {figures(of.spread)}."
-    if of.low is not None and of.high is not None:
-        spread += f" 95 % interval: {figures(of.low)} to {figures(of.high)}."
+    interval = None if of.low is None or of.high is None else (of.low, of.high)
+    if interval:
+        spread += f" 95 % interval: {figures(interval[0])} to {figures(interval[1])}."
     ceilings: tuple[tuple[Kind, str], ...] = (("blurred", BLUR_NAME), ("noise", NOISE_NAME))
     return MetricRow(
         name=f"{of.metric}, {name}" if name else of.metric,
@@ -48,6 +49,7 @@ def _row(kinds: dict[Kind, Score], protocol: str, name: str) -> MetricRow:
         protocol=f"against {of.reference_n:,} real images · {protocol}" if of.reference_n else protocol,
         floor=Anchor(FLOOR_NAME, kinds["floor"].value) if "floor" in kinds else None,
         ceilings=tuple(Anchor(label, kinds[kind].value) for kind, label in ceilings if kind in kinds),
+        interval=interval,
         note=_MEANING.get(of.metric.partition("-")[0], "") + spread,
     )
 
