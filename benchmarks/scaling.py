@@ -6,6 +6,7 @@ Prints what stands between the page's `<!-- table: NAME -->` and `<!-- end -->` 
 and draws docs/pictures/memory.svg. A test keeps page and results together.
 """
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -37,10 +38,10 @@ def costs() -> MeasuredCosts:
     return MeasuredCosts(
         images_a_core_second=measured("model", "forward_ours_images_per_second") / STEPS,
         requests_a_shard=measured("commit", "requests_by_actor") + 1,  # and one read at the seal
-        driver_cpu_a_shard=measured("scaleout", "driver_cpu_ms_a_shard") / 1e3,
+        driver_cpu_a_shard=_if_measured("scaleout", "driver_cpu_ms_a_shard") / 1e3,
         efficiency=min(1.0, measured("generate", "pipeline_over_bare")),
-        decision_a_shard=measured("resume", "s3_decision_us_a_shard") / 1e6,
-        seal_a_shard=measured("resume", "s3_seal_us_a_shard") / 1e6,
+        decision_a_shard=measured("resume", "s3_decision_cpu_us_a_shard") / 1e6,
+        seal_a_shard=measured("resume", "s3_seal_cpu_us_a_shard") / 1e6,
         seal_memory_a_shard=measured("resume", "s3_seal_bytes_a_shard"),
         marker_bytes=measured("planning", "marker_bytes"),
         missing_bytes_a_shard=measured("planning", "missing_bytes_a_shard"),
@@ -49,6 +50,14 @@ def costs() -> MeasuredCosts:
         ingest_images_a_core_second=measured("ingest", "png28_ingest_images_per_core_second"),
         driver_memory=measured("million", "driver_peak_mb_at_10k") * 1e6,
     )
+
+
+def _if_measured(script: str, figure: str) -> float:
+    """NaN while there is no result of a script."""
+    try:
+        return measured(script, figure)
+    except FileNotFoundError:
+        return math.nan
 
 
 def size(count: float) -> str:
@@ -97,10 +106,13 @@ GENERATION_ROWS: list[tuple[str, Any]] = [
     ("requests to the store", lambda n: number(n.requests)),
     ("of them listings", lambda n: f"{n.listings:,}"),
     ("manifest", lambda n: size(n.manifest_bytes)),
-    ("to know what is missing", lambda n: lasting(n.decision_seconds)),
-    ("to seal", lambda n: lasting(n.seal_seconds)),
+    ("to know what is missing, driver's CPU", lambda n: lasting(n.decision_seconds)),
+    ("to seal, driver's CPU", lambda n: lasting(n.seal_seconds)),
     ("driver's memory at the seal", lambda n: size(n.driver_memory)),
-    ("driver, of one core", lambda n: f"{100 * n.driver_share:.2g} %"),
+    (
+        "driver, of one core",
+        lambda n: "not measured" if math.isnan(n.driver_share) else f"{100 * n.driver_share:.2g} %",
+    ),
 ]
 
 
@@ -114,7 +126,7 @@ def dataset_table(all_costs: MeasuredCosts) -> str:
 
 
 DATASET_ROWS: list[tuple[str, Any]] = [
-    ("core hours", lambda n: f"{n.core_hours:,.1f}"),
+    ("core hours of ingest", lambda n: f"{n.core_hours:,.1f}"),
     ("shards", lambda n: f"{n.shards:,}"),
     ("runs between the passes", lambda n: f"{n.runs:,}"),
     ("ranges that the second pass reads", lambda n: number(n.between_requests)),
@@ -128,12 +140,18 @@ def sources_table() -> str:
     """Which results the page rests on, and whether the machine had other work."""
     rows = []
     for name in SOURCES:
-        path = sorted(p for p in RESULTS.glob(f"*-{name}.json") if p.stem.split("-", 4)[-1] == name)[-1]
+        found = sorted(p for p in RESULTS.glob(f"*-{name}.json") if p.stem.split("-", 4)[-1] == name)
+        if not found:
+            rows.append([name, "not measured", "", "", ""])
+            continue
+        path = found[-1]
         document = newest(name)
         about = document.get("machine", {})
         load = document.get("load")
         cores = about.get("cores", int(path.stem.split("-")[3]))
         state = "not noted" if load is None else f"{load}"
+        if document.get("quick"):
+            state += ", quick form"
         busy = " (busy: times are too long)" if load is not None and load > BUSY * cores else ""
         rows.append([name, path.name, document.get("commit") or "not noted", f"{cores}", state + busy])
     return table(["script", "file", "commit", "cores", "load at its start"], rows)

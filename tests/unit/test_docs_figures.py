@@ -5,6 +5,7 @@ import json
 import pytest
 from figures import PAGES, corrected, marks, measured, outdated
 from outcome import newest
+from scaling import PAGE, tables, with_tables
 
 pytestmark = pytest.mark.unit
 
@@ -18,6 +19,13 @@ def value_of(script, figure):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_hold_what_was_measured(page):
     assert outdated(page.read_text(), measured) == [], "python benchmarks/figures.py --write"
+
+
+def test_tables_are_those_of_the_results():
+    text = PAGE.read_text()
+    assert with_tables(text, tables()) == text, "python benchmarks/scaling.py --write"
+    with pytest.raises(KeyError):
+        with_tables("<!-- table: other -->\n<!-- end -->", tables())
 
 
 def test_some_figure_is_marked():
