@@ -79,7 +79,7 @@ class Nights:
             train={"steps": 160, "lanes": 1, "micro_batch": 32, "lr": lr, "checkpoint_every": 10, "grid_every": 1000},
             generate={"num_samples": 64, "shard_size": 32, "batch_size": 16, "steps": 10},
             evaluate={"classifier_epochs": 3, "classifier_width": 8},
-            gate={"tolerance": 0.5, "ceiling": 1e6},
+            gate={"tolerance": 5.0, "ceiling": 1e6},  # a good night differs by 1, the regressed one by 16
             nightly={
                 "name": "digits",
                 "source": self.root.location("incoming"),
