@@ -17,7 +17,7 @@ from pipeline.manifests import DatasetManifest, ShardEntry
 from pipeline.metrics.efficientnet import EfficientNetNetwork
 from pipeline.metrics.features import fingerprint_of
 from pipeline.schema import DATASET
-from pipeline.stages.extracting import place_pretrained
+from pipeline.stages.extracting import extractor_of
 from pipeline.stages.sketching import Job, sketch_of
 from pipeline.storage.evaluations import read_extractor, read_record
 from pipeline.storage.pretrained import given_weights
@@ -68,8 +68,8 @@ def job_of(folder: Path, **evaluate) -> Job:
 def test_weights_of_others_are_kept_beside_the_dataset(tmp_path: Path, weights: Path):
     job = job_of(tmp_path, weights=str(weights))
     assert read_record(job.dataset, job.extractor_id) is None
-    record = place_pretrained(job)
-    assert record == place_pretrained(job)
+    record = extractor_of(job)
+    assert record == extractor_of(job)
     assert record.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (record.name, record.feature_dim, record.heldout_accuracy) == ("efficientnet-lite0", 1280, None)
     found = read_extractor(job.dataset, job.extractor_id)
@@ -105,11 +105,11 @@ def test_what_is_not_there_or_not_such_a_file_is_one_clear_error(tmp_path: Path,
     junk = tmp_path / "junk.pth"
     junk.write_bytes(b"junk")
     with pytest.raises(DataError, match=r"junk\.pth: 4 bytes"):
-        place_pretrained(job_of(tmp_path, weights=str(junk)))
+        extractor_of(job_of(tmp_path, weights=str(junk)))
     with pytest.raises(DataError, match=r"lite0\.safetensors does not have the layers"):
-        place_pretrained(job_of(tmp_path, weights=str(weights), extractor="inception-v3", input_size=None))
+        extractor_of(job_of(tmp_path, weights=str(weights), extractor="inception-v3", input_size=None))
     job = job_of(tmp_path, weights=str(weights))
-    record = place_pretrained(job)
+    record = extractor_of(job)
     job.dataset.put(f"extractors/{record.id}.weights", weights.read_bytes()[:-4] + b"\x00\x00\x00\x00")
     with pytest.raises(DataError, match="is not what"):
         read_extractor(job.dataset, record.id)
