@@ -9,7 +9,7 @@ import ray
 from ray.data import DataContext
 
 from pipeline.config import RayConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 
 __all__ = ["cluster"]
 
@@ -52,6 +52,12 @@ def _start(config: RayConfig, num_cpus: int) -> None:
     except (ConnectionError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no Ray cluster at {config.address!r}: {first} (--address local starts one)") from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # how Ray says that its processes were not up in time
+        first = str(error).partition(". ")[0]
+        raise PipelineError(f"Ray did not start: {first}; end other work on this machine, and run it again") from error
 
 
 def _quieten() -> None:
