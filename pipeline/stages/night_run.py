@@ -78,7 +78,7 @@ class NightRun:
                 night = self._step(night, stage, known)
         except BaseException as error:
             cause = watch.cause or error
-            self._fail(night, cause)
+            self.fail(night, cause)
             if isinstance(error, Stopped) and cause is not error:
                 raise cause from error
             raise
@@ -188,7 +188,8 @@ class NightRun:
     def settle(self, night: Night, state: Outcome, reason: str) -> Night:
         return self.ledgers.write(night.settled(state, reason, self.at))
 
-    def _fail(self, night: Night, error: BaseException) -> None:
+    def fail(self, night: Night, error: BaseException) -> None:
+        """Say in the ledger, and to hooks, why a night did not end."""
         reason = str(error) or type(error).__name__
         if not night.is_settled:
             night = night.settled("failed", reason, self.at)

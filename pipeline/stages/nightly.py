@@ -1,5 +1,6 @@
 """Which nights are due, what is done already, and who may run them: one process at a time."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date, timedelta
 from zoneinfo import ZoneInfo
@@ -50,10 +51,21 @@ def nightly(
     deadline = None if seconds is None else world.now() + timedelta(seconds=seconds)
     try:
         # Ray takes SIGTERM for itself when it starts, so what answers it for a night comes after
-        with work.ready(), stoppable(), NightWatch(ledgers, lease, deadline, world.now, world.interrupt) as watch:
-            return nights.run(asked, today, watch)
+        with ExitStack() as stack:
+            _make_ready(stack, one, asked)
+            stack.enter_context(stoppable())
+            watch = NightWatch(ledgers, lease, deadline, world.now, world.interrupt)
+            return nights.run(asked, today, stack.enter_context(watch))
     finally:
         lease.release()
+
+
+def _make_ready(stack: ExitStack, one: NightRun, asked: date) -> None:
+    try:
+        stack.enter_context(one.work.ready())
+    except Exception as error:
+        one.fail(one.open(asked), error)
+        raise
 
 
 def _take(lease: Lease, ledgers: Ledgers, config: NightlyConfig, world: World) -> str | None:

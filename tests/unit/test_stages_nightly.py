@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 
 import pytest
@@ -123,7 +123,7 @@ def test_a_night_killed_in_a_stage_goes_on(sim, monkeypatch, stage, when):
 
     setattr(sim.work, when, kill)
     with monkeypatch.context() as patch:
-        patch.setattr(NightRun, "_fail", lambda *_: None)  # SIGKILL: nobody writes that it failed
+        patch.setattr(NightRun, "fail", lambda *_: None)  # SIGKILL: nobody writes that it failed
         with pytest.raises(Killed):
             sim.run()
     assert sim.champion() == (2 if stage in ("report", "retention") else 1)
@@ -158,7 +158,7 @@ def test_killed_at_any_write_a_night_ends_as_if_nothing_was(memory_sim, monkeypa
                 return result
 
             patch.setattr(owner, name, write)
-        patch.setattr(NightRun, "_fail", lambda *_: None)
+        patch.setattr(NightRun, "fail", lambda *_: None)
         return seen
 
     def night(root: str) -> Simulation:
@@ -238,7 +238,7 @@ def test_a_promotion_that_is_recorded_counts_though_its_night_died_before_it_sai
 
     with monkeypatch.context() as patch:
         patch.setattr(NightRun, "_promote", die)
-        patch.setattr(NightRun, "_fail", lambda *_: None)
+        patch.setattr(NightRun, "fail", lambda *_: None)
         with pytest.raises(Killed):
             sim.at(2).run()
     assert (sim.champion(), sim.ledger(2).state) == (2, "running")
@@ -466,4 +466,22 @@ def test_sigterm_is_the_night_s_also_when_its_cluster_takes_it_for_itself(memory
         [("2026-11-01", "failure")],
     )
     memory_sim.work.before = lambda at, night: None
+    assert memory_sim.run()["state"] == "promoted"
+
+
+@pytest.mark.unit
+def test_a_cluster_that_does_not_start_is_a_failed_night_that_is_told(memory_sim):
+    @contextmanager
+    def cluster():
+        raise PipelineError("Ray did not start")
+        yield
+
+    memory_sim.at(1).run()
+    memory_sim.work.ready = cluster
+    with pytest.raises(PipelineError, match="did not start"):
+        memory_sim.at(2).run()
+    night = memory_sim.ledger(2)
+    assert (night.state, night.reason, night.attempts) == ("failed", "Ray did not start", 1)
+    assert memory_sim.told[-1] == ("2026-11-02", "failure")
+    memory_sim.work.ready = nullcontext
     assert memory_sim.run()["state"] == "promoted"

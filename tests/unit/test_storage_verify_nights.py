@@ -117,7 +117,7 @@ def sim(tmp_path):
         sim.at(day).run()
     sim.work.after = lambda stage, night: (_ for _ in ()).throw(Killed) if stage == "samples" else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NightRun, "_fail", lambda *_: None)
+        patch.setattr(NightRun, "fail", lambda *_: None)
         with pytest.raises(Killed):
             sim.at(6).run()
     for day in (1, 2, 5):
