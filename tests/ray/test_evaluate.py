@@ -302,7 +302,8 @@ def test_without_labels_the_extractor_learns_rotations(world: World, tmp_path: P
 
 def test_bits_per_dim_are_those_of_the_first_heldout_images(world: World, tmp_path: Path):
     """And a model that is not the one that drew the samples any more is refused."""
-    settings = {"model": {"channels": [8, 8], "attention_sizes": []}, "diffusion": {"num_timesteps": 4}}
+    model = {"block_out_channels": [8, 8], "layers_per_block": 1, "attention_levels": [], "norm_num_groups": 4}
+    settings = {"model": model, "diffusion": {"num_timesteps": 4}}
     config = Config.model_validate(settings)
     uri = write_model(str(tmp_path / "run"), config, size=SIZE)
     found = find_model(uri, "ema", config.storage)
