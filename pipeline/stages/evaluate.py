@@ -21,14 +21,13 @@ import ray.data
 
 from pipeline.config import Config
 from pipeline.errors import DataError
-from pipeline.manifests import DatasetManifest, SamplePlan
 from pipeline.metrics.anchors import BLUR_NAME, NOISE_NAME
 from pipeline.metrics.sketch import Kind, Score
 from pipeline.progress import Progress
 from pipeline.stages.bounding import heldout_bits
 from pipeline.stages.cluster import cluster
 from pipeline.stages.extracting import extractor_of
-from pipeline.stages.sketching import MEASURED, REFERENCE, Job, score_sketches, sketch_part
+from pipeline.stages.sketching import MEASURED, REFERENCE, Job, open_job, score_sketches, sketch_part
 from pipeline.storage.evaluations import (
     Evaluation,
     ExtractorRecord,
@@ -37,9 +36,6 @@ from pipeline.storage.evaluations import (
     read_evaluation,
     write_evaluation,
 )
-from pipeline.storage.samples import read_sealed
-from pipeline.storage.shards import read_dataset
-from pipeline.storage.store import resolve
 
 __all__ = ["evaluate"]
 
@@ -67,30 +63,20 @@ def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) 
 
 
 def _open(config: Config, samples: str, dataset: str) -> Job:
-    sample_store, data_store = resolve(samples, config.storage), resolve(dataset, config.storage)
-    (plan, sealed), manifest = read_sealed(sample_store), read_dataset(data_store)
-    job = Job(config, sample_store, data_store, plan, sealed, manifest)
-    if (plan.image_size, plan.channels) != (manifest.image_size, manifest.channels):
-        raise DataError(
-            f"{job.samples.uri} has images of {_kind_of_image(plan)}, {job.dataset.uri} of {_kind_of_image(manifest)}: "
-            "give the dataset that the model was trained on"
-        )
+    job = open_job(config, samples, dataset)
     if job.n < 2:
         raise DataError(
             f"scores need 2 images a side: {job.samples.uri} has {job.num_usable} usable samples, {job.dataset.uri} "
-            f"has {manifest.rows('heldout')} held-out images (ingest.heldout_share keeps more)"
+            f"has {job.manifest.rows('heldout')} held-out images (ingest.heldout_share keeps more)"
         )
     asked = config.evaluate.num_images
     if asked is not None and job.n < asked:  # scores at another n are other scores
         raise DataError(
             f"evaluate.num_images asks for {asked:,} images a side: {job.samples.uri} has {job.num_usable:,} usable "
-            f"samples, {job.dataset.uri} has {manifest.rows('heldout'):,} held-out images (leave it out for {job.n:,})"
+            f"samples, {job.dataset.uri} has {job.manifest.rows('heldout'):,} held-out images (leave it out for "
+            f"{job.n:,})"
         )
     return job
-
-
-def _kind_of_image(of: SamplePlan | DatasetManifest) -> str:
-    return f"{of.image_size}x{of.image_size}x{of.channels}"
 
 
 def _sketch(job: Job, weights_sha256: str) -> int:

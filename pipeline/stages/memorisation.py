@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, digest_of
 from pipeline.errors import DataError, Transient
-from pipeline.manifests import DatasetManifest, SamplePlan, Split
+from pipeline.manifests import Split
 from pipeline.metrics.memorisation import RULE, Space, SpaceResult, compare
 from pipeline.metrics.nearest import Nearest
 from pipeline.progress import Progress
@@ -34,7 +34,7 @@ from pipeline.stages.neighbouring import (
     load_queries,
     search_chunk,
 )
-from pipeline.stages.sketching import REFERENCE, Job
+from pipeline.stages.sketching import REFERENCE, Job, open_job
 from pipeline.storage.evaluations import ExtractorRecord
 from pipeline.storage.memorisation import (
     NEIGHBOURS,
@@ -44,9 +44,6 @@ from pipeline.storage.memorisation import (
     read_memorisation,
     write_memorisation,
 )
-from pipeline.storage.samples import read_sealed
-from pipeline.storage.shards import read_dataset
-from pipeline.storage.store import resolve
 
 __all__ = ["memorisation"]
 
@@ -105,27 +102,16 @@ def memorisation(config: Config, samples: str, dataset: str, dry_run: bool = Fal
 
 
 def _open(config: Config, samples: str, dataset: str) -> Job:
-    sample_store, data_store = resolve(samples, config.storage), resolve(dataset, config.storage)
-    (plan, sealed), manifest = read_sealed(sample_store), read_dataset(data_store)
-    job = Job(config, sample_store, data_store, plan, sealed, manifest)
-    if (plan.image_size, plan.channels) != (manifest.image_size, manifest.channels):
-        raise DataError(
-            f"{job.samples.uri} has images of {_kind_of_image(plan)}, {job.dataset.uri} of {_kind_of_image(manifest)}: "
-            "give the dataset that the model was trained on"
-        )
+    job = open_job(config, samples, dataset)
     if job.num_usable < 1:
-        raise DataError(f"{job.samples.uri} has no usable sample: all {sealed.rows:,} failed")
+        raise DataError(f"{job.samples.uri} has no usable sample: all {job.sealed.rows:,} failed")
     for split, why in _NEEDED:
-        if manifest.rows(split) < 2:
+        if job.manifest.rows(split) < 2:
             raise DataError(
-                f"{job.dataset.uri} has {manifest.rows(split)} {split} images, {why}: ingest with another "
+                f"{job.dataset.uri} has {job.manifest.rows(split)} {split} images, {why}: ingest with another "
                 "ingest.heldout_share"
             )
     return job
-
-
-def _kind_of_image(of: SamplePlan | DatasetManifest) -> str:
-    return f"{of.image_size}x{of.image_size}x{of.channels}"
 
 
 def _counts(job: Job) -> tuple[int, int]:

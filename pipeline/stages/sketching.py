@@ -36,8 +36,9 @@ from pipeline.storage.evaluations import (
     write_sketch,
 )
 from pipeline.storage.pretrained import given_weights
-from pipeline.storage.shards import read_parquet
-from pipeline.storage.store import Store
+from pipeline.storage.samples import read_sealed
+from pipeline.storage.shards import read_dataset, read_parquet
+from pipeline.storage.store import Store, resolve
 from pipeline.storage.webdataset import read_samples
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Part",
     "Side",
     "decode_into",
+    "open_job",
     "score_sketches",
     "sketch_of",
     "sketch_part",
@@ -160,6 +162,23 @@ class Job:
             for i, first in enumerate(range(0, self.n, _NOISE_ROWS))
             for take in [min(_NOISE_ROWS, self.n - first)]
         ]
+
+
+def open_job(config: Config, samples: str, dataset: str) -> Job:
+    """Raises DataError for samples that are not sealed, a missing dataset, images of different kinds."""
+    sample_store, data_store = resolve(samples, config.storage), resolve(dataset, config.storage)
+    (plan, sealed), manifest = read_sealed(sample_store), read_dataset(data_store)
+    job = Job(config, sample_store, data_store, plan, sealed, manifest)
+    if (plan.image_size, plan.channels) != (manifest.image_size, manifest.channels):
+        raise DataError(
+            f"{job.samples.uri} has images of {_kind_of_image(plan)}, {job.dataset.uri} of {_kind_of_image(manifest)}: "
+            "give the dataset that the model was trained on"
+        )
+    return job
+
+
+def _kind_of_image(of: SamplePlan | DatasetManifest) -> str:
+    return f"{of.image_size}x{of.image_size}x{of.channels}"
 
 
 def _cut(

@@ -10,7 +10,6 @@ The name of a sketch says of which images it is: the first `take` usable ones of
 whatever is there under the name can be used without reading an image.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Literal
@@ -18,15 +17,16 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from pipeline.config import Section
-from pipeline.errors import AlreadyExists, DataError, NotFound
-from pipeline.manifests import FileEntry, parse
+from pipeline.errors import AlreadyExists, DataError
+from pipeline.manifests import FileEntry
 from pipeline.metrics.classifier import Classifier
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.fingerprint import Fingerprint
 from pipeline.metrics.pretrained import TRAINED_HERE, load_extractor
 from pipeline.metrics.sketch import Kind, Score, Sketch
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.shards import document, parquet_bytes
+from pipeline.storage.results import keep_document, keep_file, read_document, read_documents
+from pipeline.storage.shards import parquet_bytes
 from pipeline.storage.store import Store
 
 __all__ = [
@@ -157,12 +157,7 @@ def keep_weights(dataset: Store, extractor_id: str, weights: bytes) -> Classifie
 
 def write_extractor(dataset: Store, record: ExtractorRecord) -> ExtractorRecord:
     """Make the extractor exist; returns the record that does, ours or a faster writer's."""
-    key = f"{extractor_folder(record.id)}.json"
-    try:
-        dataset.create_once(key, document(record))
-    except AlreadyExists:
-        return parse(ExtractorRecord, dataset.read(key), dataset.location(key))
-    return record
+    return keep_document(dataset, f"{extractor_folder(record.id)}.json", record)
 
 
 def keep_pretrained(dataset: Store, record: ExtractorRecord, weights: bytes) -> ExtractorRecord:
@@ -178,11 +173,7 @@ def _weights_key(extractor_id: str, name: str) -> str:
 
 def read_record(dataset: Store, extractor_id: str) -> ExtractorRecord | None:
     """The record, or None."""
-    key = f"{extractor_folder(extractor_id)}.json"
-    try:
-        return parse(ExtractorRecord, dataset.read(key), dataset.location(key))
-    except NotFound:
-        return None
+    return read_document(dataset, f"{extractor_folder(extractor_id)}.json", ExtractorRecord)
 
 
 def read_extractor(dataset: Store, extractor_id: str) -> tuple[ExtractorRecord, Extractor] | None:
@@ -235,34 +226,16 @@ def write_evaluation(samples: Store, scores: tuple[Score, ...], protocol: dict[s
     """The table, then the document that makes it exist. An equal evaluation that was faster is taken as it is."""
     key = evaluation_key(protocol["id"])
     rows = score_table(scores, protocol)
-    table = _keep_table(samples, key.replace(".json", ".parquet"), parquet_bytes(rows, max(len(rows), 1)))
-    evaluation = Evaluation(scores=scores, table=table, **protocol)
-    try:
-        samples.create_once(key, document(evaluation))
-    except AlreadyExists:
-        return parse(Evaluation, samples.read(key), samples.location(key))
-    return evaluation
-
-
-def _keep_table(samples: Store, key: str, data: bytes) -> FileEntry:
-    """Never replaced, since a document may already name it; another writer's differs in rounding at most."""
-    try:
-        samples.create_once(key, data)
-    except AlreadyExists:
-        data = samples.read(key)
-    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    # A table that is there already differs from ours in rounding at most.
+    table = keep_file(samples, key.replace(".json", ".parquet"), parquet_bytes(rows, max(len(rows), 1)))
+    return keep_document(samples, key, Evaluation(scores=scores, table=table, **protocol))
 
 
 def read_evaluation(samples: Store, evaluation_id: str) -> Evaluation | None:
     """One result, or None."""
-    key = evaluation_key(evaluation_id)
-    try:
-        return parse(Evaluation, samples.read(key), samples.location(key))
-    except NotFound:
-        return None
+    return read_document(samples, evaluation_key(evaluation_id), Evaluation)
 
 
 def read_evaluations(samples: Store) -> list[Evaluation]:
     """Every result beside the samples, in order of key."""
-    keys = [entry.key for entry in samples.list("metrics/evaluation-") if entry.key.endswith(".json")]
-    return [parse(Evaluation, samples.read(key), samples.location(key)) for key in keys]
+    return read_documents(samples, "metrics/evaluation-", Evaluation)

@@ -5,18 +5,17 @@
 <samples>/metrics/memorisation-<id>.json           created once, last: figures, protocol, the pairs of the sheets
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from pipeline.config import Section
-from pipeline.errors import AlreadyExists, NotFound
-from pipeline.manifests import FileEntry, parse
+from pipeline.manifests import FileEntry
 from pipeline.metrics.memorisation import Space, SpaceResult
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.shards import document, parquet_bytes, read_verified
+from pipeline.storage.results import keep_document, keep_file, read_document, read_documents
+from pipeline.storage.shards import parquet_bytes, read_verified
 from pipeline.storage.store import Store
 
 __all__ = [
@@ -106,38 +105,19 @@ def write_memorisation(
     """
     key = memorisation_key(fields["id"])
     stem = key.removesuffix(".json")
-    table = _keep(samples, f"{stem}.parquet", parquet_bytes(neighbours, _ROW_GROUP))
-    files = {space: _keep(samples, f"{stem}-{space}.png", png) for space, png in sheets.items()}
-    result = Memorisation(table=table, sheets=files, **fields)
-    try:
-        samples.create_once(key, document(result))
-    except AlreadyExists:
-        return parse(Memorisation, samples.read(key), samples.location(key))
-    return result
-
-
-def _keep(samples: Store, key: str, data: bytes) -> FileEntry:
-    """Never replaced, since a document may already name it."""
-    try:
-        samples.create_once(key, data)
-    except AlreadyExists:
-        data = samples.read(key)
-    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    table = keep_file(samples, f"{stem}.parquet", parquet_bytes(neighbours, _ROW_GROUP))
+    files = {space: keep_file(samples, f"{stem}-{space}.png", png) for space, png in sheets.items()}
+    return keep_document(samples, key, Memorisation(table=table, sheets=files, **fields))
 
 
 def read_memorisation(samples: Store, memorisation_id: str) -> Memorisation | None:
     """One result, or None."""
-    key = memorisation_key(memorisation_id)
-    try:
-        return parse(Memorisation, samples.read(key), samples.location(key))
-    except NotFound:
-        return None
+    return read_document(samples, memorisation_key(memorisation_id), Memorisation)
 
 
 def read_memorisations(samples: Store) -> list[Memorisation]:
     """Every result beside the samples, in order of key."""
-    keys = [entry.key for entry in samples.list(_PREFIX) if entry.key.endswith(".json")]
-    return [parse(Memorisation, samples.read(key), samples.location(key)) for key in keys]
+    return read_documents(samples, _PREFIX, Memorisation)
 
 
 def read_sheet(samples: Store, result: Memorisation, space: Space) -> bytes:
