@@ -128,6 +128,7 @@ def night_settings(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.nightly
 def test_neither_key_nor_token_is_left_anywhere(head, planted, s3_uri, tmp_path):
     config = night_settings(tmp_path)
     night = [sys.executable, "-m", "jobs", "nightly", "--root", s3_uri, "--config", str(config), "--json"]
