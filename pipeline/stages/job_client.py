@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -22,6 +23,8 @@ __all__ = ["Jobs", "State", "dashboard_address", "find_token", "ray_version"]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 30.0
+AGENT_SECONDS, AGENT_POLL_SECONDS = 60.0, 1.0
+_NO_AGENT = "No available agent"
 _OVERRIDE = "RAY_API_SERVER_ADDRESS"
 
 
@@ -124,17 +127,25 @@ class Jobs:
             return [(str(job.submission_id), str(job.status)) for job in self._client.list_jobs() if job.submission_id]
 
     def submit(self, job_id: str, entrypoint: str, runtime_env: Mapping[str, Any], **options: Any) -> bool:
-        """False when there is a job of that id: somebody was quicker. Uploads a local `working_dir`."""
+        """False when there is a job of that id: somebody was quicker. Uploads a local `working_dir`.
+
+        A dashboard answers some seconds before its cluster can run a job; that long it is asked again.
+        """
+        deadline = time.monotonic() + AGENT_SECONDS
         with self._answering():
-            try:
-                self._client.submit_job(
-                    submission_id=job_id, entrypoint=entrypoint, runtime_env=dict(runtime_env), **options
-                )
-            except RuntimeError as error:
-                if f"{job_id} already exists" in str(error):
-                    return False
-                raise
-            return True
+            while True:
+                try:
+                    self._client.submit_job(
+                        submission_id=job_id, entrypoint=entrypoint, runtime_env=dict(runtime_env), **options
+                    )
+                except RuntimeError as error:
+                    if f"{job_id} already exists" in str(error):
+                        return False
+                    if _NO_AGENT not in str(error) or time.monotonic() >= deadline:
+                        raise
+                    time.sleep(AGENT_POLL_SECONDS)
+                else:
+                    return True
 
     def state(self, job_id: str) -> State:
         with self._answering():

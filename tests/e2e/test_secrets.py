@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -133,7 +134,9 @@ def test_neither_key_nor_token_is_left_anywhere(head, planted, s3_uri, tmp_path)
     config = night_settings(tmp_path)
     night = [sys.executable, "-m", "jobs", "nightly", "--root", s3_uri, "--config", str(config), "--json"]
     submit = ["job", "submit", f"--address=http://127.0.0.1:{head.port}", f"--submission-id={SUBMISSION}", "--"]
-    done = head.run(str(Path(sys.executable).with_name("ray")), *submit, *night)
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    while "No available agent" in (done := head.run(ray_command, *submit, *night)).stderr:
+        time.sleep(1)  # the dashboard answers some seconds before the node can run a job
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert '"state": "promoted"' in done.stdout
     assert "hook NIGHT_WEBHOOK of on_success failed" in done.stdout, "the webhook was tried, and its URL is not told"

@@ -1,10 +1,12 @@
 """`ddpm submit` against a cluster that is played: what it sends, when it attaches, and how it follows."""
 
 import io
+import itertools
 import json
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
@@ -160,6 +162,40 @@ def test_nobody_at_the_address_is_one_line_and_exit_2(capsys):
     assert main(["submit", "--address", "127.0.0.1:1", "doctor"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: no dashboard answers at http://127.0.0.1:1: start the head")
+
+
+NOT_YET = RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ([NOT_YET, NOT_YET, None], True),
+        ([NOT_YET, RuntimeError("Job with submission_id one already exists.")], False),
+        ([NOT_YET] * 9, "No available agent"),
+        ([RuntimeError("no space")], "no space"),
+    ],
+)
+def test_a_head_that_has_just_started_is_asked_again(monkeypatch, answers, outcome):
+    class Client:
+        def __init__(self, address, headers):
+            pass
+
+        def submit_job(self, **job):
+            if error := answers.pop(0):
+                raise error
+
+    clock = itertools.count()
+    monkeypatch.setattr(job_client, "JobSubmissionClient", Client)
+    monkeypatch.setattr(job_client, "AGENT_SECONDS", 4)
+    monkeypatch.setattr(job_client, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+    jobs = job_client.Jobs("http://127.0.0.1:8265", None)
+    if isinstance(outcome, bool):
+        assert jobs.submit("one", "true", {}) is outcome
+        assert answers == []
+    else:
+        with pytest.raises(PipelineError, match=outcome):
+            jobs.submit("one", "true", {})
 
 
 # ---- following
