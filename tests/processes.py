@@ -7,7 +7,7 @@ from pathlib import Path
 __all__ = ["titled", "wait_for"]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     """Returns as soon as the condition holds; fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
