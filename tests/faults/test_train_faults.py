@@ -103,7 +103,7 @@ def test_a_worker_is_killed(uri, dataset, tmp_path, undisturbed):
     victims = sorted(titled("ray::RayTrainWorker") - before)
     assert victims, driver.communicate()
     os.kill(victims[-1], signal.SIGKILL)
-    _, err = driver.communicate(timeout=200)
+    _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     assert finished(uri) == undisturbed
     assert len(attempts(uri)) == 2
@@ -116,7 +116,7 @@ def test_sigterm_makes_a_checkpoint_first(uri, dataset, tmp_path, undisturbed):
     driver = start(words)
     in_the_middle(driver, uri)
     driver.send_signal(signal.SIGTERM)
-    _, err = driver.communicate(timeout=120)
+    _, err = driver.communicate(timeout=400)
     assert driver.returncode == 143, err
     assert "stopped by SIGTERM" in err
     stopped = latest_checkpoint(resolve(uri, StorageConfig())).step
@@ -136,7 +136,7 @@ def test_two_drivers_of_one_run(uri, dataset, tmp_path, undisturbed):
     second = run(words)
     assert second.returncode == 1, second.stderr
     assert f"is in use by process {first.pid}" in second.stderr, second.stderr
-    _, err = first.communicate(timeout=200)
+    _, err = first.communicate(timeout=400)
     assert first.returncode == 0, err
     assert finished(uri) == undisturbed
     assert attempts(uri) == [0]
@@ -182,7 +182,7 @@ def test_the_store_is_away_for_a_while(seconds, s3_environment, s3_uri, tmp_path
         time.sleep(seconds)
         assert driver.poll() is None, driver.communicate()
         proxy.mend()
-        _, err = driver.communicate(timeout=200)
+        _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     assert finished(f"{s3_uri}/run") == undisturbed
     assert attempts(f"{s3_uri}/run") == [0]
@@ -200,7 +200,7 @@ def test_the_store_is_away_for_too_long(s3_environment, s3_uri, tmp_path, undist
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
         in_the_middle(driver, f"{s3_uri}/run")
         proxy.cut()
-        _, err = driver.communicate(timeout=200)
+        _, err = driver.communicate(timeout=400)
         assert driver.returncode == 4, err
         assert "Traceback" not in err
     again = run(training(tmp_path, dataset, f"{s3_uri}/run"))
@@ -239,7 +239,7 @@ def test_ctrl_c_is_no_success(tmp_path, dataset):
     driver = start(words)
     in_the_middle(driver, store.uri)
     driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=120)
+    _, err = driver.communicate(timeout=400)
     assert driver.returncode == 130, err
     assert "the same command continues" in err
     assert not store.exists("_SUCCESS.json")
