@@ -22,10 +22,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import parsed, tell
+from synthetic import plan_of
 
 from pipeline.config import Config, EvaluateConfig, StorageConfig
 from pipeline.engine.images import decode_pixels, encode_png
-from pipeline.manifests import DatasetManifest, SamplePlan, ShardEntry
+from pipeline.manifests import DatasetManifest, ShardEntry
 from pipeline.metrics.classifier import Classifier, train_classifier
 from pipeline.metrics.features import fingerprint_of, one_thread
 from pipeline.metrics.scoring import score
@@ -76,24 +77,8 @@ def make_dataset(store: Store, rows: int) -> None:
 
 
 def make_samples(store: Store, rows: int) -> None:
-    plan = SamplePlan(
-        num_samples=rows,
-        shard_size=SHARD_ROWS,
-        batch_size=100,
-        seed=0,
-        model_uri="m",
-        model_digest="d",
-        weights="ema",
-        sampler="ddim",
-        steps=1,
-        eta=0.0,
-        variance="fixed_large",
-        clip=True,
-        image_size=SIZE,
-        channels=CHANNELS,
-        num_classes=None,
-        diffusion={},
-    )
+    plan = plan_of(-(-rows // SHARD_ROWS), SHARD_ROWS)
+    plan = plan.model_copy(update={"num_samples": rows, "image_size": SIZE, "channels": CHANNELS})
     create_plan(store, plan)
     values = {name: getattr(plan, name) for name in ("seed", "model_digest", "sampler", "steps", "eta")}
     values |= {"ema": plan.weights, "width": SIZE, "height": SIZE, "status": STATUS_OK}

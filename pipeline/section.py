@@ -31,3 +31,8 @@ class FileEntry(Section):
     key: str
     bytes: int
     sha256: str
+
+    @property
+    def file(self) -> "FileEntry":
+        """The entry alone, without what a shard or a marker says besides."""
+        return FileEntry(key=self.key, bytes=self.bytes, sha256=self.sha256)

@@ -5,10 +5,11 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 from sklearn.datasets import load_digits
+from tiny_samples import sample_plan
 
 from pipeline.config import Config
 from pipeline.engine.images import encode_png, grid
-from pipeline.manifests import CheckpointManifest, DatasetManifest, SamplePlan, ShardEntry
+from pipeline.manifests import CheckpointManifest, DatasetManifest, ShardEntry
 from pipeline.metrics.sketch import Score
 from pipeline.schema import DATASET, IMAGE, SAMPLES
 from pipeline.storage.checkpoints import write_checkpoint
@@ -78,23 +79,16 @@ def grid_png(step: int) -> bytes:
 
 def make_samples(store: Store, num: int = 150, num_classes: int | None = None, model_uri: str = "m") -> None:
     """The first digits as samples, in three shards of which the last was made much later; number FAILED is missing."""
-    plan = SamplePlan(
+    plan = sample_plan(
         num_samples=num,
         shard_size=64,
         batch_size=16,
         seed=5,
         model_uri=model_uri,
         model_digest="e" * 64,
-        weights="ema",
-        sampler="ddim",
         steps=10,
-        eta=0.0,
-        variance="fixed_large",
-        clip=True,
         image_size=8,
-        channels=1,
         num_classes=num_classes,
-        diffusion={},
     )
     create_plan(store, plan)
     for shard, first in enumerate(range(0, num, 64)):

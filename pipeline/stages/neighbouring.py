@@ -7,7 +7,7 @@ training shards in blocks past one group and keeps the k best a query. Neither c
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,6 @@ GROUP_ROWS, GROUP_BYTES = 2**15, 2**28
 BLOCK_ROWS, BLOCK_BYTES = 2**11, 2**25
 CHUNK_ROWS, CHUNKS_A_WORKER = 50_000, 4
 CELL_PIXELS, SHEET_PIXELS, GAP = 64, 768, 8
-_FILE: Final = set(FileEntry.model_fields)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def groups_of(
 def _slices(side: Side, shards: Sequence[tuple[ShardEntry | Marker, int]], n: int) -> Iterator[Slice]:
     for shard, rows in shards:
         if take := min(rows, n):
-            yield Slice(side, FileEntry(**shard.model_dump(include=_FILE)), 0, take)
+            yield Slice(side, shard.file, 0, take)
         n -= take
 
 

@@ -65,7 +65,6 @@ MAX_CLASSIFIER_IMAGES: Final = 100_000
 """The classifier is trained in one process; a dataset is in random order, so its first images stand for all."""
 _NOISE_ROWS: Final = 1_024
 _DECODE_ROWS: Final = 256
-_FILE: Final = set(FileEntry.model_fields)
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def _cut(
         take = min(rows, n)
         if take:
             key = f"{folder}/{sketch_name(side, number, take, shard.sha256)}"
-            yield Part(side, shard.first_id, take, FileEntry(**shard.model_dump(include=_FILE)), home, key)
+            yield Part(side, shard.first_id, take, shard.file, home, key)
         n -= take
 
 
