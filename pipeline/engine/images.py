@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from pipeline.engine.png import Pixels, decode_pixels, encode_png
+from pipeline.engine.png import Pixels, decode_batch, decode_pixels, encode_png
 
-__all__ = ["decode_pixels", "encode_png", "grid", "to_model", "to_uint8"]
+__all__ = ["decode_batch", "decode_pixels", "encode_png", "grid", "to_model", "to_uint8"]
 
 _GAP_LEVEL: Final = 255
 

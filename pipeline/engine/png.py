@@ -2,30 +2,36 @@
 
 import struct
 import zlib
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.decode import BadImage, decode
+from pipeline.errors import DataError
 
-__all__ = ["Pixels", "decode_pixels", "encode_png"]
+__all__ = ["Pixels", "Shape", "decode_batch", "decode_pixels", "encode_png"]
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_START: Final = _SIGNATURE + struct.pack(">I", 13) + b"IHDR"
-_END: Final = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
-_BODY_AT: Final = 41
-_FRAME_BYTES: Final = _BODY_AT + 4 + len(_END)
-_GREY, _RGB, _SUB = 0, 2, 1
+_GREY: Final = 0
+_RGB: Final = 2
+_SUB: Final = b"\x01"
 
 Pixels = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+"""Height, width and channels of an image."""
 
 
 def decode_pixels(data: bytes, max_pixels: int) -> Pixels:
     """uint8 [H, W, C] of a stored image (grey or RGB, as `encode_png` writes). Raises BadImage."""
-    own = _own_pixels(data, max_pixels)
-    if own is not None:
-        return own
+    if len(data) >= _FRAME_BYTES:
+        width, height, _, colour = struct.unpack_from(">IIBB", data, 16)
+        shape = (height, width, 1 if colour == _GREY else 3)
+        rows = _own_rows(data, shape) if 0 < width * height <= max_pixels else None
+        if rows is not None:
+            return _unfiltered([rows], shape).reshape(shape)
     image = decode(data, max_pixels)
     if image.mode not in ("L", "RGB"):
         raise BadImage("unsupported-mode", f"a stored image is L or RGB, not {image.mode}")
@@ -33,27 +39,48 @@ def decode_pixels(data: bytes, max_pixels: int) -> Pixels:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _own_pixels(data: bytes, max_pixels: int) -> Pixels | None:
-    """The pixels of a file that `encode_png` wrote, checksums checked, in less time than Pillow's; None of others."""
-    if len(data) < _FRAME_BYTES or not data.startswith(_START) or not data.endswith(_END):
+def decode_batch(files: Iterable[bytes], shape: Shape) -> Pixels:
+    """uint8 [B, H, W, C] of stored images that all have `shape` [H, W, C].
+
+    The same as `decode_pixels` each; for small images in half of the time, because numpy is called once for all.
+    Raises BadImage, and DataError on an image of another shape.
+    """
+    files = list(files)
+    rows = [_own_rows(data, shape) for data in files]
+    own = [part for part in rows if part is not None]
+    if own and len(own) == len(files):
+        return _unfiltered(own, shape)
+    images = np.empty((len(files), *shape), np.uint8)
+    for room, data in zip(images, files, strict=True):
+        pixels = decode_pixels(data, shape[0] * shape[1])
+        if pixels.shape != shape:
+            raise DataError(f"an image is {pixels.shape} where its manifest says {shape}: verify dataset and samples")
+        room[:] = pixels
+    return images
+
+
+def _own_rows(data: bytes, shape: Shape) -> bytes | None:
+    """The filtered rows of a file that `encode_png` wrote, its checksums right; None of others: those are Pillow's."""
+    length = int.from_bytes(data[_HEADER_BYTES : _HEADER_BYTES + 4])
+    stop = _BODY_AT + length
+    if stop + _TAIL_BYTES != len(data) or data[:_HEADER_BYTES] != _header(shape) or not data.endswith(_END):
         return None
-    width, height, depth, colour, *methods, header_crc, length = struct.unpack_from(">IIBBBBBII", data, 16)
-    stop, channels = _BODY_AT + length, 1 if colour == _GREY else 3
-    if depth != 8 or colour not in (_GREY, _RGB) or any(methods) or stop + 4 + len(_END) != len(data):
+    if data[_BODY_AT - 4 : _BODY_AT] != b"IDAT" or data[stop : stop + 4] != _checksum(data[_BODY_AT - 4 : stop]):
         return None
-    stride, (body_crc,) = 1 + width * channels, struct.unpack_from(">I", data, stop)
-    if not 0 < width * height <= max_pixels or header_crc != zlib.crc32(data[12:29]):
-        return None
-    if data[37:_BODY_AT] != b"IDAT" or body_crc != zlib.crc32(data[37:stop]):
-        return None
+    stride = 1 + shape[1] * shape[2]
     try:
-        filtered = np.frombuffer(zlib.decompressobj().decompress(data[_BODY_AT:stop], height * stride), np.uint8)
+        rows = zlib.decompressobj().decompress(data[_BODY_AT:stop], shape[0] * stride)
     except zlib.error:
         return None
-    if filtered.size != height * stride or (filtered[::stride] != _SUB).any():
-        return None
-    differences = filtered.reshape(height, stride)[:, 1:].reshape(height, width, channels)
-    return np.add.accumulate(differences, axis=1, dtype=np.uint8)
+    return rows if len(rows) == shape[0] * stride and rows[::stride] == _SUB * shape[0] else None
+
+
+def _unfiltered(rows: list[bytes], shape: Shape) -> Pixels:
+    """uint8 [B, H, W, C]: every byte is the sum of the differences of its channel from the left edge on."""
+    height, width, channels = shape
+    filtered = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows) * height, 1 + width * channels)
+    differences = filtered[:, 1:].reshape(len(rows), *shape)
+    return np.add.accumulate(differences, axis=2, dtype=np.uint8)
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -70,14 +97,31 @@ def encode_png(pixels: Pixels) -> bytes:
     channels = pixels.size // (height * width)
     rows = pixels.reshape(height, width * channels)
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = _SUB
+    filtered[:, 0] = _SUB[0]
     filtered[:, 1 : 1 + channels] = rows[:, :channels]
     np.subtract(rows[:, channels:], rows[:, :-channels], out=filtered[:, 1 + channels :])
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     body = packer.compress(filtered.data) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, _GREY if channels == 1 else _RGB, 0, 0, 0)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return _header((height, width, channels)) + _chunk(b"IDAT", body) + _END
+
+
+@lru_cache(8)
+def _header(shape: Shape) -> bytes:
+    height, width, channels = shape
+    colour = _GREY if channels == 1 else _RGB
+    return _SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+    return struct.pack(">I", len(body)) + kind + body + _checksum(kind + body)
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(data))
+
+
+_END: Final = _chunk(b"IEND", b"")
+_HEADER_BYTES: Final = len(_header((1, 1, 1)))
+_BODY_AT: Final = _HEADER_BYTES + 8  # after the length and the kind of the only body chunk
+_TAIL_BYTES: Final = 4 + len(_END)
+_FRAME_BYTES: Final = _BODY_AT + _TAIL_BYTES

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config import ExploreConfig
 from pipeline.engine.analysis import Coder
 from pipeline.engine.exploration import Explorer
-from pipeline.engine.images import decode_pixels
+from pipeline.engine.images import decode_batch
 from pipeline.errors import DataError
 from pipeline.manifests import SamplePlan
 from pipeline.metrics.features import Extractor, fingerprint_of
@@ -70,7 +70,7 @@ def held_out(dataset: Store, plan: SamplePlan, count: int) -> Heldout:
             rows += shard.rows
     table = pa.concat_tables(tables).slice(0, count)
     labels = table["label"].to_numpy().astype(np.int64) if plan.num_classes is not None else None
-    pixels = np.stack([decode_pixels(png, plan.image_size**2) for png in pngs(table)])
+    pixels = decode_batch(pngs(table), (plan.image_size, plan.image_size, plan.channels))
     return Heldout(table["sample_id"].to_numpy(), labels, pixels)
 
 

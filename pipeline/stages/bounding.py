@@ -9,13 +9,14 @@ import ray.data
 import torch
 
 from pipeline.engine.heldout_bound import heldout_bound
+from pipeline.engine.images import decode_batch
 from pipeline.errors import DataError
 from pipeline.manifests import ShardEntry
 from pipeline.metrics.scoring import bits_score
 from pipeline.metrics.sketch import Score
 from pipeline.models.unet import UNet
 from pipeline.progress import Progress
-from pipeline.stages.sketching import Job, decode_into
+from pipeline.stages.sketching import Job
 from pipeline.storage.models import StoredModel, find_model, load_unet
 from pipeline.storage.shards import read_parquet
 
@@ -70,8 +71,7 @@ def _bound(batch: pa.Table, job: Job, model: StoredModel) -> pa.Table:
     shard, start, rows = (batch[name][0].as_py() for name in ("shard", "start", "rows"))
     entry: ShardEntry = job.manifest.split("heldout")[shard]
     table = read_parquet(job.dataset, entry, ["sample_id", "image", "label"]).slice(start, rows)
-    images = np.empty((rows, *job.shape), np.uint8)
-    decode_into(images, pc.struct_field(table["image"], "bytes").to_pylist())
+    images = decode_batch(pc.struct_field(table["image"], "bytes").to_pylist(), job.shape)
     ids = table["sample_id"].to_numpy()
     labels = table["label"].to_numpy() if job.labelled and job.plan.num_classes is not None else None
     bits = heldout_bound(_unet(model, job), job.plan, images, ids, labels, job.config.evaluate.seed)

@@ -7,12 +7,13 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from pipeline.engine.images import decode_batch
 from pipeline.errors import DataError
 from pipeline.manifests import ShardEntry
 from pipeline.metrics.classifier import train_classifier
 from pipeline.metrics.pretrained import load_extractor
 from pipeline.progress import Progress
-from pipeline.stages.sketching import MAX_CLASSIFIER_IMAGES, Job, decode_into
+from pipeline.stages.sketching import MAX_CLASSIFIER_IMAGES, Job
 from pipeline.storage.evaluations import ExtractorRecord, keep_pretrained, keep_weights, read_record, write_extractor
 from pipeline.storage.pretrained import given_weights
 from pipeline.storage.shards import read_parquet
@@ -88,7 +89,7 @@ def _load(job: Job, shards: Sequence[ShardEntry]) -> tuple[Pixels, Labels | None
     for shard in shards:
         table = read_parquet(job.dataset, shard, ["image", "label"]).slice(0, rows - start)
         stop = start + len(table)
-        decode_into(images[start:stop], pc.struct_field(table["image"], "bytes").to_pylist())
+        images[start:stop] = decode_batch(pc.struct_field(table["image"], "bytes").to_pylist(), job.shape)
         if job.labelled:
             labels[start:stop] = table["label"].to_numpy()
         start = stop

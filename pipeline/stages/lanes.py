@@ -1,5 +1,6 @@
 """Lanes of training images as Ray Data streams: planned reads, decoded ahead of the trainer, in exact order."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -8,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
 from ray.data import DataContext, Dataset
 
-from pipeline.engine.images import decode_pixels, to_model
+from pipeline.engine.images import decode_batch, to_model
 from pipeline.engine.training import MicroBatch
 from pipeline.errors import PipelineError
 from pipeline.manifests import DatasetManifest
@@ -114,8 +116,8 @@ def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan:
     Some micro-batches at a time: Ray takes about a millisecond for each thing that it is given.
     """
     shards = manifest.split("train")
-    limit = manifest.image_size**2
-    together = max(1, YIELD_BYTES // (plan.micro_batch * limit * manifest.channels))
+    shape = (manifest.image_size, manifest.image_size, manifest.channels)
+    together = max(1, YIELD_BYTES // (plan.micro_batch * math.prod(shape)))
     for row in batch.to_pylist():
         unit = Unit(**row)
         table = patiently(
@@ -126,10 +128,10 @@ def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan:
         table = table.take(pa.array(plan.rows(unit)))
         for number in range(0, unit.take - unit.skip, together):
             part = table.slice(number * plan.micro_batch, together * plan.micro_batch)
-            pixels = [decode_pixels(image["bytes"], limit) for image in part["image"].to_pylist()]
+            pixels = decode_batch(pc.struct_field(part["image"], "bytes").to_pylist(), shape)
             first = unit.first_batch + unit.skip + number
             yield {
-                "image": np.stack(pixels),
+                "image": pixels,
                 "sample_id": part["sample_id"].to_numpy(),
                 "label": part["label"].fill_null(-1).to_numpy().astype(np.int64),
                 "epoch": np.full(len(pixels), unit.epoch),
@@ -171,10 +173,10 @@ class LaneStream:
         rows = next(self._batches, None)
         if rows is None:
             raise PipelineError("a lane ended before its run: the feed and the plan disagree")
-        positions = {(int(e), int(b)) for e, b in zip(rows["epoch"], rows["batch"], strict=True)}
-        if len(positions) != 1:
-            raise PipelineError(f"a micro-batch mixes global batches {sorted(positions)}")
-        epoch, number = positions.pop()
+        positions = np.unique(np.stack([rows["epoch"], rows["batch"]]), axis=1)
+        if positions.shape[1] != 1:
+            raise PipelineError(f"a micro-batch mixes global batches {positions.T.tolist()}")
+        epoch, number = map(int, positions[:, 0])
         labels = torch.from_numpy(rows["label"].copy()).to(self._device)
         batch = MicroBatch(
             x_0=to_model(rows["image"]).to(self._device),

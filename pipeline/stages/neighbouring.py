@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.engine.images import decode_pixels, encode_png, grid
+from pipeline.engine.images import decode_batch, encode_png, grid
 from pipeline.errors import DataError
 from pipeline.manifests import FileEntry, Marker, ShardEntry
 from pipeline.metrics.features import Extractor
@@ -218,8 +218,4 @@ def _blocks(table: pa.Table, shape: tuple[int, int, int]) -> Iterator[tuple[NDAr
     ids, encoded = table["sample_id"].to_numpy(), pc.struct_field(table["image"], "bytes")
     step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // int(np.prod(shape))))
     for first in range(0, len(ids), step):
-        images = [decode_pixels(png.as_py(), shape[0] * shape[1]) for png in encoded[first : first + step]]
-        other = next((image.shape for image in images if image.shape != shape), None)
-        if other is not None:
-            raise DataError(f"an image is {other} where its manifest says {shape}: verify dataset and samples")
-        yield ids[first : first + step], np.stack(images)
+        yield ids[first : first + step], decode_batch(encoded[first : first + step].to_pylist(), shape)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.engine.images import decode_pixels, encode_png, grid
+from pipeline.engine.images import decode_batch, decode_pixels, encode_png, grid
 from pipeline.manifests import Marker, SampleManifest, SamplePlan
 from pipeline.report.content import Picture
 from pipeline.report.scales import figures
@@ -60,7 +60,7 @@ def random_pool(store: Store, plan: SamplePlan, sealed: SampleManifest) -> Pool 
     table = table.take(np.sort(rng.permutation(len(table))[:wanted]))
     if not len(table):
         return None
-    pixels = np.stack([decode_pixels(png, plan.image_size**2) for png in pngs(table)])
+    pixels = decode_batch(pngs(table), (plan.image_size, plan.image_size, plan.channels))
     labels = None if plan.num_classes is None else table["label"].to_numpy().astype(np.int64)
     words = f"{len(table):,} at random from {len(chosen):,} of {len(sealed.shards):,} shards"
     return Pool(table["sample_id"].to_numpy(), labels, pixels, words, rng.permutation(len(table)))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import Config, digest_of
-from pipeline.engine.images import decode_pixels
+from pipeline.engine.images import decode_batch
 from pipeline.errors import DataError
 from pipeline.manifests import DatasetManifest, FileEntry, Marker, SampleManifest, SamplePlan, ShardEntry
 from pipeline.metrics.anchors import blurred, noise_images
@@ -48,7 +48,6 @@ __all__ = [
     "Job",
     "Part",
     "Side",
-    "decode_into",
     "open_job",
     "score_sketches",
     "sketch_of",
@@ -246,7 +245,7 @@ def _images(job: Job, part: Part) -> tuple[NDArray[np.int64], Pixels, Fillers]:
     pngs = pc.struct_field(table["image"], "bytes").to_pylist()
 
     def decode(start: int, stop: int) -> None:
-        decode_into(images[start:stop], pngs[start:stop])
+        images[start:stop] = decode_batch(pngs[start:stop], job.shape)
         if part.side == "blurred":
             images[start:stop] = blurred(images[start:stop])
 
@@ -265,15 +264,6 @@ def _rows(job: Job, part: Part, shard: FileEntry) -> pa.Table:
     if len(table) != part.take:
         raise DataError(f"{store.location(shard.key)} has {len(table)} usable rows, not {part.take}: verify it")
     return table
-
-
-def decode_into(images: Pixels, pngs: Sequence[bytes]) -> None:
-    """Fill uint8 [rows, H, W, C] from image files. Raises DataError on an image of another shape."""
-    for room, png in zip(images, pngs, strict=True):
-        pixels = decode_pixels(png, room.shape[0] * room.shape[1])
-        if pixels.shape != room.shape:
-            raise DataError(f"an image is {pixels.shape} where its manifest says {room.shape}")
-        room[:] = pixels
 
 
 def score_sketches(job: Job, record: ExtractorRecord) -> tuple[Score, ...]:

@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.engine.decode import BadImage
-from pipeline.engine.png import decode_pixels, encode_png
+from pipeline.engine.png import decode_batch, decode_pixels, encode_png
+from pipeline.errors import DataError
 
 pytestmark = pytest.mark.unit
 LIMIT = 10**6
@@ -94,6 +95,25 @@ def test_own_files_are_read_without_pillow_and_all_others_with_it(monkeypatch):
             decode_pixels(other, LIMIT)
     with pytest.raises(TypeError):
         decode_pixels(data, 29)
+
+
+@given(pixels=hnp.arrays(np.uint8, st.tuples(*map(st.integers, (1, 1, 1), (5, 9, 9)), st.sampled_from([1, 3]))))
+def test_a_batch_is_read_as_its_files_are(pixels):
+    files = [encode_png(image) for image in pixels]
+    np.testing.assert_array_equal(decode_batch(iter(files), pixels.shape[1:]), pixels)
+
+
+def test_a_batch_may_hold_files_of_others_but_not_of_another_size():
+    pixels = random_pixels(6, 5, 3)
+    files = [encode_png(pixels), encoded(Image.fromarray(pixels))]
+    np.testing.assert_array_equal(decode_batch(files, (6, 5, 3)), [pixels, pixels])
+    assert decode_batch([], (6, 5, 3)).shape == (0, 6, 5, 3)
+    for other in (random_pixels(5, 6, 3), random_pixels(6, 5, 1)):
+        for file in (encode_png(other), encoded(Image.fromarray(other.squeeze()))):
+            with pytest.raises(DataError, match="where its manifest says"):
+                decode_batch([*files, file], (6, 5, 3))
+    with pytest.raises(BadImage):
+        decode_batch([files[0], files[0][:45]], (6, 5, 3))
 
 
 def test_a_body_that_unpacks_to_more_is_not_unpacked():
