@@ -1,6 +1,8 @@
 """The shape of the house: who may import whom, and how large a room may be."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,8 @@ MAY_IMPORT = {
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
-    *("cluster", "lanes", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
+    *("cluster", "lanes", "lane_reader", "unhurried", "train_worker", "board", "control", "fitting", "keeper"),
+    "recorder",
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "extracting", "bounding", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey", "neighbouring", "memorised"),
     *("job_client", "job_log", "job_package"),
@@ -88,6 +91,13 @@ def test_files_and_functions_stay_small(path):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno + 1 <= MAX_FUNCTION_LINES, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("module", ["lane_reader", "unhurried", "ingest_phases", "board"])
+def test_a_process_that_computes_nothing_imports_no_torch(module):
+    """It costs seconds and 200 MB in each of them."""
+    code = f"import pipeline.stages.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_verbs_are_parse_config_one_stage():

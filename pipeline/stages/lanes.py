@@ -1,28 +1,24 @@
 """Lanes of training images as Ray Data streams: planned reads, decoded ahead of the trainer, in exact order."""
 
-import math
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
 from ray.data import DataContext, Dataset
 
-from pipeline.engine.images import decode_batch, to_model
+from pipeline.engine.images import to_model
 from pipeline.engine.training import MicroBatch
 from pipeline.errors import PipelineError
 from pipeline.manifests import DatasetManifest
-from pipeline.planning import Cursor, TrainPlan, Unit
+from pipeline.planning import Cursor, TrainPlan
+from pipeline.stages.lane_reader import UNITS, read_units
+from pipeline.stages.unhurried import Unhurried
 from pipeline.storage.checkpoints import usable_checkpoint
-from pipeline.storage.patience import patiently
-from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
 
 __all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name", "micro_batches"]
@@ -30,8 +26,6 @@ __all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name", "micro_batche
 TASK_ROWS = 1024
 """Small shards are read several to a task, so that a task is worth its start."""
 BLOCK_BYTES = 16 * 2**20
-YIELD_BYTES = 2 * 2**20
-"""Decoded images that a reader hands over at a time."""
 LANE_BYTES = 4 * BLOCK_BYTES
 """Decoded images that a lane may hold ahead of its worker, in the object store."""
 MOST_TASKS = 2000
@@ -39,7 +33,6 @@ MOST_TASKS = 2000
 READ_CPUS = 0.25
 """A lane's reader mostly waits: for storage, and for the trainer to take what it decoded."""
 PREFETCH_BATCHES = 2
-STEP_SECONDS = 0.02
 
 
 def lane_name(lane: int) -> str:
@@ -85,58 +78,6 @@ class LaneDataset:
         """None where the cluster has no room beside the workers: a reader that is never started stops them all."""
         needed = self.workers + self.plan.lanes * READ_CPUS
         return READ_CPUS if ray.cluster_resources().get("CPU", 0) >= needed else 0
-
-
-class Unhurried:
-    """Rests between the steps of a lane's scheduler.
-
-    Ray Data's loop waits only while it has tasks under way. A lane that is read ahead has none, and then the loop runs
-    as fast as it can inside the training process: two lanes took half of a worker's core.
-    """
-
-    def before_execution_starts(self, executor: Any) -> None:
-        pass
-
-    def on_execution_step(self, executor: Any) -> None:
-        time.sleep(STEP_SECONDS)
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        pass
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        pass
-
-
-UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "first_batch", "skip", "take")])
-
-
-def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
-    """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch.
-
-    Some micro-batches at a time: Ray takes about a millisecond for each thing that it is given.
-    """
-    shards = manifest.split("train")
-    shape = (manifest.image_size, manifest.image_size, manifest.channels)
-    together = max(1, YIELD_BYTES // (plan.micro_batch * math.prod(shape)))
-    for row in batch.to_pylist():
-        unit = Unit(**row)
-        table = patiently(
-            partial(read_parquet, dataset, shards[unit.shard], ["sample_id", "image", "label"]),
-            dataset.config.outage_seconds,
-            dataset.location(shards[unit.shard].key),
-        )
-        table = table.take(pa.array(plan.rows(unit)))
-        for number in range(0, unit.take - unit.skip, together):
-            part = table.slice(number * plan.micro_batch, together * plan.micro_batch)
-            pixels = decode_batch(pc.struct_field(part["image"], "bytes").to_pylist(), shape)
-            first = unit.first_batch + unit.skip + number
-            yield {
-                "image": pixels,
-                "sample_id": part["sample_id"].to_numpy(),
-                "label": part["label"].fill_null(-1).to_numpy().astype(np.int64),
-                "epoch": np.full(len(pixels), unit.epoch),
-                "batch": first + np.arange(len(pixels)) // plan.micro_batch,
-            }
 
 
 Rows = dict[str, np.ndarray]
