@@ -18,7 +18,7 @@ _GAP_LEVEL: Final = 255
 
 def to_model(images: Pixels) -> torch.Tensor:
     """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy: rows of Ray are read-only
     return tensor.to(torch.float32).div_(127.5).sub_(1.0)
 
 

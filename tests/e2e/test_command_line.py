@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 
 import pytest
 
@@ -30,11 +29,9 @@ def test_the_whole_line_on_s3_and_again(tmp_path, s3_uri):
     assert result["train"]["step"] == 48
     assert result["verify"]["counts"]["samples"] == 80
     assert result["evaluate"]["scores"], result["evaluate"]
-    began = time.monotonic()
     again = run(words)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already done") >= 3
-    assert time.monotonic() - began < 120
 
 
 def test_no_credentials_reach_anything_at_rest_or_printed(tmp_path, s3_uri):

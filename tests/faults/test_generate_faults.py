@@ -87,6 +87,7 @@ def is_whole(store, undisturbed):
     assert (counts["samples"], counts["shards"], counts["failed"]) == (400, SHARDS, 0)
 
 
+@pytest.mark.nightly
 def test_an_actor_is_killed_and_the_same_driver_finishes(job, undisturbed):
     words, store = job
     driver = started(words, store)

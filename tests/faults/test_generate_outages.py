@@ -80,6 +80,7 @@ def test_every_actor_is_killed_and_the_driver_finishes(tmp_path, address, undist
     is_whole(store, undisturbed, earlier)
 
 
+@pytest.mark.nightly
 def test_a_sleeping_actor_wakes_after_another_driver_has_sealed_and_collected(tmp_path, address, undisturbed):
     write_model(f"{tmp_path}/run", config())
     others = titled(ACTOR)

@@ -216,6 +216,7 @@ def ends_the_same(words, store, undisturbed):
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_killed_at_three_random_moments_in_a_row(picture_folder, undisturbed, tmp_path):
     words = command(tmp_path, "ingest", "--source", str(picture_folder), "--dataset", f"{tmp_path}/d", **SETTINGS)
     store = resolve(f"{tmp_path}/d", StorageConfig())

@@ -110,6 +110,7 @@ def test_a_worker_is_killed(uri, dataset, tmp_path, undisturbed):
     assert attempts(uri)[1] >= 20
 
 
+@pytest.mark.nightly
 def test_sigterm_makes_a_checkpoint_first(uri, dataset, tmp_path, undisturbed):
     """Nothing is computed twice: the next attempt begins at the step where this one stopped."""
     words = training(tmp_path, dataset, uri)
@@ -151,6 +152,7 @@ def copied(undisturbed_run, uri):
     return store
 
 
+@pytest.mark.nightly
 def test_torn_and_damaged_checkpoints_are_passed_over(uri, dataset, undisturbed_run, undisturbed):
     """Files whose manifest was never written are not read, nor is what an attempt of Ray left behind; a file of the
     same length with other bytes shows by its hash. The run goes on from the newest checkpoint that is whole."""

@@ -61,6 +61,7 @@ def test_workers_change_neither_the_batches_nor_the_weights_beyond_rounding(root
             assert (tensor - other).abs().max() < 2e-4, f"{group} {name}"
 
 
+@pytest.mark.nightly
 def test_a_run_in_two_parts_ends_bit_identical(root, undisturbed):
     assert finish(root, "parts", 2, steps=21)["step"] == 21
     whole = finish(root, "parts", 2)
@@ -141,6 +142,7 @@ def test_shards_and_metrics_are_plain_parquet(root, undisturbed):
     assert table.schema.metadata[b"huggingface"]
 
 
+@pytest.mark.nightly
 def test_a_run_stopped_before_its_record_is_completed(root, undisturbed):
     """The last checkpoint is there and `_SUCCESS.json` is not: nothing is left to train, and the run is done."""
     finish(root, "unrecorded", 2, steps=8)

@@ -10,6 +10,15 @@ from pipeline.engine.images import grid, to_model, to_uint8
 pytestmark = pytest.mark.unit
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_read_only_images_are_taken_without_a_warning(channels):
+    images = np.arange(2 * 4 * 4 * channels, dtype=np.uint8).reshape(2, 4, 4, channels)
+    images.flags.writeable = False
+    assert to_model(images).shape == (2, channels, 4, 4)
+    assert images.ravel().tolist() == list(range(images.size))
+
+
 def test_all_256_levels_survive_the_model_scale():
     levels = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1)
     x = to_model(levels)
