@@ -12,29 +12,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine.png import decode_batch
+from pipeline.engine.png import Shape, decode_batch
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import TrainPlan, Unit
 from pipeline.storage.patience import patiently
 from pipeline.storage.shards import read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["UNITS", "read_units"]
+__all__ = ["UNITS", "batches_together", "read_units"]
 
-YIELD_BYTES = 2 * 2**20
-"""Decoded images that a reader hands over at a time."""
+HAND_OVER_BYTES = 8 * 2**20
+"""Decoded images that a reader hands over at a time, or one micro-batch where that is more."""
 
 UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "first_batch", "skip", "take")])
 
 
-def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
-    """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch.
+def batches_together(manifest: DatasetManifest, micro_batch: int) -> int:
+    """Micro-batches that a reader hands over at a time: Ray takes about a millisecond for each thing it is given."""
+    return max(1, HAND_OVER_BYTES // (micro_batch * math.prod(_shape(manifest))))
 
-    Some micro-batches at a time: Ray takes about a millisecond for each thing that it is given.
-    """
-    shards = manifest.split("train")
-    shape = (manifest.image_size, manifest.image_size, manifest.channels)
-    together = max(1, YIELD_BYTES // (plan.micro_batch * math.prod(shape)))
+
+def _shape(manifest: DatasetManifest) -> Shape:
+    return manifest.image_size, manifest.image_size, manifest.channels
+
+
+def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
+    """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch."""
+    shards, together = manifest.split("train"), batches_together(manifest, plan.micro_batch)
     for row in batch.to_pylist():
         unit = Unit(**row)
         table = patiently(
@@ -45,7 +49,7 @@ def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan:
         table = table.take(pa.array(plan.rows(unit)))
         for number in range(0, unit.take - unit.skip, together):
             part = table.slice(number * plan.micro_batch, together * plan.micro_batch)
-            pixels = decode_batch(pc.struct_field(part["image"], "bytes").to_pylist(), shape)
+            pixels = decode_batch(pc.struct_field(part["image"], "bytes").to_pylist(), _shape(manifest))
             first = unit.first_batch + unit.skip + number
             yield {
                 "image": pixels,

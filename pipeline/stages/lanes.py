@@ -16,7 +16,7 @@ from pipeline.engine.training import MicroBatch
 from pipeline.errors import PipelineError
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import Cursor, TrainPlan
-from pipeline.stages.lane_reader import UNITS, read_units
+from pipeline.stages.lane_reader import UNITS, batches_together, read_units
 from pipeline.stages.unhurried import Unhurried
 from pipeline.storage.checkpoints import usable_checkpoint
 from pipeline.storage.store import Store
@@ -26,6 +26,7 @@ __all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name", "micro_batche
 TASK_ROWS = 1024
 """Small shards are read several to a task, so that a task is worth its start."""
 BLOCK_BYTES = 16 * 2**20
+"""Ray cuts a block that is half as large again."""
 LANE_BYTES = 4 * BLOCK_BYTES
 """Decoded images that a lane may hold ahead of its worker, in the object store."""
 MOST_TASKS = 2000
@@ -59,7 +60,7 @@ class LaneDataset:
         rows = self.manifest.split("train")[0].rows
         units_per_task = max(1, TASK_ROWS // rows, -(-len(units) // MOST_TASKS))
         context = DataContext.get_current()
-        context.target_max_block_size = BLOCK_BYTES
+        context.target_max_block_size = self._block_bytes()
         context.enable_progress_bars = False
         context.custom_execution_callback_classes = [Unhurried]
         table = pa.Table.from_pylist(units, schema=UNITS)
@@ -73,6 +74,11 @@ class LaneDataset:
             num_cpus=self._cpus(),
             compute=ray.data.TaskPoolStrategy(1),
         )
+
+    def _block_bytes(self) -> int:
+        """What a reader hands over is one block: Ray would copy several into one, and copy again what it cuts."""
+        batch = self.plan.micro_batch * self.manifest.image_size**2 * self.manifest.channels
+        return min(BLOCK_BYTES, batches_together(self.manifest, self.plan.micro_batch) * batch * 3 // 4)
 
     def _cpus(self) -> float:
         """None where the cluster has no room beside the workers: a reader that is never started stops them all."""
