@@ -1,6 +1,7 @@
 """Runs, samples, scores and datasets at rest, made in no time, for tests of their reports."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -125,7 +126,7 @@ def sample(sample_id: int, num_classes: int | None = None) -> dict:
     }
 
 
-def make_scores(store: Store, value: float = 5.25, warnings: tuple[str, ...] = ()) -> None:
+def make_scores(store: Store, value: float = 5.25, warnings: tuple[str, ...] = (), **protocol_fields: Any) -> None:
     values = {"samples": value, "floor": 1.0625, "blurred": 46.5, "noise": 78.875}
     scores = [Score(metric="FD-class-cnn", kind=k, value=v, n=140, reference_n=900) for k, v in values.items()]
     scores += [
@@ -145,6 +146,7 @@ def make_scores(store: Store, value: float = 5.25, warnings: tuple[str, ...] = (
         "feature_dim": 128,
         "heldout_accuracy": 0.973,
         "warnings": warnings,
+        **protocol_fields,
     }
     write_evaluation(store, tuple(scores), protocol)
 

@@ -1,7 +1,8 @@
 """Runs -> a page that compares them: the same axes, final figures, and the settings that differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from pipeline.errors import DataError
 from pipeline.report.comparison import ComparedRun, compared_verdict, final_figures
 from pipeline.report.content import Report
 from pipeline.report.curves import training_charts
@@ -16,13 +17,16 @@ __all__ = ["side_by_side"]
 
 
 def side_by_side(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
-    """The page. samples: folders whose scores count for the run that their model is of. Raises DataError."""
+    """The page. samples: folders whose scores count for the run that their model is of.
+
+    Raises DataError, also when two runs were scored by different protocols.
+    """
     names = short_names([store.uri for store in stores])
-    drawn = [found for folder in samples if (found := _evaluated(folder))]
+    scored = _scored(dict(zip(names, stores, strict=True)), samples)
     runs, configs = {}, {}
     for store, name in zip(stores, names, strict=True):
         checkpoint, curves = read_run(store)
-        scores = next((e.scores for uri, e in drawn if uri.startswith(f"{store.uri}/")), ())
+        scores = scored[name].scores if name in scored else ()
         runs[name] = ComparedRun(curves, checkpoint.config, checkpoint.dataset_digest, scores)
         configs[name] = checkpoint.config
     grids = [last_grid(store, name) for store, name in zip(stores, names, strict=True)]
@@ -34,6 +38,26 @@ def side_by_side(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
         charts=training_charts({name: run.curves for name, run in runs.items()}),
         grids=tuple(grid for grid in grids if grid is not None),
     )
+
+
+def _scored(runs: Mapping[str, Store], samples: Sequence[Store]) -> dict[str, Evaluation]:
+    """Evaluations by the name of their run, all of one protocol. Raises DataError naming what differs between two."""
+    drawn = [found for folder in samples if (found := _evaluated(folder))]
+    scored = {
+        name: evaluation
+        for name, run in runs.items()
+        for uri, evaluation in reversed(drawn)  # the folder that was named first counts
+        if uri.startswith(f"{run.uri}/")
+    }
+    for name, other in scored.items():
+        first = next(iter(scored))
+        try:
+            scored[first].require_comparable(other)
+        except DataError as error:
+            raise DataError(
+                f"{first} beside {name}: {error}; leave out the samples of one, or score both alike"
+            ) from error
+    return scored
 
 
 def _evaluated(folder: Store) -> tuple[str, Evaluation] | None:

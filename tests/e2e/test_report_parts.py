@@ -16,7 +16,7 @@ from tiny_samples import write_samples
 from jobs.__main__ import main
 from pipeline.config import Config, StorageConfig
 from pipeline.engine.images import decode_pixels, encode_png
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.nights import Night
 from pipeline.report.comparison import final_loss
 from pipeline.report.scales import figures
@@ -193,6 +193,23 @@ def test_runs_side_by_side(base: Store, capsys: pytest.CaptureFixture[str]):
     assert "two runs or more" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="two runs"):
         compare(CONFIG, [one.uri, one.uri])
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"), [({"extractor": "other"}, "extractor: 'class-cnn' and 'other'"), ({"n": 9}, "n = 9")]
+)
+def test_runs_scored_by_different_protocols_are_not_put_side_by_side(base: Store, fields: dict[str, Any], text: str):
+    one, two = base.child("runs/one"), base.child("runs/two")
+    folders = [base.child(f"samples/{name}") for name in ("one", "two")]
+    for run, folder in zip((one, two), folders, strict=True):
+        make_run(run)
+        make_samples(folder, model_uri=f"{run.uri}/checkpoints/step-000000250")
+    make_scores(folders[0])
+    make_scores(folders[1], **fields)
+    with pytest.raises(DataError, match=text) as error:
+        compare(CONFIG, [one.uri, two.uri], [folder.uri for folder in folders])
+    assert str(error.value).startswith("one beside two: ")
+    compare(CONFIG, [one.uri, two.uri], [folders[1].uri])
 
 
 def test_losses_of_other_data_or_another_target_are_not_ranked(base: Store):
