@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.assignment import Assignments
 from pipeline.engine.generation import Images, ShardGenerator, sample_table
 from pipeline.engine.images import encode_png
+from pipeline.engine.one_core import compute_on_one_core
 from pipeline.errors import VerificationFailed
 from pipeline.manifests import SamplePlan
 from pipeline.storage.models import find_model, load_unet
@@ -63,7 +64,7 @@ class GenerateShards:
         self._job, self._plan, self._model_uri = job, plan, model_uri
         self._device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
-            torch.set_num_threads(1)  # a worker is one CPU
+            compute_on_one_core()
         self._side = ThreadPoolExecutor(1, "commit")
         self._speed = _Speed()
         self._assignments: Assignments | None = None

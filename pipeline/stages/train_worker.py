@@ -18,6 +18,7 @@ from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.sampler import make_sampler
 from pipeline.engine.checks import check_average_moved, check_finite, check_replicas, weights_digest
 from pipeline.engine.images import encode_png, grid, to_uint8
+from pipeline.engine.one_core import compute_on_one_core
 from pipeline.engine.training import Trainer
 from pipeline.errors import PipelineError, Transient
 from pipeline.manifests import DatasetManifest
@@ -73,7 +74,7 @@ class Worker:
         self.lanes = lanes_of_worker(self.rank, self.world_size, self.settings.lanes)
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(1)
+            compute_on_one_core()
         self.trainer = Trainer(
             job.config,
             job.manifest.image_size,
