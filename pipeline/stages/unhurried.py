@@ -5,23 +5,27 @@ from typing import Any
 
 __all__ = ["Unhurried"]
 
-AWAITED_SECONDS = 0.02
-AHEAD_SECONDS = 0.2
+SHORTEST_SECONDS = 0.02
+LONGEST_SECONDS = 0.2
 
 
 class Unhurried:
-    """Rests between the steps of a lane's scheduler: long while finished blocks wait for the trainer, else shortly.
+    """Rests between the steps of a lane's scheduler: ever longer while finished blocks wait for the trainer.
 
     Ray Data's loop waits only while it has tasks under way. A lane that is read ahead has none, and then the loop runs
     as fast as it can inside the training process: two lanes took half of a worker's core. A step costs one to three
     milliseconds, so even 50 a second were some per cent of a core a lane.
     """
 
+    def __init__(self) -> None:
+        self._seconds = SHORTEST_SECONDS
+
     def before_execution_starts(self, executor: Any) -> None:
         pass
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(AWAITED_SECONDS if _is_awaited(executor) else AHEAD_SECONDS)
+        self._seconds = SHORTEST_SECONDS if _is_awaited(executor) else min(2 * self._seconds, LONGEST_SECONDS)
+        time.sleep(self._seconds)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         pass

@@ -6,15 +6,17 @@ import pytest
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipeline.stages import unhurried
-from pipeline.stages.unhurried import AHEAD_SECONDS, AWAITED_SECONDS, Unhurried
+from pipeline.stages.unhurried import LONGEST_SECONDS, SHORTEST_SECONDS, Unhurried
 
 pytestmark = pytest.mark.unit
 
 
-def rest_of(monkeypatch, executor):
+def rests_with(monkeypatch, executors):
     rests = []
     monkeypatch.setattr(unhurried.time, "sleep", rests.append)
-    Unhurried().on_execution_step(executor)
+    callback = Unhurried()
+    for executor in executors:
+        callback.on_execution_step(executor)
     return rests
 
 
@@ -25,10 +27,11 @@ def executor_with(blocks):
     return executor
 
 
-def test_it_is_long_while_blocks_wait_for_the_trainer_and_short_when_it_waits_for_them(monkeypatch):
-    assert rest_of(monkeypatch, executor_with(blocks=1)) == [AHEAD_SECONDS]
-    assert rest_of(monkeypatch, executor_with(blocks=0)) == [AWAITED_SECONDS]
+def test_it_grows_while_blocks_wait_for_the_trainer_and_is_short_once_it_waits_for_them(monkeypatch):
+    rests = rests_with(monkeypatch, [executor_with(blocks) for blocks in (0, 1, 2, 2, 2, 2, 0, 1)])
+    assert rests == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.2, 0.2, 0.02, 0.04])
+    assert (min(rests), max(rests)) == (SHORTEST_SECONDS, LONGEST_SECONDS)
 
 
 def test_it_is_short_with_an_executor_that_does_not_say(monkeypatch):
-    assert rest_of(monkeypatch, SimpleNamespace()) == [AWAITED_SECONDS]
+    assert rests_with(monkeypatch, [SimpleNamespace()] * 3) == [SHORTEST_SECONDS] * 3
