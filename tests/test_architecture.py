@@ -31,8 +31,8 @@ MAY_IMPORT = {
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
-    *("cluster", "lanes", "lane_reader", "unhurried", "train_worker", "board", "control", "fitting", "keeper"),
-    "recorder",
+    *("cluster", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
+    *("lanes", "lane_reader", "unhurried"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "extracting", "bounding", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey", "neighbouring", "memorised"),
     *("job_client", "job_log", "job_package"),
