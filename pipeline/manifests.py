@@ -100,6 +100,11 @@ class DatasetManifest(Section):
     removed_files: int = 0  # read by earlier generations, gone or changed when this one was planned
     channel_sums: tuple[int, ...] = ()  # per channel: sum of levels, then of squared levels
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return self.image_size, self.image_size, self.channels
+
     def digest(self) -> str:
         """sha256 (hex) of the values; of older manifests without what was added since, so that runs find them."""
         values = self.model_dump(mode="json")

@@ -66,6 +66,11 @@ class SamplePlan(Section):
     earlier: tuple[PlanPart, ...] = ()  # what the job was before each extension
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return self.image_size, self.image_size, self.channels
+
+    @property
     def generation(self) -> int:
         """How often the job was extended."""
         return len(self.earlier)

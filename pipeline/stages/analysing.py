@@ -70,7 +70,7 @@ def held_out(dataset: Store, plan: SamplePlan, count: int) -> Heldout:
             rows += shard.rows
     table = pa.concat_tables(tables).slice(0, count)
     labels = table["label"].to_numpy().astype(np.int64) if plan.num_classes is not None else None
-    pixels = decode_batch(pngs(table), (plan.image_size, plan.image_size, plan.channels))
+    pixels = decode_batch(pngs(table), plan.shape)
     return Heldout(table["sample_id"].to_numpy(), labels, pixels)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine.png import Shape, decode_batch
+from pipeline.engine.png import decode_batch
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import TrainPlan, Unit
 from pipeline.storage.patience import patiently
@@ -29,11 +29,7 @@ UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "fi
 
 def batches_together(manifest: DatasetManifest, micro_batch: int) -> int:
     """Micro-batches that a reader hands over at a time: Ray takes about a millisecond for each thing it is given."""
-    return max(1, HAND_OVER_BYTES // (micro_batch * math.prod(_shape(manifest))))
-
-
-def _shape(manifest: DatasetManifest) -> Shape:
-    return manifest.image_size, manifest.image_size, manifest.channels
+    return max(1, HAND_OVER_BYTES // (micro_batch * math.prod(manifest.shape)))
 
 
 def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
@@ -49,7 +45,7 @@ def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan:
         table = table.take(pa.array(plan.rows(unit)))
         for number in range(0, unit.take - unit.skip, together):
             part = table.slice(number * plan.micro_batch, together * plan.micro_batch)
-            pixels = decode_batch(pc.struct_field(part["image"], "bytes").to_pylist(), _shape(manifest))
+            pixels = decode_batch(pc.struct_field(part["image"], "bytes").to_pylist(), manifest.shape)
             first = unit.first_batch + unit.skip + number
             yield {
                 "image": pixels,

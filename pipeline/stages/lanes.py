@@ -1,5 +1,6 @@
 """Lanes of training images as Ray Data streams: planned reads, decoded ahead of the trainer, in exact order."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,8 +78,9 @@ class LaneDataset:
 
     def _block_bytes(self) -> int:
         """What a reader hands over is one block: Ray would copy several into one, and copy again what it cuts."""
-        batch = self.plan.micro_batch * self.manifest.image_size**2 * self.manifest.channels
-        return min(BLOCK_BYTES, batches_together(self.manifest, self.plan.micro_batch) * batch * 3 // 4)
+        images = batches_together(self.manifest, self.plan.micro_batch) * self.plan.micro_batch
+        handed_over = images * math.prod(self.manifest.shape)
+        return min(BLOCK_BYTES, handed_over * 3 // 4)  # less than is handed over, and more than two thirds of it
 
     def _cpus(self) -> float:
         """None where the cluster has no room beside the workers: a reader that is never started stops them all."""
@@ -120,10 +122,10 @@ class LaneStream:
         rows = next(self._batches, None)
         if rows is None:
             raise PipelineError("a lane ended before its run: the feed and the plan disagree")
-        positions = np.unique(np.stack([rows["epoch"], rows["batch"]]), axis=1)
-        if positions.shape[1] != 1:
-            raise PipelineError(f"a micro-batch mixes global batches {positions.T.tolist()}")
-        epoch, number = map(int, positions[:, 0])
+        positions = set(zip(rows["epoch"].tolist(), rows["batch"].tolist(), strict=True))
+        if len(positions) != 1:
+            raise PipelineError(f"a micro-batch mixes global batches {sorted(positions)}")
+        epoch, number = positions.pop()
         labels = torch.from_numpy(rows["label"].copy()).to(self._device)
         batch = MicroBatch(
             x_0=to_model(rows["image"]).to(self._device),

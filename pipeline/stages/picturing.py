@@ -60,7 +60,7 @@ def random_pool(store: Store, plan: SamplePlan, sealed: SampleManifest) -> Pool 
     table = table.take(np.sort(rng.permutation(len(table))[:wanted]))
     if not len(table):
         return None
-    pixels = decode_batch(pngs(table), (plan.image_size, plan.image_size, plan.channels))
+    pixels = decode_batch(pngs(table), plan.shape)
     labels = None if plan.num_classes is None else table["label"].to_numpy().astype(np.int64)
     words = f"{len(table):,} at random from {len(chosen):,} of {len(sealed.shards):,} shards"
     return Pool(table["sample_id"].to_numpy(), labels, pixels, words, rng.permutation(len(table)))

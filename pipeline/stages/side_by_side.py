@@ -43,16 +43,14 @@ def side_by_side(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
 def _scored(runs: Mapping[str, Store], samples: Sequence[Store]) -> dict[str, Evaluation]:
     """Evaluations by the name of their run, all of one protocol. Raises DataError naming what differs between two."""
     drawn = [found for folder in samples if (found := _evaluated(folder))]
-    scored = {
-        name: evaluation
-        for name, run in runs.items()
-        for uri, evaluation in reversed(drawn)  # the folder that was named first counts
-        if uri.startswith(f"{run.uri}/")
-    }
-    for name, other in scored.items():
-        first = next(iter(scored))
+    scored = {}
+    for name, run in runs.items():
+        if evaluation := next((e for uri, e in drawn if uri.startswith(f"{run.uri}/")), None):
+            scored[name] = evaluation
+    first, *others = scored or [""]
+    for name in others:
         try:
-            scored[first].require_comparable(other)
+            scored[first].require_comparable(scored[name])
         except DataError as error:
             raise DataError(
                 f"{first} beside {name}: {error}; leave out the samples of one, or score both alike"

@@ -137,7 +137,7 @@ class Job:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.manifest.image_size, self.manifest.image_size, self.manifest.channels
+        return self.manifest.shape
 
     def parts(self, side: Side) -> list[Part]:
         """What one side is made of, in order of id."""

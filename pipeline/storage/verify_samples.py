@@ -159,4 +159,4 @@ def _check_row(where: str, plan: SamplePlan, row: dict[str, Any], decode: Decode
     elif hashlib.sha256(data).hexdigest() != row["sha256"]:
         found.add(f"{where} has an image with another sha256 than its row names")
     else:
-        found.pixels(where, data, (plan.image_size, plan.image_size, plan.channels), decode)
+        found.pixels(where, data, plan.shape, decode)
