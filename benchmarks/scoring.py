@@ -8,12 +8,15 @@ turn in every round. And how much memory that takes for few samples and for many
 """
 
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it in a task of one CPU; numpy's products read it when loaded
 
 import numpy as np
 import pyarrow as pa

@@ -1,10 +1,11 @@
 """What every test may ask for: a store of each kind, a real S3 server, one Ray cluster.
 
-Set before anything imports torch or ray: one compute thread a process, no Ray telemetry or token files, and no
-AWS settings of the person who runs the tests.
+Set before anything imports torch or ray: one compute thread a process, no Ray telemetry or token files, no AWS
+settings of the person who runs the tests, and Ctrl-C is heeded by what the tests start.
 """
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -28,6 +29,8 @@ for _name, _value in _DEFAULTS.items():
 for _name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
     del os.environ[_name]
 os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull, AWS_EC2_METADATA_DISABLED="true")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, and what it starts, ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -56,12 +56,12 @@ class Reservoir:
         all_ids = np.concatenate([self.ids, np.asarray(ids, np.int64)])
         rows = np.concatenate([self.features, np.asarray(features, np.float32)])
         order = np.argsort(mixed_keys(all_ids, self.seed, 0), kind="stable")
-        all_ids, rows = all_ids[order], rows[order]
-        repeated = np.flatnonzero(all_ids[1:] == all_ids[:-1]) + 1
-        for row in repeated:
-            if not np.array_equal(rows[row], rows[row - 1]):
-                raise DataError(f"image {all_ids[row]} was given twice with different features")
-        keep = np.delete(np.arange(len(all_ids)), repeated)[: self.capacity]
+        sorted_ids = all_ids[order]
+        repeated = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1]) + 1
+        for place in repeated:
+            if not np.array_equal(rows[order[place]], rows[order[place - 1]]):
+                raise DataError(f"image {sorted_ids[place]} was given twice with different features")
+        keep = np.delete(order, repeated)[: self.capacity]
         return Reservoir(self.fingerprint, self.capacity, self.seed, all_ids[keep], rows[keep])
 
     def merge(self, other: "Reservoir") -> "Reservoir":
