@@ -106,7 +106,7 @@ def models(config: Config, uri: str) -> dict[str, Any]:
 
 def _lines(uri: str, numbers: list[int], records: list[Record]) -> Iterator[str]:
     head = records[-1] if records else None
-    yield f"{uri}: {len(numbers)} versions"
+    yield f"{uri}: {len(numbers)} version{'' if len(numbers) == 1 else 's'}"
     for number in numbers:
         names = [name for name in ("champion", "challenger") if head and getattr(head, name) == number]
         yield f"  {version_key(number)}  {' '.join(names)}".rstrip()

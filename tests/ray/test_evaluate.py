@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_model import write_model
+from tiny_samples import sample_plan
 
 from pipeline.config import Config, StorageConfig
 from pipeline.engine.heldout_bound import heldout_bound
@@ -96,24 +97,9 @@ def _make_dataset(store: Store, images: np.ndarray, labels: np.ndarray | None) -
 
 def _make_samples(store: Store, images: np.ndarray, channels: int = 1, sealed: bool = True, **model: Any) -> Store:
     """A job whose samples are these images, with a failed one in between."""
-    plan = SamplePlan(
-        num_samples=len(images) + 1,
-        shard_size=80,
-        batch_size=16,
-        seed=0,
-        model_uri="m",
-        model_digest=hashlib.sha256(images.tobytes()).hexdigest(),
-        weights="ema",
-        sampler="ddim",
-        steps=10,
-        eta=0.0,
-        variance="fixed_large",
-        clip=True,
-        image_size=SIZE,
-        channels=channels,
-        num_classes=None,
-        diffusion={},
-    ).model_copy(update=model)
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    own = {"num_samples": len(images) + 1, "shard_size": 80, "image_size": SIZE, "channels": channels}
+    plan = sample_plan(model_digest=digest, **own).model_copy(update=model)
     create_plan(store, plan)
     pngs = [encode_png(image) for image in images]
     pngs.insert(FAILED, b"")
