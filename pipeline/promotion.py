@@ -1,7 +1,7 @@
 """Who is the better model: pure, from two evaluations made in the same way.
 
 The figure is a kernel distance (lower is better, unbiased at every n). Both models draw the same sample ids from the
-same noise, so what is judged is the difference of the two, group by group of ids, with an interval.
+same noise, so what is judged is the difference of the two, with an interval from groups of ids.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class Evidence(Section):
 
 
 class Difference(Section):
-    """Challenger minus champion over groups of equal sample ids; low and high are its interval."""
+    """Challenger minus champion over equal sample ids; low and high: its interval, by leaving out groups of ids."""
 
     value: float
     low: float

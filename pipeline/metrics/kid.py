@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["KernelDistance", "kernel_distance", "kernel_distances", "one_sided", "polynomial_mmd"]
+__all__ = ["KernelDistance", "kernel", "kernel_distance", "kernel_distances", "one_sided", "polynomial_mmd"]
 
 Float64 = NDArray[np.float64]
 Name = TypeVar("Name", bound=str)
@@ -40,16 +40,17 @@ def polynomial_mmd(x: Float64, y: Float64) -> float:
 
 def one_sided(x: Float64, real: Float64) -> float:
     """MMD^2 without the term of the real images alone: float64 [m, D] and [n, D]."""
-    return _mean_within(x) - 2 * float(_kernel(x, real).mean())
+    return _mean_within(x) - 2 * float(kernel(x, real).mean())
 
 
 def _mean_within(x: Float64) -> float:
     """Mean kernel of two different rows."""
-    m, kernel = len(x), _kernel(x, x)
-    return float((kernel.sum() - np.trace(kernel)) / (m * (m - 1)))
+    m, matrix = len(x), kernel(x, x)
+    return float((matrix.sum() - np.trace(matrix)) / (m * (m - 1)))
 
 
-def _kernel(x: Float64, y: Float64) -> Float64:
+def kernel(x: Float64, y: Float64) -> Float64:
+    """float64 [m, n] of rows float64 [m, D] and [n, D]."""
     base = x @ y.T
     base /= x.shape[1]
     base += 1

@@ -64,8 +64,8 @@ def _difference(difference: Mapping[str, Any] | None) -> str:
         return "There is no champion to compare with, or the two were not measured alike."
     return (
         f"Challenger less champion: {figures(difference['value'])}, {100 * difference['confidence']:g} % interval "
-        f"{figures(difference['low'])} to {figures(difference['high'])}, over {difference['groups']} groups of equal "
-        "sample ids drawn from the same noise. Lower is better."
+        f"{figures(difference['low'])} to {figures(difference['high'])} by leaving out each of {difference['groups']} "
+        "groups of sample ids, which both drew from the same noise. Lower is better."
     )
 
 

@@ -154,7 +154,7 @@ def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
     rows = table(html, "Champion against challenger")
     assert rows[0] == ["", "Challenger v2", "Champion v1"]
     assert rows[1] == ["KD-x", "0.0125", "0.25"]
-    assert "95 % interval −0.3 to −0.2, over 20 groups" in html
+    assert "95 % interval −0.3 to −0.2 by leaving out each of 20 groups" in html
     assert ["train", "run runs/digits-2026-11-01, step 250"] in table(html, "Stages")
     assert "30.0 min" in html
     assert "Warning: report: a thing." in html

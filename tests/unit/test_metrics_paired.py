@@ -32,18 +32,19 @@ def test_quantiles_are_those_of_the_tables(share, freedom, expected):
     assert student_quantile(share, freedom) == pytest.approx(expected, rel=1e-5)
 
 
-def test_groups_give_the_difference_of_two_kernel_distances():
-    real, a, b = normal(0, 300), normal(1, 16, 0.1), normal(2, 16, 0.5)
-    one, other, reference = reservoir(a), reservoir(b), reservoir(real)
-    found = paired_difference(one, other, reference, 0.95)
-    by_hand = [
-        polynomial_mmd(one.features[g].astype(float), reference.features.astype(float))
-        - polynomial_mmd(other.features[g].astype(float), reference.features.astype(float))
-        for g in (slice(0, 8), slice(8, 16))
-    ]
+def distance(rows: np.ndarray, real: Reservoir) -> float:
+    return polynomial_mmd(rows.astype(float), real.features.astype(float))
+
+
+@pytest.mark.parametrize("rows", [16, 19])
+def test_it_is_the_difference_of_two_kernel_distances_and_its_jackknife(rows):
+    one, other, real = reservoir(normal(1, rows, 0.1)), reservoir(normal(2, rows, 0.5)), reservoir(normal(0, 300))
+    found = paired_difference(one, other, real, 0.95)
     assert found.groups == 2
-    assert found.value == pytest.approx(np.mean(by_hand), rel=1e-9)
-    half = 12.7062 * np.std(by_hand, ddof=1) / np.sqrt(2)
+    assert found.value == pytest.approx(distance(one.features, real) - distance(other.features, real), rel=1e-9)
+    kept = [np.delete(np.arange(rows), group) for group in np.array_split(np.arange(rows), 2)]
+    without = [distance(one.features[rest], real) - distance(other.features[rest], real) for rest in kept]
+    half = 12.7062 * np.sqrt(1 / 2 * ((without - np.mean(without)) ** 2).sum())
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-4)
 
 
@@ -57,14 +58,25 @@ def test_equal_models_are_equal_without_doubt_and_a_worse_one_is_worse():
     assert better.high < 0
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def covered(shift: float) -> tuple[float, float]:
+    """How often intervals of 80 % hold the truth, 0, for two equal models; and their mean half width."""
     real = reservoir(normal(0, 200))
     runs = [
-        paired_difference(reservoir(normal(2 * k + 1, 80)), reservoir(normal(2 * k + 2, 80)), real, 0.8)
+        paired_difference(reservoir(normal(2 * k + 1, 80, shift)), reservoir(normal(2 * k + 2, 80, shift)), real, 0.8)
         for k in range(150)
     ]
-    share = np.mean([run.low <= 0 <= run.high for run in runs])
+    return np.mean([run.low <= 0 <= run.high for run in runs]), np.mean([(run.high - run.low) / 2 for run in runs])
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    share, _ = covered(0.7)
     assert 0.7 < share < 0.9
+
+
+def test_it_is_too_wide_rather_than_too_narrow_for_models_as_good_as_real_images():
+    share, half = covered(0.0)
+    assert 0.75 < share <= 1
+    assert half < 0.13  # the mean of groups that each have a distance of their own: 0.19
 
 
 def test_what_is_no_pair_is_refused():
