@@ -1,7 +1,7 @@
 """Which samples are near-copies of training images, by a rule that unseen real images calibrate.
 
 An image's relative distance is its distance to the nearest training image over the mean distance to the 2nd to k-th
-nearest: 1 where the first is nothing special, 0 for a copy. (Carlini et al. 2023, section 5.1, divide by half the mean
+nearest: 1 where the first is nothing special, 0 for a copy. (Carlini et al. 2023 divide by half the mean
 distance within a neighbourhood of 50 training images; Yoon et al. 2023 by the distance to the 2nd nearest, which a
 training set with duplicates or mirror images hides copies from.)
 

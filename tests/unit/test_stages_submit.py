@@ -480,9 +480,10 @@ def test_settings_before_the_verb_are_the_verb_s_too(cluster, capsys, tmp_path):
 def test_a_package_that_is_too_large_is_one_line(cluster, capsys, monkeypatch):
     monkeypatch.setattr(stage, "UPLOAD_LIMIT", 1000)
     assert main(["submit", *COMMAND]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "Ray's dashboard takes less than" in line
-    assert "pipeline" in line
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1, err
+    assert "Ray's dashboard takes less than" in err
+    assert "pipeline" in err
     assert cluster.sent == []
     assert job_package.UPLOAD_LIMIT == 100 * 2**20
 
