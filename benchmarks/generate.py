@@ -35,6 +35,7 @@ from steady import CpuClock, Steady, steady
 
 from pipeline.config import Config, GenerateConfig, StorageConfig
 from pipeline.engine.generation import ShardGenerator
+from pipeline.engine.one_core import compute_on_one_core
 from pipeline.stages.cluster import cluster
 from pipeline.stages.generate import generate, make_plan
 from pipeline.storage.models import find_model, load_unet
@@ -53,8 +54,8 @@ def settings(num_samples: int) -> GenerateConfig:
 
 
 def bare(folder: str) -> Maker:
-    """The sampling loop on shards of samples."""
-    torch.set_num_threads(1)
+    """The sampling loop on shards of samples, in a process set up as an actor is."""
+    compute_on_one_core()
     found = find_model(folder, "ema", StorageConfig())
     generator = ShardGenerator(
         load_unet(found, StorageConfig()), make_plan(settings(2**40), found), torch.device("cpu")

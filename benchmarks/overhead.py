@@ -37,6 +37,7 @@ from steady import CpuClock, Steady, steady
 
 from pipeline.config import Config, StorageConfig
 from pipeline.engine.generation import ShardGenerator, sample_table
+from pipeline.engine.one_core import compute_on_one_core
 from pipeline.stages.cluster import cluster
 from pipeline.stages.generate import make_plan
 from pipeline.storage.models import find_model, load_unet
@@ -50,7 +51,7 @@ class Maker:
     """A peer's actor: shards of rows in SAMPLES, and a line a shard of when it was made."""
 
     def __init__(self, folder: str, log: str) -> None:
-        torch.set_num_threads(1)
+        compute_on_one_core()
         found = find_model(folder, "ema", StorageConfig())
         self._plan = make_plan(settings(2**40), found)
         self._generator = ShardGenerator(load_unet(found, StorageConfig()), self._plan, torch.device("cpu"))

@@ -29,6 +29,7 @@ from outcome import parsed, tell
 
 from pipeline.config import Config
 from pipeline.engine.images import decode_pixels, to_model
+from pipeline.engine.one_core import compute_on_one_core
 from pipeline.engine.training import MicroBatch, Trainer
 from pipeline.stages.cluster import cluster
 from pipeline.storage.checkpoints import latest_checkpoint
@@ -128,7 +129,7 @@ def pipeline(case: Case, root: str, number: int, folder: Path) -> float:
 
 
 def _bare_worker(rank: int, port: int, case: Case, images: torch.Tensor, out: Any) -> None:
-    torch.set_num_threads(1)
+    compute_on_one_core()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=WORKERS)
     config, seconds = case.config, []

@@ -78,7 +78,13 @@ def grid_png(step: int) -> bytes:
     return encode_png(grid(DIGITS[step : step + 9], 3, 2, 2))
 
 
-def make_samples(store: Store, num: int = 150, num_classes: int | None = None, model_uri: str = "m") -> None:
+def make_samples(
+    store: Store,
+    num: int = 150,
+    num_classes: int | None = None,
+    model_uri: str = "m",
+    model_digest: str = "e" * 64,
+) -> None:
     """The first digits as samples, in three shards of which the last was made much later; number FAILED is missing."""
     plan = sample_plan(
         num_samples=num,
@@ -86,7 +92,7 @@ def make_samples(store: Store, num: int = 150, num_classes: int | None = None, m
         batch_size=16,
         seed=5,
         model_uri=model_uri,
-        model_digest="e" * 64,
+        model_digest=model_digest,
         steps=10,
         image_size=8,
         num_classes=num_classes,

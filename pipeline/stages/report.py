@@ -166,8 +166,11 @@ def _protocol(e: Evaluation) -> str:
 
 
 def _facts(parts: Sequence[Part]) -> Iterator[Fact]:
-    """Facts of all parts; a kind of artefact that is there more than once says of which one it speaks."""
-    kinds = [part.what for part in parts]
+    """Facts of all parts. Of several artefacts of a kind: once what holds for each, by name what does not."""
     for part in parts:
-        prefix = f"{part.name}: " if kinds.count(part.what) > 1 else ""
-        yield from (Fact(prefix + fact.name, fact.value) for fact in part.facts)
+        alike = [other for other in parts if other.what == part.what]
+        for fact in part.facts:
+            if not all(fact in other.facts for other in alike):
+                yield Fact(f"{part.name}: {fact.name}", fact.value)
+            elif part is alike[0]:
+                yield fact

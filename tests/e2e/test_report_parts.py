@@ -117,7 +117,7 @@ def test_the_proof_is_on_the_page_and_in_the_exit_code(base: Store, capsys: pyte
 def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
     make_run(base.child("runs/digits-2026-11-01"))
     for version in (1, 2):
-        make_samples(base.child(f"samples/v{version}"))
+        make_samples(base.child(f"samples/v{version}"), model_digest=f"{version}" * 64)
         make_scores(base.child(f"samples/v{version}"), 5.0 + version)
     anchors = {"floor": 0.001, "ceilings": {"blurred": 0.5, "noise": 0.75}, "n": 140, "protocol": {}}
     night = Night(
@@ -161,6 +161,11 @@ def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
     assert points(html, "Loss") == [250, 84]
     assert "100 samples of v2" in html
     assert "100 samples of v1" in html
+    assert re.findall(r"<dt>[^<]*(?:Sampler|Model digest)</dt><dd>[^<]*", html) == [
+        "<dt>Sampler</dt><dd>ddim, 10 steps, eta 0",
+        "<dt>v2: Model digest</dt><dd>2222222222222222",
+        "<dt>v1: Model digest</dt><dd>1111111111111111",
+    ]
 
     for key in [entry.key for entry in base.list("samples/v1/")] + [entry.key for entry in base.list("runs/")]:
         base.delete(key)
