@@ -2,7 +2,7 @@
 
     python benchmarks/suite.py [--quick | --all] [--only NAME,NAME] [--save] [--check]
 
-Without a flag about 20 minutes on two cores; --quick about 3, on fewer images; --all takes every script's full form,
+Without a flag 20 to 45 minutes on two cores; --quick about 3, on fewer images; --all takes every script's full form,
 about two hours. A script that fails is told and the others go on. --save keeps each script's result, and the table's
 figures as results/<date>-<cores>-suite.json. Exit 1 only with --check: a bar missed, or a script failed.
 """

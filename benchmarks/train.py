@@ -301,7 +301,7 @@ def measure(quick: bool) -> dict[str, dict[str, Any]]:
     with SeaweedServer() as server, tempfile.TemporaryDirectory() as temp:
         folder, root = Path(temp), server.uri
         os.environ.update(server.environment)
-        result = compare(Case("cifar10", CIFAR10, steps=8, warm_up=2), rounds, root, folder)
+        result = compare(Case("cifar10", CIFAR10, steps=5 if quick else 8, warm_up=2), rounds, root, folder)
         result |= compare(Case("narrow", NARROW, steps=40, warm_up=10), rounds, root, folder)
         small, large = (peak_memory(count, 200, folder, root) for count in (few, many))
     result["memory_many_vs_few"] = entry(large / small, MEMORY_BAR, at_most=True)
