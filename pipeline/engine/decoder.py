@@ -27,11 +27,12 @@ _MOST_DEATHS: Final = 5
 
 
 class _Batch(Generic[T]):
-    """Rows in order; `pending`: numbers of those whose answer is still to come from the process."""
+    """Rows in order; `pending`: numbers of those whose answer is still to come; `alone`: to be sent one at a time."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[T, bytes | Pixels | Refusal]] = []
         self.pending: list[int] = []
+        self.alone = False
         self.bytes = 0
 
     def add(self, row: T, image: bytes | Pixels | Refusal) -> None:
@@ -39,6 +40,11 @@ class _Batch(Generic[T]):
             self.pending.append(len(self.rows))
             self.bytes += len(image)
         self.rows.append((row, image))
+
+    @property
+    def sent(self) -> list[int]:
+        """Those of the pending that are with the process."""
+        return self.pending[:1] if self.alone else list(self.pending)
 
     def data(self, number: int) -> bytes:
         image = self.rows[number][1]
@@ -103,7 +109,7 @@ class Decoder:
     def _send(self, batch: _Batch[T]) -> None:
         if batch.pending:
             self._process = self._process or DecodingProcess.start(self._config, self._most_rows)
-            self._process.send([batch.data(number) for number in batch.pending])
+            self._process.send([batch.data(number) for number in batch.sent])
 
     def _collect(self, batch: _Batch[T]) -> list[Pixels | Refusal]:
         """The answers to a batch that was sent, through as many processes as it takes."""
@@ -112,10 +118,11 @@ class Decoder:
         while batch.pending:
             before = len(batch.pending)
             death = self._receive(batch, found)
-            if death is None:
+            if not batch.pending:
                 break
+            batch.alone = batch.alone or (death is not None and death.number is None)
             in_vain = in_vain + 1 if len(batch.pending) == before else 0
-            if in_vain >= _MOST_DEATHS:
+            if death is not None and in_vain >= _MOST_DEATHS:
                 raise PipelineError(
                     f"the decoding process dies at once ({death.cause}) and it is not the images: memory?"
                 )
@@ -125,7 +132,7 @@ class Decoder:
     def _receive(self, batch: _Batch[T], found: dict[int, Pixels | Refusal]) -> Death | None:
         """Answers until the batch is done or the process is dead; whoever has one is no longer pending."""
         assert self._process is not None
-        sent = tuple(batch.pending)
+        sent = batch.sent
         for number, answer in zip(sent, self._process.answers(len(sent)), strict=False):
             if isinstance(answer, Death):
                 self._process = None

@@ -41,11 +41,15 @@ _idle: dict[tuple[int, str], "DecodingProcess"] = {}
 
 
 class Death(NamedTuple):
-    """number: of the image in hand, among those sent; None when it had none."""
+    """number: of the image in hand, among those sent; None when it had none, or nobody knows which."""
 
     number: int | None
     cause: str
     too_slow: bool
+
+
+class _NonsenseError(Exception):
+    """The process said what `decode_child` does not say."""
 
 
 class DecodingProcess:
@@ -92,7 +96,12 @@ class DecodingProcess:
     def answers(self, count: int) -> Iterator[Pixels | Refusal | Death]:
         """The answers to a batch of `count` images in its order; a Death is the last."""
         for number in range(count):
-            answer = self._answer(number)
+            try:
+                answer = self._answer(number)
+            except _NonsenseError:
+                # It came before answers that the process still kept back: of several images any may have caused it.
+                yield self._death()._replace(number=0 if count == 1 else None)
+                return
             if answer is None:
                 yield self._death(count)
                 return
@@ -115,7 +124,7 @@ class DecodingProcess:
                 file.close()
 
     def _answer(self, number: int) -> Pixels | Refusal | None:
-        """None at the end of the stream. What the process says is checked: it may be another's by now."""
+        """None at the end of the stream. Raises _NonsenseError: what the process says may be another's by now."""
         status = self._take(1)
         if status is not None and bytes(status) == OK:
             pixels: Pixels = self._pixels[number].copy()  # the next batch goes to the same place
@@ -167,13 +176,14 @@ class DecodingProcess:
         return True
 
 
-def _refusal(text: bytearray) -> Refusal | None:
-    """None for what `decode_child` does not say."""
+def _refusal(text: bytearray) -> Refusal:
     try:
         reason, detail = json.loads(text)
-    except ValueError:
-        return None
-    return Refusal(reason, str(detail)) if reason in REASONS else None
+    except (ValueError, TypeError) as error:
+        raise _NonsenseError from error
+    if reason not in REASONS:
+        raise _NonsenseError
+    return Refusal(reason, str(detail))
 
 
 def _shared_file() -> IO[bytes]:

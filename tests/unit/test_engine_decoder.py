@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config import IngestConfig
 from pipeline.engine.decoder import Decoder
+from pipeline.engine.decoding_process import DecodingProcess
 from pipeline.engine.prepare import prepare
 from pipeline.errors import PipelineError, Transient
 from pipeline.refusals import Refusal
@@ -87,11 +88,22 @@ def test_a_process_killed_between_batches_costs_nothing():
         assert all(isinstance(found, np.ndarray) for _, found in rows)
 
 
-def test_a_process_that_says_nonsense_is_replaced(planted):
-    found = decoded(planted, [corpus.planted("NONSENSE"), corpus.encoded(corpus.photo())])
-    assert isinstance(found[0], Refusal)
-    assert found[0].reason == "decoder-crashed"
-    assert isinstance(found[1], np.ndarray)
+@pytest.mark.parametrize("late", [0.0, 0.5])
+def test_a_process_that_says_nonsense_is_replaced(planted, monkeypatch, late):
+    """Whether it is still at that image when this is noticed, or has long ended the batch."""
+    ended = DecodingProcess._death
+
+    def noticed(process, *count):
+        time.sleep(late)
+        return ended(process, *count)
+
+    monkeypatch.setattr(DecodingProcess, "_death", noticed)
+    good = corpus.encoded(corpus.photo())
+    found = decoded(planted, [good, corpus.planted("NONSENSE"), good])
+    assert isinstance(found[1], Refusal)
+    assert found[1].reason == "decoder-crashed"
+    np.testing.assert_array_equal(found[0], prepare(good, planted))
+    np.testing.assert_array_equal(found[2], found[0])
 
 
 def test_a_process_that_stands_still_is_killed(planted, monkeypatch):
