@@ -111,7 +111,7 @@ GENERATION_ROWS: list[tuple[str, Any]] = [
     ("driver's memory at the seal", lambda n: size(n.driver_memory)),
     (
         "driver, of one core",
-        lambda n: "not measured" if math.isnan(n.driver_share) else f"{100 * n.driver_share:.2g} %",
+        lambda n: "not measured" if math.isnan(n.driver_share) else f"{_two(100 * n.driver_share)} %",
     ),
 ]
 
