@@ -4,11 +4,12 @@
 
 over all pairs of different ids, so unbiased; what a noise or a label does to both models alike falls out of it. The
 ids are cut into disjoint groups at random (by their keys) and each group is left out in turn: the delete-group
-jackknife (Efron & Stein 1981) of d, which is too wide rather than too narrow where both models are as good as real
+jackknife (Shao & Wu 1989) of d, which is too wide rather than too narrow where both models are as good as real
 images. The interval is Student's t. Real images count as fixed.
 """
 
 import math
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Final, NamedTuple
 
@@ -48,9 +49,10 @@ def paired_difference(a: Reservoir, b: Reservoir, real: Reservoir, confidence: f
     groups = min(MOST_GROUPS, len(a.ids) // GROUP_ROWS)
     if groups < 2:
         raise DataError(f"{len(a.ids)} samples are too few for an interval: {2 * GROUP_ROWS} are needed")
-    sizes = np.array([len(part) for part in np.array_split(a.ids, groups)], np.float64)
+    starts = np.cumsum([0, *(len(part) for part in np.array_split(a.ids, groups))])
+    sizes = np.diff(starts).astype(np.float64)
     reference = real.features.astype(np.float64)
-    (pairs_a, cross_a), (pairs_b, cross_b) = (_sums(side, reference, groups) for side in (a, b))
+    (pairs_a, cross_a), (pairs_b, cross_b) = (_sums(side, reference, starts) for side in (a, b))
     pairs, cross = pairs_a - pairs_b, cross_a - cross_b
     left = pairs.sum() - 2 * pairs.sum(axis=0) + pairs.diagonal()  # pairs of which neither is in the group
     without = _difference(left, cross.sum() - cross, sizes.sum() - sizes)
@@ -60,13 +62,20 @@ def paired_difference(a: Reservoir, b: Reservoir, real: Reservoir, confidence: f
     return PairedDifference(value, value - half, value + half, groups)
 
 
-def _sums(side: Reservoir, real: Float64, groups: int) -> tuple[Float64, Float64]:
-    """[G, G]: kernels of different images, by their groups; [G]: mean kernels with real images, summed by group."""
-    parts = np.array_split(side.features.astype(np.float64), groups)
-    pairs = np.array([[kernel(x, y).sum() for y in parts] for x in parts])
-    own = np.array([kernel(x, x).trace() for x in parts])
-    cross = np.array([kernel(x, real).mean(axis=1).sum() for x in parts])
-    return pairs - np.diag(own), cross
+def _sums(side: Reservoir, real: Float64, starts: NDArray[np.int64]) -> tuple[Float64, Float64]:
+    """[G, G]: kernels of different images, by their groups; [G]: mean kernels with real images, summed by group.
+
+    starts: int [G + 1], the first row of every group and the number of rows. A group is compared with all at a time.
+    """
+    features = side.features.astype(np.float64)
+    pairs, cross = [], []
+    for start, stop in pairwise(starts):
+        group = features[start:stop]
+        among = kernel(group, features)
+        among[np.arange(stop - start), np.arange(start, stop)] = 0.0  # an image with itself
+        pairs.append(np.add.reduceat(among.sum(axis=0), starts[:-1]))
+        cross.append(kernel(group, real).mean(axis=1).sum())
+    return np.array(pairs), np.array(cross)
 
 
 def _difference(pairs: Float64, cross: Float64, n: Float64) -> Float64:
