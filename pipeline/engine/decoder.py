@@ -118,9 +118,8 @@ class Decoder:
         while batch.pending:
             before = len(batch.pending)
             death = self._receive(batch, found)
-            if not batch.pending:
-                break
-            batch.alone = batch.alone or (death is not None and death.number is None)
+            if death is not None and death.number is None:
+                batch.alone = True
             in_vain = in_vain + 1 if len(batch.pending) == before else 0
             if death is not None and in_vain >= _MOST_DEATHS:
                 raise PipelineError(
