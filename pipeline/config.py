@@ -184,6 +184,9 @@ def _check_profiles(value: dict[str, EmaConfig]) -> dict[str, EmaConfig]:
     return value
 
 
+InitialWeights = Literal["paper", "fan_in"]
+
+
 class TrainConfig(Section):
     """Optimisation. The global batch is lanes x micro_batch images, whatever the number of workers."""
 
@@ -205,6 +208,9 @@ class TrainConfig(Section):
     ema: EmaConfig = Field(EmaConfig(), description="the average named 'ema', what samples are drawn from")
     more_ema: Annotated[dict[str, EmaConfig], AfterValidator(_check_profiles)] = Field(
         {}, description="further averages by name, each in every checkpoint"
+    )
+    init: InitialWeights = Field(
+        "paper", description="first weights: as Ho et al. (last layers 0), or by fan-in as torch and diffusers"
     )
     init_from: str | None = Field(None, description="warm start: weights of another run, checkpoint or model folder")
     init_weights: str = Field("ema", description="which weights of init_from: an average by name, or 'raw'")

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 ONLY_IN = {"ray": {"stages"}, "fsspec": {"storage"}, "s3fs": {"storage"}}
 NO_TORCH = BASE
 STAGE_PARTS = {
-    *("cluster", "train_worker", "board", "control", "fitting", "keeper", "recorder"),
+    *("cluster", "train_worker", "board", "control", "fitting", "room", "keeper", "recorder"),
     *("lanes", "lane_reader", "unhurried"),
     *("shard_actor", "job_plan", "rounds", "telemetry", "sketching", "extracting", "bounding", "sweep_points"),
     *("fan_out", "ingest_phases", "preparing", "placing", "scheduler", "survey", "neighbouring", "memorised"),

@@ -83,7 +83,7 @@ class Trainer:
         self._tallies: list[LossTally] = []
         self.objective = Objective(config.diffusion, channels)
         model = UNet(config.model, channels, self.objective.out_channels, image_size)
-        init_weights(model, settings.seed)
+        init_weights(model, settings.seed, settings.init)
         self.model = model.to(device)
         self.precision = Precision(settings.precision, device, self.model)
         self.network = parallelise(self.model, settings, world_size, device)

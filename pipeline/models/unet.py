@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config import ModelConfig
+from pipeline.config import InitialWeights, ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models.dropout import DropoutKey
 from pipeline.models.layers import (
@@ -31,29 +31,48 @@ from pipeline.models.layers import (
 __all__ = ["UNet", "init_weights"]
 
 
-@torch.no_grad()
-def init_weights(model: nn.Module, seed: int) -> None:
-    """Fill every parameter as a function of `seed` alone: the paper's initialisation.
+BRANCH_ENDS = ("conv2", "to_out.0", "conv_out")
+"""The last layer of each residual branch, and of the network."""
 
-    Weights are uniform with variance 2 / (fan_in + fan_out), biases 0, and the last layer of each residual branch and
-    of the network is 0, so that every block starts as the identity and the network predicts 0.
+
+@torch.no_grad()
+def init_weights(model: nn.Module, seed: int, kind: InitialWeights = "paper") -> None:
+    """Fill every parameter as a function of `seed` alone.
+
+    paper: Ho et al. 2020. Weights are uniform with variance 2 / (fan_in + fan_out), biases 0, and the layers of
+    BRANCH_ENDS are 0, so that every block starts as the identity and the network predicts 0.
+    fan_in: torch's own, which diffusers' networks start from. Weights and biases are uniform in +-fan_in^-1/2.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            if name.endswith(("conv2", "to_out.0", "conv_out")):
-                nn.init.zeros_(module.weight)
+            if kind == "paper":
+                _as_in_the_paper(module, name.endswith(BRANCH_ENDS), generator)
             else:
-                # Drawn in index order, so that the layout in memory does not matter.
-                drawn = torch.empty(module.weight.shape)
-                module.weight.copy_(nn.init.xavier_uniform_(drawn, generator=generator))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                _by_fan_in(module, generator)
         elif isinstance(module, nn.Embedding):
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
         elif isinstance(module, nn.GroupNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+# Weights are drawn in index order below, so that the layout in memory does not matter.
+
+
+def _as_in_the_paper(layer: nn.Conv2d | nn.Linear, last: bool, generator: torch.Generator) -> None:
+    if last:
+        nn.init.zeros_(layer.weight)
+    else:
+        layer.weight.copy_(nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def _by_fan_in(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+    bound = layer.weight[0].numel() ** -0.5
+    for parameter in layer.parameters():
+        parameter.copy_(nn.init.uniform_(torch.empty(parameter.shape), -bound, bound, generator=generator))
 
 
 def _channels_last(weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Where the driver and the workers of a run meet: how far it is, whether it shall stop, what ended it for good."""
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray.util.metrics import Gauge
@@ -10,9 +10,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.errors import PipelineError
 from pipeline.progress import Progress
 
-__all__ = ["Reading", "Watch", "new_board"]
+__all__ = ["Reading", "Watch", "Wish", "new_board"]
 
 POLL_SECONDS = 0.5
+Wish = Literal["stopped", "regrouped"]
+"""What the driver wants the workers to end for, as a value of stages.control.Ending."""
 
 
 class Reading(NamedTuple):
@@ -40,6 +42,7 @@ class Board:
     def __init__(self, run: str) -> None:
         self.reading: Reading | None = None
         self.stopping = False
+        self.regrouping = False
         self.failure: PipelineError | None = None
         self.gauges = {
             name: Gauge(f"ddpm_train_{name}", f"{name} of the training run", tag_keys=("run",))
@@ -48,18 +51,24 @@ class Board:
         for gauge in self.gauges.values():
             gauge.set_default_tags({"run": run})
 
-    def show(self, reading: Reading) -> bool:
-        """From rank 0; returns whether the run shall stop."""
+    def show(self, reading: Reading) -> Wish | None:
+        """From rank 0; returns what the workers shall end for."""
         self.reading = reading
         for name, value in reading._asdict().items():
             self.gauges[name].set(value)
-        return self.stopping
+        if self.stopping:
+            return "stopped"
+        return "regrouped" if self.regrouping else None
 
     def read(self) -> Reading | None:
         return self.reading
 
     def stop(self) -> None:
         self.stopping = True
+
+    def regroup(self, wanted: bool) -> None:
+        """Whether this group of workers shall give way to another one."""
+        self.regrouping = wanted
 
     def fail(self, error: PipelineError) -> None:
         """An error that the same run would meet again: a restart of the workers is of no use."""

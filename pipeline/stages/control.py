@@ -22,7 +22,12 @@ class Ending(enum.Enum):
     DONE = "done"
     STOPPED = "stopped"  # the driver was asked to
     PREEMPTED = "preempted"  # a node that hosts a worker is about to go
+    REGROUPED = "regrouped"  # there may be room for more workers
     FAILED = "failed"  # the board says how
+
+
+NUMBERED: tuple[Ending | None, ...] = (None, *Ending)
+"""As ranks tell each other; None: go on."""
 
 
 class Control:
@@ -44,25 +49,26 @@ class Control:
 
     def decide(self, reading: Reading) -> Ending | None:
         """Called by every rank at the same steps; only rank 0's reading counts. None: go on."""
-        stopping = self._rank == 0 and self._wish(reading)
-        message = torch.tensor([int(stopping), reading.step + self._steps_a_check(reading.step)], device=self._device)
+        wish = NUMBERED.index(self._wish(reading) if self._rank == 0 else None)
+        message = torch.tensor([wish, reading.step + self._steps_a_check(reading.step)], device=self._device)
         if self._world_size > 1:
             dist.broadcast(message, src=0)
-        stop, self._next = message.tolist()
-        if stop:
-            return Ending.STOPPED
+        wish, self._next = message.tolist()
+        ending = NUMBERED[int(wish)]
+        if ending is not None:
+            return ending
         # A broadcast from rank 0 through an actor, hence every rank asks.
         return None if ray.train.get_preemption_info() is None else Ending.PREEMPTED
 
-    def _wish(self, reading: Reading) -> bool:
+    def _wish(self, reading: Reading) -> Ending | None:
         """The driver's answer to the reading before: nobody waits for it."""
-        stop = False
+        wish = None
         if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
-            stop = bool(ray.get(self._reply))
+            wish = ray.get(self._reply)
             self._reply = None
         if self._reply is None:
             self._reply = self._board.show.remote(reading)
-        return stop
+        return None if wish is None else Ending(wish)
 
     def _steps_a_check(self, step: int) -> int:
         before, then = self._since

@@ -20,6 +20,7 @@ from pipeline.planning import TrainPlan
 from pipeline.stages.board import Watch, new_board
 from pipeline.stages.control import Ending
 from pipeline.stages.lanes import LANE_BYTES, LaneDataset, lane_name
+from pipeline.stages.room import LookOut, most_workers
 from pipeline.stages.train_worker import TrainJob, train_worker
 from pipeline.storage.store import Store
 
@@ -43,8 +44,8 @@ class Fit:
         """Train to the last step. Raises Stopped after SIGTERM, and whatever ended the run for good."""
         board = new_board(self.run.uri)
         with _sigterm() as stop, Watch(board, self.config.train.steps, stop):
-            ending = Ending.PREEMPTED
-            while ending is Ending.PREEMPTED:  # on to other nodes at once, without waiting for these to go
+            ending = self._fit(board)
+            while ending in (Ending.PREEMPTED, Ending.REGROUPED):  # on at once, without waiting for nodes to go
                 ending = self._fit(board)
         self._remove_ray_state()
         failure = ray.get(board.failed.remote())
@@ -55,15 +56,16 @@ class Fit:
 
     def _fit(self, board: Any) -> Ending:
         job = TrainJob(self.config, self.run, self.manifest, self.manifest.digest(), self.lease, board)
+        most = most_workers(self.config.ray)
         trainer = ray.train.torch.TorchTrainer(
             lambda settings: train_worker(settings["job"]),
             train_loop_config={"job": job},
             datasets={lane_name(lane): self._lane(lane) for lane in range(self.config.train.lanes)},
             dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=_read_ahead()),
-            scaling_config=self._scaling(),
+            scaling_config=self._scaling(most),
             run_config=self._run_config(),
         )
-        with _interrupts_as_usual():
+        with _interrupts_as_usual(), LookOut(self.config.ray, board, most):
             try:
                 return Ending(trainer.fit().return_value)
             except ray.train.TrainingFailedError as error:
@@ -76,8 +78,8 @@ class Fit:
         workers, steps = self.config.ray.max_workers, self.config.train.steps
         return LaneDataset(self.run, self.source, self.manifest, self.plan, lane, steps, workers)
 
-    def _scaling(self) -> ray.train.ScalingConfig:
-        least, most = self.config.ray.min_workers, self.config.ray.max_workers
+    def _scaling(self, most: int) -> ray.train.ScalingConfig:
+        least = self.config.ray.min_workers
         return ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=self.config.ray.use_gpu,

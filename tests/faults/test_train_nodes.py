@@ -1,6 +1,9 @@
 """Nodes go and come: the run shrinks, grows, and ends with the order of images of an undisturbed one."""
 
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import ray
@@ -96,21 +99,56 @@ def test_a_node_is_lost_and_another_comes(cluster, tmp_path, undisturbed):
     assert world_sizes(store) == [2, 1, 2]
 
 
+TENANT = """
+import sys, ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+address, node = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+here = NodeAffinitySchedulingStrategy(node, soft=False)
+class Work:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+work = ray.remote(num_cpus=0)(Work).options(scheduling_strategy=here).remote()
+print(ray.get(work.node.remote()), flush=True)
+sys.stdin.read()
+assert ray.get(work.node.remote(), timeout=20) == node
+"""
+
+
+@contextmanager
+def occupied(cluster, node):
+    """Somebody else's work on a node, which then does not go before its deadline; it is still there at the end."""
+    words = [sys.executable, "-c", TENANT, cluster.address, node.node_id]
+    tenant = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert tenant.stdout.readline().strip() == node.node_id
+        yield
+        tenant.communicate(timeout=60)
+        assert tenant.returncode == 0, "the node had gone"
+    finally:
+        tenant.kill()
+
+
 @pytest.mark.nightly
 def test_a_node_says_that_it_will_go(cluster, tmp_path, undisturbed):
-    """A preemption notice: a checkpoint at once, and on with what stays, before the node has gone."""
+    """A preemption notice: a checkpoint at once, on with what stays while the node is still there, then with another.
+
+    Ray counts the node as long as it is there, so it must be there long enough to be asked for in vain.
+    """
     driver, store = begin(tmp_path, cluster)
     wait_for(lambda: world_sizes(store) == [2], driver)
     node = sorted(cluster.worker_nodes, key=str)[-1]
-    deadline = int((time.time() + 600) * 1000)
-    accepted, why = GcsClient(address=cluster.address).drain_node(node.node_id, PREEMPTION, "spot", deadline)
-    assert accepted, why
-    wait_for(lambda: world_sizes(store) == [2, 1], driver)
+    with occupied(cluster, node):
+        deadline = int((time.time() + 600) * 1000)
+        accepted, why = GcsClient(address=cluster.address).drain_node(node.node_id, PREEMPTION, "spot", deadline)
+        assert accepted, why
+        wait_for(lambda: world_sizes(store) == [2, 1], driver)
+        cluster.add_node(**NODE)
+        wait_for(lambda: world_sizes(store) == [2, 1, 2], driver)
     end(driver, store, undisturbed)
-    assert world_sizes(store) == [2, 1]
-    resumed = [store.read_json(entry.key)["step"] for entry in store.list("attempts/")]
-    first = next(
-        row["step"] for row in read_metrics(store, latest_checkpoint(store)).to_pylist() if row["world_size"] == 1
-    )
-    assert resumed == [0, first - 1], "no step was computed twice"
+    assert world_sizes(store) == [2, 1, 2]
+    resumed = sorted(store.read_json(entry.key)["step"] for entry in store.list("attempts/"))
+    sizes = [row["world_size"] for row in read_metrics(store, latest_checkpoint(store)).to_pylist()]
+    changes = [step for step in range(1, STEPS) if sizes[step] != sizes[step - 1]]
+    assert resumed == [0, *changes], "no step was computed twice"
     assert committed_steps(store)[-1] == STEPS

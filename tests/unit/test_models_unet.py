@@ -81,6 +81,26 @@ def test_initial_weights_are_the_papers():
     assert (block.norm1.weight == 1).all()
 
 
+def test_initial_weights_by_fan_in_are_those_that_torch_gives_its_layers():
+    """In distribution: bounds, spread, and none left out."""
+    config = ModelConfig(block_out_channels=(64, 64), num_classes=999)
+    unet = UNet(config, 3, 3, 16)
+    init_weights(unet, 0, "fan_in")
+    layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    for layer in layers:
+        like = torch.nn.Linear(layer.weight[0].numel(), len(layer.weight))
+        for ours, theirs in ((layer.weight, like.weight), (layer.bias, like.bias)):
+            bound = like.in_features**-0.5
+            assert theirs.abs().max() <= bound
+            assert 0.3 * bound < ours.abs().max().item() <= bound
+    big = unet.mid_block.resnets[0].conv1.weight
+    assert big.std().item() == pytest.approx((9 * 64) ** -0.5 / 3**0.5, rel=0.02)
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    again = UNet(config, 3, 3, 16)
+    init_weights(again, 0, "fan_in")
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), again.parameters(), strict=True))
+
+
 def test_one_timestep_for_all_is_the_same_as_the_same_for_each():
     unet, x = random_unet(), normal(6, 1, 8, 8)
     each = unet(x, torch.full((6,), 77))

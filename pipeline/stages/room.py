@@ -1,0 +1,66 @@
+"""Room for workers beside nodes that said that they will go, and a new start once there is more.
+
+Ray counts such a node until it is gone, though nothing can be started on it any more: a group as large as that waits
+in vain until then. So a group that starts meanwhile is given a smaller largest size, for good: later it is asked to
+give way to one that may grow again.
+"""
+
+import threading
+from typing import Any, Self
+
+import ray
+
+from pipeline.config import RayConfig
+
+__all__ = ["LookOut", "most_workers"]
+
+
+def _going() -> set[str]:
+    """Ids of nodes that are alive and take no new work. What Ray Train asks, too: there is no public way."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def most_workers(config: RayConfig) -> int:
+    """The largest group that is worth asking for now: MAX, or while nodes go what fits on the others, at least MIN."""
+    going = _going()
+    return _fitting(config, going) if going else config.max_workers
+
+
+def _fitting(config: RayConfig, going: set[str]) -> int:
+    kind = "GPU" if config.use_gpu else "CPU"
+    staying = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
+    room = sum(int(node["Resources"].get(kind, 0)) for node in staying)
+    return min(config.max_workers, max(config.min_workers, room))
+
+
+class LookOut:
+    """While the block runs: tells the board when a group of at most `most` workers should give way to a larger one.
+
+    That is when a larger one fits, or when the nodes that made it small are gone: only a group that may grow makes an
+    autoscaler bring others.
+    """
+
+    def __init__(self, config: RayConfig, board: Any, most: int) -> None:
+        self._config, self._board, self._most = config, board, most
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._config.resize_seconds):
+            try:
+                if most_workers(self._config) > self._most:
+                    ray.get(self._board.regroup.remote(True))
+                    return
+            except ray.exceptions.RayError:
+                return  # a lost board or cluster ends the group by itself
+
+    def __enter__(self) -> Self:
+        ray.get(self._board.regroup.remote(False))
+        if self._most < self._config.max_workers:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
