@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import ray.data
 import torch
 from ray.data import DataContext, Dataset
@@ -18,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import Cursor, TrainPlan
 from pipeline.stages.lane_reader import UNITS, batches_together, read_units
+from pipeline.stages.room import staying
 from pipeline.stages.unhurried import Unhurried
 from pipeline.storage.checkpoints import usable_checkpoint
 from pipeline.storage.store import Store
@@ -85,7 +85,7 @@ class LaneDataset:
     def _cpus(self) -> float:
         """None where the cluster has no room beside the workers: a reader that is never started stops them all."""
         needed = self.workers + self.plan.lanes * READ_CPUS
-        return READ_CPUS if ray.cluster_resources().get("CPU", 0) >= needed else 0
+        return READ_CPUS if sum(staying("CPU")) >= needed else 0
 
 
 Rows = dict[str, np.ndarray]

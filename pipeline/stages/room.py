@@ -1,8 +1,8 @@
 """Room for workers beside nodes that said that they will go, and a new start once there is more.
 
-Ray counts such a node until it is gone, though nothing can be started on it any more: a group as large as that waits
-in vain until then. So a group that starts meanwhile is given a smaller largest size, for good: later it is asked to
-give way to one that may grow again.
+Ray counts such a node until it is gone, though nothing can be started on it any more: what is asked for by that count
+waits in vain until then. So a group that starts meanwhile is given a smaller largest size, for good; later it is asked
+to give way to one that may grow again.
 """
 
 import threading
@@ -12,7 +12,7 @@ import ray
 
 from pipeline.config import RayConfig
 
-__all__ = ["LookOut", "most_workers"]
+__all__ = ["LookOut", "most_workers", "staying"]
 
 
 def _going() -> set[str]:
@@ -20,16 +20,18 @@ def _going() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
+def staying(kind: str) -> list[float]:
+    """How much of a resource ("CPU", "GPU") each node has that is alive and does not go, whoever uses it."""
+    going = _going()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
+    return [float(node["Resources"].get(kind, 0.0)) for node in nodes]
+
+
 def most_workers(config: RayConfig) -> int:
     """The largest group that is worth asking for now: MAX, or while nodes go what fits on the others, at least MIN."""
-    going = _going()
-    return _fitting(config, going) if going else config.max_workers
-
-
-def _fitting(config: RayConfig, going: set[str]) -> int:
-    kind = "GPU" if config.use_gpu else "CPU"
-    staying = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
-    room = sum(int(node["Resources"].get(kind, 0)) for node in staying)
+    if not _going():
+        return config.max_workers
+    room = sum(int(most) for most in staying("GPU" if config.use_gpu else "CPU"))
     return min(config.max_workers, max(config.min_workers, room))
 
 

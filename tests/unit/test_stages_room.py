@@ -43,6 +43,14 @@ def test_nodes_that_go_and_nodes_that_are_gone_have_no_room(nodes, workers, use_
     assert room.most_workers(RayConfig(workers=workers, use_gpu=use_gpu)) == most
 
 
+def test_what_stays_is_counted_node_by_node(nodes):
+    there, going = nodes
+    there += [node("a", CPU=3.5), node("b", CPU=16.0), node("c", alive=False, CPU=16.0), node("d")]
+    assert room.staying("CPU") == [3.5, 16.0, 0.0]
+    going.add("b")
+    assert room.staying("CPU") == [3.5, 0.0]
+
+
 class Board:
     """Of `stages.board.Board` what a look-out calls."""
 
