@@ -2,12 +2,12 @@
 
     python benchmarks/time_to_fd.py [--quick] [--minutes 10] [--source FOLDER] [--json] [--check] [--save]
 
-Both train the same U-Net (Fashion-MNIST, 28x28 grey; with --quick the 8x8 digits) from weights drawn by the same rule
-(torch's), with the same batch, learning rate, warm-up, clipping and average of the weights, one after the other, each
-for so many minutes. Weights are kept meanwhile; afterwards the same samples (ids, noise, DPM-Solver++(2M), 10 steps)
-are drawn from each and judged by FD-class-cnn against the training images, beside the floor. Time is CPU seconds of the
-trainer and all its processes since its first step (start-up is stated apart), so whatever else the machine does is not
-counted. Method: benchmarks/README.md.
+Both train the same U-Net (Fashion-MNIST, 28x28 grey; with --quick the 8x8 digits) with the same batch, learning rate,
+warm-up, clipping and average of the weights, one after the other, each for so many minutes: ours from first weights by
+fan-in with the last layers 0, diffusers' from its own (torch's, no layer 0). Weights are kept meanwhile; afterwards the
+same samples (ids, noise, DPM-Solver++(2M) with 10 steps) are drawn from each and judged by FD-class-cnn against the
+training images, beside the floor. Time is CPU seconds of the trainer and all its processes since its first step
+(start-up is stated apart), so whatever else the machine does is not counted. Method: benchmarks/README.md.
 
 Fashion-MNIST is Debian's package dataset-fashion-mnist, or a folder with the four files. `--save` also draws
 docs/pictures/time-to-fd.svg.
@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RATIO_BAR = 0.8
 DECAY, WORKERS, SAMPLER_STEPS = 0.995, 2, 10
 KEPT = {"keep_checkpoints": 1000, "grid_every": 10**6, "grid_size": 1, "grid_sampling_steps": 1, "steps": 20_000}
-KEPT |= {"warmup_steps": 100, "ema": {"decay": DECAY}, "init": "fan_in"}  # as diffusers starts
+KEPT |= {"warmup_steps": 100, "ema": {"decay": DECAY}, "init": "fan_in"}
 
 
 class Form(NamedTuple):

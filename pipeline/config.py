@@ -209,9 +209,7 @@ class TrainConfig(Section):
     more_ema: Annotated[dict[str, EmaConfig], AfterValidator(_check_profiles)] = Field(
         {}, description="further averages by name, each in every checkpoint"
     )
-    init: InitialWeights = Field(
-        "paper", description="first weights: as Ho et al. (last layers 0), or by fan-in as torch and diffusers"
-    )
+    init: InitialWeights = Field("paper", description="first weights: Ho et al. 2020, or by fan-in as improved DDPM")
     init_from: str | None = Field(None, description="warm start: weights of another run, checkpoint or model folder")
     init_weights: str = Field("ema", description="which weights of init_from: an average by name, or 'raw'")
     seed: int = Field(0, ge=0)

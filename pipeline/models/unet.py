@@ -39,17 +39,19 @@ BRANCH_ENDS = ("conv2", "to_out.0", "conv_out")
 def init_weights(model: nn.Module, seed: int, kind: InitialWeights = "paper") -> None:
     """Fill every parameter as a function of `seed` alone.
 
-    paper: Ho et al. 2020. Weights are uniform with variance 2 / (fan_in + fan_out), biases 0, and the layers of
-    BRANCH_ENDS are 0, so that every block starts as the identity and the network predicts 0.
-    fan_in: torch's own, which diffusers' networks start from. Weights and biases are uniform in +-fan_in^-1/2.
+    paper: Ho et al. 2020. Weights are uniform with variance 2 / (fan_in + fan_out), biases 0.
+    fan_in: torch's own bounds, as Nichol and Dhariwal 2021. Weights and biases are uniform in +-fan_in^-1/2, which is a
+    third of that variance.
+    In both the layers of BRANCH_ENDS are 0, so that every block starts as the identity and the network predicts 0.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            if kind == "paper":
-                _as_in_the_paper(module, name.endswith(BRANCH_ENDS), generator)
+            if name.endswith(BRANCH_ENDS):
+                for parameter in module.parameters():
+                    nn.init.zeros_(parameter)
             else:
-                _by_fan_in(module, generator)
+                _draw(module, kind, generator)
         elif isinstance(module, nn.Embedding):
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
         elif isinstance(module, nn.GroupNorm):
@@ -57,22 +59,18 @@ def init_weights(model: nn.Module, seed: int, kind: InitialWeights = "paper") ->
             nn.init.zeros_(module.bias)
 
 
-# Weights are drawn in index order below, so that the layout in memory does not matter.
-
-
-def _as_in_the_paper(layer: nn.Conv2d | nn.Linear, last: bool, generator: torch.Generator) -> None:
-    if last:
-        nn.init.zeros_(layer.weight)
+def _draw(layer: nn.Conv2d | nn.Linear, kind: InitialWeights, generator: torch.Generator) -> None:
+    """Weight and bias of one layer. Drawn in index order, so that the layout in memory does not matter."""
+    weight, bias = torch.empty(layer.weight.shape), torch.zeros(layer.weight.shape[0])
+    if kind == "paper":
+        nn.init.xavier_uniform_(weight, generator=generator)
     else:
-        layer.weight.copy_(nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator))
+        bound = weight[0].numel() ** -0.5
+        for drawn in (weight, bias):
+            nn.init.uniform_(drawn, -bound, bound, generator=generator)
+    layer.weight.copy_(weight)
     if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-def _by_fan_in(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    bound = layer.weight[0].numel() ** -0.5
-    for parameter in layer.parameters():
-        parameter.copy_(nn.init.uniform_(torch.empty(parameter.shape), -bound, bound, generator=generator))
+        layer.bias.copy_(bias)
 
 
 def _channels_last(weight: Tensor) -> Tensor:
