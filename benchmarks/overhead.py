@@ -44,6 +44,7 @@ from pipeline.storage.models import find_model, load_unet
 from pipeline.storage.shards import parquet_bytes, viewer_rows
 
 BARE_BAR = 0.96
+WARM_UP = 16 * SHARD  # samples
 LOG = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("started", pa.float64()), ("seconds", pa.float64())])
 
 
@@ -125,18 +126,19 @@ def timed(run: Callable[[], Steady], num_samples: int) -> tuple[Steady, float]:
 
 def measure(folder: str, out: Path, rounds: int, num_samples: int) -> dict[str, dict[str, Any]]:
     loops = Contender(bare, folder, ACTORS)
-    runs: dict[str, Callable[[Path], Steady]] = {
-        "bare": lambda at: loops.run(num_samples // SHARD),
-        "pipeline": lambda at: pipeline(folder, at, num_samples),
-        "raydata": lambda at: peer(raydata, folder, at, num_samples),
-        "pool": lambda at: peer(pool, folder, at, num_samples),
+    runs: dict[str, Callable[[Path, int], Steady]] = {
+        "bare": lambda at, n: loops.run(n // SHARD),
+        "pipeline": lambda at, n: pipeline(folder, at, n),
+        "raydata": lambda at, n: peer(raydata, folder, at, n),
+        "pool": lambda at, n: peer(pool, folder, at, n),
     }
     found: dict[str, list[Steady]] = {name: [] for name in runs}
     whole: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
+        samples = num_samples if number else min(num_samples, WARM_UP)
         for name, run in runs.items():
             at = out / f"{name}-{number}"
-            made, rate = timed(lambda r=run, a=at: r(a), num_samples)
+            made, rate = timed(lambda r=run, a=at, n=samples: r(a, n), samples)
             print(f"round {number} {name}: {made.rate:.1f} img/s, whole job {rate:.1f}", file=sys.stderr, flush=True)
             if number:
                 found[name].append(made)
@@ -166,9 +168,9 @@ def judged(found: dict[str, list[Steady]], whole: dict[str, list[float]]) -> dic
 
 
 def main() -> int:
-    options = parsed(__doc__, "overhead", quick="one round of 4,096 samples instead of three of 20,480")
+    options = parsed(__doc__, "overhead", quick="one round of 4,096 samples instead of three of 10,240")
     torch.set_num_threads(1)
-    rounds, num_samples = (1, 16 * SHARD) if options.quick else (3, 80 * SHARD)
+    rounds, num_samples = (1, 16 * SHARD) if options.quick else (3, 40 * SHARD)
     with tempfile.TemporaryDirectory() as temporary:
         folder = train_digits(digits_config(*WIDTHS, conditional=False), Path(temporary) / "model", steps=50)
         with cluster(Config().ray, ACTORS + 1):
