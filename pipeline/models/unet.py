@@ -40,8 +40,8 @@ def init_weights(model: nn.Module, seed: int, kind: InitialWeights = "paper") ->
     """Fill every parameter as a function of `seed` alone.
 
     paper: Ho et al. 2020. Weights are uniform with variance 2 / (fan_in + fan_out), biases 0.
-    fan_in: torch's own bounds, as Nichol and Dhariwal 2021. Weights and biases are uniform in +-fan_in^-1/2, which is a
-    third of that variance.
+    fan_in: torch's own bounds, as Nichol and Dhariwal 2021. Weights and biases are uniform in +-fan_in^-1/2, a third of
+    that variance where fan_in = fan_out.
     In both the layers of BRANCH_ENDS are 0, so that every block starts as the identity and the network predicts 0.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ to give way to one that may grow again.
 """
 
 import threading
+import time
 from typing import Any, Self
 
 import ray
@@ -13,6 +14,9 @@ import ray
 from pipeline.config import RayConfig
 
 __all__ = ["LookOut", "most_workers", "staying"]
+
+SETTLED_SECONDS = 25.0
+"""Ray looks at the nodes every 20 seconds: before, it may count one that is gone."""
 
 
 def _going() -> set[str]:
@@ -39,7 +43,8 @@ class LookOut:
     """While the block runs: tells the board when a group of at most `most` workers should give way to a larger one.
 
     That is when a larger one fits, or when the nodes that made it small are gone: only a group that may grow makes an
-    autoscaler bring others.
+    autoscaler bring others. A group that began with the whole range is left to Ray, which may still resize it onto a
+    node that goes.
     """
 
     def __init__(self, config: RayConfig, board: Any, most: int) -> None:
@@ -48,13 +53,18 @@ class LookOut:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
+        since: float | None = None
         while not self._ended.wait(self._config.resize_seconds):
             try:
-                if most_workers(self._config) > self._most:
+                if most_workers(self._config) <= self._most:
+                    since = None
+                    continue
+                since = time.monotonic() if since is None else since
+                if _going() or time.monotonic() - since >= SETTLED_SECONDS:
                     ray.get(self._board.regroup.remote(True))
                     return
             except ray.exceptions.RayError:
-                return  # a lost board or cluster ends the group by itself
+                continue  # a busy head; a lost cluster ends the group by itself
 
     def __enter__(self) -> Self:
         ray.get(self._board.regroup.remote(False))

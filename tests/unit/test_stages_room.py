@@ -1,12 +1,16 @@
 """How large a group of workers is asked for while nodes say that they will go, and when a small one gives way."""
 
+import itertools
 import threading
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
 from pipeline.config import RayConfig
 from pipeline.stages import room
+from pipeline.stages.board import Wish
+from pipeline.stages.control import NUMBERED, Ending
 
 pytestmark = pytest.mark.unit
 
@@ -69,7 +73,9 @@ FAST = RayConfig(workers="1..2", resize_seconds=0.01)
 
 
 @pytest.mark.parametrize("change", ["the node has gone", "there is another"])
-def test_a_small_group_gives_way_once_there_may_be_room_for_more(nodes, change):
+def test_a_small_group_gives_way_once_there_may_be_room_for_more(nodes, change, monkeypatch):
+    """At once when another node has come; when one has gone, not before Ray has noticed."""
+    monkeypatch.setattr(room, "SETTLED_SECONDS", 0.5 if change == "the node has gone" else 1000.0)
     there, going = nodes
     there += [node("a", CPU=1.0), node("b", CPU=1.0)]
     going.add("b")
@@ -78,6 +84,7 @@ def test_a_small_group_gives_way_once_there_may_be_room_for_more(nodes, change):
         assert not board.told.wait(0.1), "nothing has changed"
         if change == "the node has gone":
             going.clear()
+            assert not board.told.wait(0.1)
         else:
             there.append(node("c", CPU=1.0))
         assert board.told.wait(10)
@@ -85,7 +92,40 @@ def test_a_small_group_gives_way_once_there_may_be_room_for_more(nodes, change):
 
 
 def test_a_group_that_may_grow_by_itself_is_left_alone(nodes):
-    board = Board()
+    board, before = Board(), threading.active_count()
     with room.LookOut(FAST, board, 2):
-        assert not board.told.wait(0.1)
+        assert threading.active_count() == before, "nobody looks"
     assert board.said == [False]
+
+
+def test_a_busy_head_does_not_end_the_look_out(nodes, monkeypatch):
+    there, going = nodes
+    there.append(node("a", CPU=1.0))
+    going.add("b")
+    board, answers = Board(), iter([room.ray.exceptions.RaySystemError("busy"), 1, 1])
+
+    def most(config):
+        answer = next(answers, 2)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(room, "most_workers", most)
+    monkeypatch.setattr(room, "SETTLED_SECONDS", 0.0)
+    with room.LookOut(FAST, board, 1):
+        assert board.told.wait(10)
+
+
+def test_room_that_comes_and_goes_moves_nobody(nodes, monkeypatch):
+    monkeypatch.setattr(room, "SETTLED_SECONDS", 0.2)
+    answers = itertools.cycle([2, 1])
+    monkeypatch.setattr(room, "most_workers", lambda config: next(answers))
+    board = Board()
+    with room.LookOut(FAST, board, 1):
+        assert not board.told.wait(0.6)
+
+
+def test_what_the_driver_wants_are_endings_that_ranks_can_tell_each_other():
+    assert {Ending(wish) for wish in get_args(Wish)} == {Ending.STOPPED, Ending.REGROUPED}
+    assert set(NUMBERED) == {None, *Ending}
+    assert NUMBERED[0] is None
