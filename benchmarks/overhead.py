@@ -44,7 +44,7 @@ from pipeline.storage.models import find_model, load_unet
 from pipeline.storage.shards import parquet_bytes, viewer_rows
 
 BARE_BAR = 0.96
-WARM_UP = 16 * SHARD  # samples
+WARM_UP = 16 * SHARD  # samples; with --quick a round is no longer
 LOG = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("started", pa.float64()), ("seconds", pa.float64())])
 
 
@@ -135,7 +135,7 @@ def measure(folder: str, out: Path, rounds: int, num_samples: int) -> dict[str, 
     found: dict[str, list[Steady]] = {name: [] for name in runs}
     whole: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
-        samples = num_samples if number else min(num_samples, WARM_UP)
+        samples = num_samples if number else WARM_UP
         for name, run in runs.items():
             at = out / f"{name}-{number}"
             made, rate = timed(lambda r=run, a=at, n=samples: r(a, n), samples)
@@ -170,7 +170,7 @@ def judged(found: dict[str, list[Steady]], whole: dict[str, list[float]]) -> dic
 def main() -> int:
     options = parsed(__doc__, "overhead", quick="one round of 4,096 samples instead of three of 10,240")
     torch.set_num_threads(1)
-    rounds, num_samples = (1, 16 * SHARD) if options.quick else (3, 40 * SHARD)
+    rounds, num_samples = (1, WARM_UP) if options.quick else (3, 40 * SHARD)
     with tempfile.TemporaryDirectory() as temporary:
         folder = train_digits(digits_config(*WIDTHS, conditional=False), Path(temporary) / "model", steps=50)
         with cluster(Config().ray, ACTORS + 1):

@@ -1,7 +1,8 @@
 """Where the driver and the workers of a run meet: how far it is, whether it shall stop, what ended it for good."""
 
+import enum
 import threading
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.metrics import Gauge
@@ -10,11 +11,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.errors import PipelineError
 from pipeline.progress import Progress
 
-__all__ = ["Reading", "Watch", "Wish", "new_board"]
+__all__ = ["Ending", "Reading", "Watch", "new_board"]
 
 POLL_SECONDS = 0.5
-Wish = Literal["stopped", "regrouped"]
-"""What the driver wants the workers to end for, as a value of stages.control.Ending."""
+
+
+class Ending(enum.Enum):
+    """Why a group of workers ended in good order."""
+
+    DONE = "done"
+    STOPPED = "stopped"  # the driver was asked to
+    PREEMPTED = "preempted"  # a node that hosts a worker is about to go
+    REGROUPED = "regrouped"  # there may be room for more workers
+    FAILED = "failed"  # the board says how
 
 
 class Reading(NamedTuple):
@@ -51,14 +60,14 @@ class Board:
         for gauge in self.gauges.values():
             gauge.set_default_tags({"run": run})
 
-    def show(self, reading: Reading) -> Wish | None:
+    def show(self, reading: Reading) -> Ending | None:
         """From rank 0; returns what the workers shall end for."""
         self.reading = reading
         for name, value in reading._asdict().items():
             self.gauges[name].set(value)
         if self.stopping:
-            return "stopped"
-        return "regrouped" if self.regrouping else None
+            return Ending.STOPPED
+        return Ending.REGROUPED if self.regrouping else None
 
     def read(self) -> Reading | None:
         return self.reading

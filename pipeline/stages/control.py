@@ -1,6 +1,5 @@
 """What all ranks decide together, about once a second: whether to go on."""
 
-import enum
 import time
 from typing import Any
 
@@ -9,21 +8,11 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from pipeline.stages.board import Reading
+from pipeline.stages.board import Ending, Reading
 
-__all__ = ["Control", "Ending"]
+__all__ = ["Control"]
 
 CHECK_SECONDS = 1.0
-
-
-class Ending(enum.Enum):
-    """Why a group of workers ended in good order."""
-
-    DONE = "done"
-    STOPPED = "stopped"  # the driver was asked to
-    PREEMPTED = "preempted"  # a node that hosts a worker is about to go
-    REGROUPED = "regrouped"  # there may be room for more workers
-    FAILED = "failed"  # the board says how
 
 
 NUMBERED: tuple[Ending | None, ...] = (None, *Ending)
@@ -62,13 +51,13 @@ class Control:
 
     def _wish(self, reading: Reading) -> Ending | None:
         """The driver's answer to the reading before: nobody waits for it."""
-        wish = None
+        wish: Ending | None = None
         if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
             wish = ray.get(self._reply)
             self._reply = None
         if self._reply is None:
             self._reply = self._board.show.remote(reading)
-        return None if wish is None else Ending(wish)
+        return wish
 
     def _steps_a_check(self, step: int) -> int:
         before, then = self._since

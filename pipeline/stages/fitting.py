@@ -17,8 +17,7 @@ from pipeline.config import Config
 from pipeline.errors import Stopped
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import TrainPlan
-from pipeline.stages.board import Watch, new_board
-from pipeline.stages.control import Ending
+from pipeline.stages.board import Ending, Watch, new_board
 from pipeline.stages.lanes import LANE_BYTES, LaneDataset, lane_name
 from pipeline.stages.room import LookOut, most_workers
 from pipeline.stages.train_worker import TrainJob, train_worker

@@ -23,7 +23,8 @@ from pipeline.engine.training import Trainer
 from pipeline.errors import PipelineError, Transient
 from pipeline.manifests import DatasetManifest
 from pipeline.planning import lanes_of_worker
-from pipeline.stages.control import Control, Ending
+from pipeline.stages.board import Ending
+from pipeline.stages.control import Control
 from pipeline.stages.keeper import Keeper, Place, Restart
 from pipeline.stages.lanes import LaneStream, lane_name
 from pipeline.stages.recorder import Moment, Recorder

@@ -3,14 +3,15 @@
 import itertools
 import threading
 from types import SimpleNamespace
-from typing import get_args
+from unittest.mock import MagicMock
 
 import pytest
 
 from pipeline.config import RayConfig
+from pipeline.stages import board as boards
 from pipeline.stages import room
-from pipeline.stages.board import Wish
-from pipeline.stages.control import NUMBERED, Ending
+from pipeline.stages.board import Ending, Reading
+from pipeline.stages.control import NUMBERED
 
 pytestmark = pytest.mark.unit
 
@@ -125,7 +126,20 @@ def test_room_that_comes_and_goes_moves_nobody(nodes, monkeypatch):
         assert not board.told.wait(0.6)
 
 
-def test_what_the_driver_wants_are_endings_that_ranks_can_tell_each_other():
-    assert {Ending(wish) for wish in get_args(Wish)} == {Ending.STOPPED, Ending.REGROUPED}
+def test_every_ending_is_one_that_ranks_can_tell_each_other():
     assert set(NUMBERED) == {None, *Ending}
     assert NUMBERED[0] is None
+
+
+def test_a_wish_to_stop_comes_before_one_to_regroup_and_a_new_group_has_neither_of_the_old(monkeypatch):
+    monkeypatch.setattr(boards, "Gauge", MagicMock())
+    board = boards.Board.__ray_metadata__.modified_class("run")
+    reading = Reading(1, 0, 0.5, 10.0, 0.0, 1)
+    assert board.show(reading) is None
+    board.regroup(True)
+    assert board.show(reading) is Ending.REGROUPED
+    board.stop()
+    assert board.show(reading) is Ending.STOPPED
+    board.stopping = False
+    board.regroup(False)
+    assert board.show(reading) is None
