@@ -27,17 +27,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import at_least, flags, known, tell
 
-from pipeline.config import Config, EvaluateConfig
+from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.root import Config
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.sampler import make_sampler
-from pipeline.engine.images import encode_png, grid, to_model, to_uint8
-from pipeline.engine.training import MicroBatch, Trainer
-from pipeline.metrics.anchors import noise_images
+from pipeline.images.convert import grid, to_model, to_uint8
+from pipeline.images.png import encode_png
 from pipeline.metrics.classifier import train_classifier
 from pipeline.metrics.features import fingerprint_of
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
-from pipeline.planning import keyed_permutation
+from pipeline.metrics.reference_images import noise_images
+from pipeline.training.data_plan import keyed_permutation
+from pipeline.training.inputs import MicroBatch
+from pipeline.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {

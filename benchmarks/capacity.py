@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.placement import Slots
+from pipeline.ingest.partitioning import Slots
 
 __all__ = ["DatasetNeeds", "GenerationNeeds", "MeasuredCosts", "dataset_needs", "generation_needs"]
 

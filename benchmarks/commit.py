@@ -26,22 +26,15 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import at_most, known, parsed, tell
+from s3_server import SeaweedServer
 from synthetic import CHANNELS, SHARD_ROWS, SIZE, counted, plan_of
 
-from pipeline.assignment import Assignments, missing_shards
-from pipeline.config import StorageConfig
-from pipeline.engine.generation import Images, sample_table
-from pipeline.manifests import SamplePlan
-from pipeline.storage.samples import (
-    collect_garbage,
-    commit_shard,
-    committed_shards,
-    create_plan,
-    marker_key,
-    seal,
-)
-from pipeline.storage.seaweed import SeaweedServer
-from pipeline.storage.shards import parquet_bytes, viewer_rows
+from pipeline.config.root import StorageConfig
+from pipeline.generation.commit import collect_garbage, commit_shard, committed_shards, create_plan, marker_key, seal
+from pipeline.generation.generator import Images, sample_table
+from pipeline.generation.manifest import SamplePlan
+from pipeline.generation.sample_plan import Assignments, missing_shards
+from pipeline.storage.files import parquet_bytes, viewer_rows
 from pipeline.storage.store import Store, resolve
 
 REQUESTS_BAR = 4.1

@@ -9,11 +9,12 @@ from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.config import Config
-from pipeline.engine.images import to_model
-from pipeline.engine.training import MicroBatch, Trainer
+from pipeline.config.root import Config
+from pipeline.images.convert import to_model
 from pipeline.models.diffusers_format import model_files
-from pipeline.planning import keyed_permutation
+from pipeline.training.data_plan import keyed_permutation
+from pipeline.training.inputs import MicroBatch
+from pipeline.training.trainer import Trainer
 
 __all__ = ["digits_config", "train_digits"]
 

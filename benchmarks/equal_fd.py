@@ -28,10 +28,10 @@ from digits_model import STEPS, digits_config, train_digits
 from outcome import at_least, known, parsed, tell
 from quality import Judge, drawn, sampler_of
 
-from pipeline.config import Config, StorageConfig
+from pipeline.config.root import Config, StorageConfig
+from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.unet import UNet
-from pipeline.planning import keyed_permutation
-from pipeline.storage.models import find_model, load_unet
+from pipeline.training.data_plan import keyed_permutation
 
 DIFFUSERS_BAR = 1.7
 AS_GOOD = 1.05

@@ -33,12 +33,14 @@ from digits_model import digits_config, train_digits
 from outcome import parsed, tell
 from steady import CpuClock, Steady, steady
 
-from pipeline.config import Config, GenerateConfig, StorageConfig
-from pipeline.engine.generation import ShardGenerator
-from pipeline.engine.one_core import compute_on_one_core
-from pipeline.stages.cluster import cluster
-from pipeline.stages.generate import generate, make_plan
-from pipeline.storage.models import find_model, load_unet
+from pipeline.cluster import cluster
+from pipeline.config.generation import GenerateConfig
+from pipeline.config.root import Config, StorageConfig
+from pipeline.generation.driver import generate
+from pipeline.generation.generator import ShardGenerator
+from pipeline.generation.make_plan import make_plan
+from pipeline.model_store.load_model import find_model, load_unet
+from pipeline.models.cpu import compute_on_one_core
 from pipeline.storage.store import resolve
 
 BARE_BAR, DIFFUSERS_BAR, COST_BAR = 0.95, 1.4, 0.03

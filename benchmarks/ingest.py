@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import parsed, tell
 
-from pipeline.config import Config, IngestConfig, RayConfig
-from pipeline.engine.decoder import Decoder
-from pipeline.engine.prepare import prepare
-from pipeline.stages.cluster import cluster
-from pipeline.stages.ingest import ingest
+from pipeline.cluster import cluster
+from pipeline.config.ingest import IngestConfig
+from pipeline.config.root import Config, RayConfig
+from pipeline.ingest.decode.decoder import Decoder
+from pipeline.ingest.decode.resize import prepare
+from pipeline.ingest.driver import ingest
 
 DECODE_BAR, INGEST_BAR = 0.7, 0.7
 CASES = {"png28": ("PNG", 28, 1), "jpeg256": ("JPEG", 256, 3)}  # format, size, channels

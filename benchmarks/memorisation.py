@@ -23,15 +23,16 @@ from outcome import parsed, tell
 from stream import Peak, pictures
 from tiny_samples import sample_plan
 
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.images import encode_png
-from pipeline.manifests import DatasetManifest, ShardEntry
+from pipeline.cluster import cluster
+from pipeline.config.root import Config, StorageConfig
+from pipeline.evaluation.memorisation.driver import memorisation
+from pipeline.generation.commit import commit_shard, create_plan, seal
+from pipeline.images.png import encode_png
+from pipeline.ingest.dataset import write_dataset
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.metrics.nearest import Nearest, add_rows
 from pipeline.schema import DATASET, SAMPLES, STATUS_OK
-from pipeline.stages.cluster import cluster
-from pipeline.stages.memorisation import memorisation
-from pipeline.storage.samples import commit_shard, create_plan, seal
-from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
+from pipeline.storage.files import parquet_bytes, put_file
 from pipeline.storage.store import Store, resolve
 
 SIZE, SHARD_ROWS, WORKERS, K = 28, 1000, 2, 50

@@ -28,10 +28,10 @@ from invariants import check_invariants
 from outcome import flags, tell
 from torment import Record, Torment
 
-from pipeline.config import StorageConfig
-from pipeline.engine.generation import ShardGenerator, sample_table
-from pipeline.storage.models import find_model, load_unet
-from pipeline.storage.samples import read_plan
+from pipeline.config.root import StorageConfig
+from pipeline.generation.commit import read_plan
+from pipeline.generation.generator import ShardGenerator, sample_table
+from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.storage.store import Store, resolve
 
 ROOT = Path(__file__).resolve().parents[1]

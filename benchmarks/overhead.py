@@ -35,13 +35,13 @@ from generate import ACTORS, SHARD, STEPS, WIDTHS, Contender, bare, pipeline, se
 from outcome import at_least, known, parsed, tell
 from steady import CpuClock, Steady, steady
 
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.generation import ShardGenerator, sample_table
-from pipeline.engine.one_core import compute_on_one_core
-from pipeline.stages.cluster import cluster
-from pipeline.stages.generate import make_plan
-from pipeline.storage.models import find_model, load_unet
-from pipeline.storage.shards import parquet_bytes, viewer_rows
+from pipeline.cluster import cluster
+from pipeline.config.root import Config, StorageConfig
+from pipeline.generation.generator import ShardGenerator, sample_table
+from pipeline.generation.make_plan import make_plan
+from pipeline.model_store.load_model import find_model, load_unet
+from pipeline.models.cpu import compute_on_one_core
+from pipeline.storage.files import parquet_bytes, viewer_rows
 
 BARE_BAR = 0.96
 WARM_UP = 16 * SHARD  # samples; with --quick a round is no longer

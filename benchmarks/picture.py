@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from pipeline.report.content import Chart
-from pipeline.report.line_chart import line_chart
+from pipeline.report.render.content import Chart
+from pipeline.report.render.line_chart import line_chart
 
 __all__ = ["write_picture"]
 

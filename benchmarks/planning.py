@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from outcome import at_most, known, parsed, tell
 from synthetic import marker_of, peak_mb, plan_of, reset_peak
 
-from pipeline.assignment import Assignments, missing_shards
-from pipeline.manifests import DatasetManifest, SampleManifest, ShardEntry
-from pipeline.planning import TrainPlan
-from pipeline.storage.shards import document
+from pipeline.generation.manifest import SampleManifest
+from pipeline.generation.sample_plan import Assignments, missing_shards
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry
+from pipeline.storage.files import document
+from pipeline.training.data_plan import TrainPlan
 
 DECISION_BAR_SECONDS = 10.0
 BILLION, QUICK_BILLION = 10**9, 10**7

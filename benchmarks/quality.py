@@ -7,17 +7,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import Config, EvaluateConfig
+from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.root import Config
 from pipeline.diffusion.noise import SampleNoise
-from pipeline.diffusion.sampler import Sampler, make_sampler
-from pipeline.engine.images import decode_pixels, to_uint8
-from pipeline.manifests import ShardEntry
+from pipeline.diffusion.sampler import make_sampler
+from pipeline.diffusion.timestep_grid import Sampler
+from pipeline.images.convert import to_uint8
+from pipeline.images.png import decode_pixels
+from pipeline.ingest.dataset import read_dataset
+from pipeline.ingest.manifest import ShardEntry
 from pipeline.metrics.classifier import train_classifier
 from pipeline.metrics.features import fingerprint_of
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
 from pipeline.models.unet import UNet
-from pipeline.storage.shards import read_dataset, read_parquet
+from pipeline.storage.files import read_parquet
 from pipeline.storage.store import Store
 
 __all__ = ["Judge", "drawn", "sampler_of", "split_of"]

@@ -22,14 +22,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import at_most, known, parsed, tell
+from s3_server import SeaweedServer
 from synthetic import counted, marker_of, peak_mb, plan_of, reset_peak
 
-from pipeline.assignment import missing_shards
-from pipeline.config import StorageConfig
-from pipeline.manifests import SamplePlan
-from pipeline.storage.samples import committed_shards, create_plan, marker_key, read_plan, seal
-from pipeline.storage.seaweed import SeaweedServer
-from pipeline.storage.shards import document
+from pipeline.config.root import StorageConfig
+from pipeline.generation.commit import committed_shards, create_plan, marker_key, read_plan, seal
+from pipeline.generation.manifest import SamplePlan
+from pipeline.generation.sample_plan import missing_shards
+from pipeline.storage.files import document
 from pipeline.storage.store import Store, resolve
 
 DECISION_BAR_SECONDS = 10.0

@@ -26,15 +26,15 @@ from outcome import at_least, known, parsed, tell
 from synthetic import plan_of
 from torment import resident_mb
 
-from pipeline.assignment import Assignments
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.generation import Images, Step
-from pipeline.manifests import SamplePlan
-from pipeline.stages.cluster import cluster
-from pipeline.stages.rounds import Rounds
-from pipeline.stages.shard_actor import GenerateShards
-from pipeline.storage.samples import create_plan, seal
-from pipeline.storage.shard_log import SHARD_LOG_KEY
+from pipeline.cluster import cluster
+from pipeline.config.root import Config, StorageConfig
+from pipeline.generation.commit import create_plan, seal
+from pipeline.generation.distributed.actor import GenerateShards
+from pipeline.generation.distributed.dispatcher import ShardDispatcher
+from pipeline.generation.generator import Images, Step
+from pipeline.generation.manifest import SamplePlan
+from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.shard_log import SHARD_LOG_KEY
 from pipeline.storage.store import Store, resolve
 
 EFFICIENCY_BAR = 0.95
@@ -103,7 +103,7 @@ def run(job: Store, actors: int, shards: int) -> dict[str, float]:
     config = Config.model_validate({"ray": {"workers": actors, "address": "auto"}})
     with simulated(actors), cluster(config.ray, actors):
         wall, cpu = time.monotonic(), time.process_time()
-        Rounds(config, job, plan, "nowhere", SleepingShards).finish()
+        ShardDispatcher(config, job, plan, "nowhere", SleepingShards).finish()
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     assert len(seal(job, plan).shards) == shards
     log = pq.read_table(pa.BufferReader(job.read(SHARD_LOG_KEY)))

@@ -177,7 +177,7 @@ def with_tables(text: str, found: dict[str, str]) -> str:
 
 def memory_chart() -> Any:
     """Resident memory of the drivers of a million samples against samples committed."""
-    from pipeline.report.content import Chart, Series
+    from pipeline.report.render.content import Chart, Series
 
     document = newest("million")
     runs: list[list[tuple[float, float]]] = [[]]

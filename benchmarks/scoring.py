@@ -27,17 +27,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from outcome import parsed, tell
 from synthetic import plan_of
 
-from pipeline.config import Config, EvaluateConfig, StorageConfig
-from pipeline.engine.images import decode_pixels, encode_png
-from pipeline.manifests import DatasetManifest, ShardEntry
+from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.root import Config, StorageConfig
+from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.tasks import sketch_of
+from pipeline.generation.commit import commit_shard, create_plan, read_sealed, seal
+from pipeline.images.png import decode_pixels, encode_png
+from pipeline.ingest.dataset import read_dataset, write_dataset
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.metrics.classifier import Classifier, train_classifier
+from pipeline.metrics.feature_stats import Score, Sketch
 from pipeline.metrics.features import fingerprint_of, one_thread
 from pipeline.metrics.scoring import score
-from pipeline.metrics.sketch import Score, Sketch
 from pipeline.schema import DATASET, SAMPLES, STATUS_OK
-from pipeline.stages.sketching import Job, sketch_of
-from pipeline.storage.samples import commit_shard, create_plan, read_sealed, seal
-from pipeline.storage.shards import parquet_bytes, put_file, read_dataset, write_dataset
+from pipeline.storage.files import parquet_bytes, put_file
 from pipeline.storage.store import Store, resolve
 
 SIZE, CHANNELS, SHARD_ROWS, CLASSES = 28, 1, 1_000, 10
@@ -92,21 +95,21 @@ def make_samples(store: Store, rows: int) -> None:
     seal(store, plan)
 
 
-def opened(folder: str, rows: int) -> Job:
+def opened(folder: str, rows: int) -> EvaluationContext:
     samples, dataset = (resolve(f"{folder}/{name}", StorageConfig()) for name in ("samples", "dataset"))
     config = Config.model_validate({"evaluate": {"num_images": rows}})
-    return Job(config, samples, dataset, *read_sealed(samples), read_dataset(dataset))
+    return EvaluationContext(config, samples, dataset, *read_sealed(samples), read_dataset(dataset))
 
 
-def sketched(extractor: Classifier, job: Job) -> Sketch:
+def sketched(extractor: Classifier, context: EvaluationContext) -> Sketch:
     """Every part read, verified, decoded, measured and packed; merged as it comes back from bytes."""
     whole: Sketch | None = None
-    fingerprint = fingerprint_of(extractor, job.reference)
-    for part in job.parts("samples"):
-        sketch = Sketch.from_bytes(sketch_of(extractor, fingerprint, job, part).to_bytes())
+    fingerprint = fingerprint_of(extractor, context.reference)
+    for part in context.parts("samples"):
+        sketch = Sketch.from_bytes(sketch_of(extractor, fingerprint, context, part).to_bytes())
         whole = sketch if whole is None else whole.merge(sketch)
     assert whole is not None
-    assert whole.moments.n == job.n
+    assert whole.moments.n == context.n
     return whole
 
 
@@ -122,15 +125,15 @@ def seconds(run) -> tuple[float, object]:
 
 def costs(folder: str, weights: bytes, rows: int, rounds: int) -> dict[str, float]:
     """One round of warm-up is thrown away; medians over rounds of quotients within a round."""
-    extractor, job = Classifier.from_bytes(weights), opened(folder, rows)
+    extractor, context = Classifier.from_bytes(weights), opened(folder, rows)
     images = pictures(0, rows)
-    reference = sketched(extractor, job)
+    reference = sketched(extractor, context)
     ratios: dict[str, list[float]] = {"sketching": [], "scoring": [], "decoding": []}
     pngs = [encode_png(image) for image in images]
     forwards = []
     for number in range(rounds + 1):
         forward, _ = seconds(lambda: extractor.answer(images))
-        sketching, sketch = seconds(lambda: sketched(extractor, job))
+        sketching, sketch = seconds(lambda: sketched(extractor, context))
         scoring, _ = seconds(partial(scored, reference, sketch))
         decoding, _ = seconds(lambda: [decode_pixels(png, SIZE * SIZE) for png in pngs])
         print(

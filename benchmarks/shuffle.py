@@ -2,8 +2,8 @@
 
     python benchmarks/shuffle.py [--epochs 20] [--quick] [--json] [--check] [--save]
 
-On the plans that training itself follows (pipeline.planning.TrainPlan); nothing is read. Distances are between the
-places that a pair of images has in an epoch, in steps (global batches) and in images, for three kinds of pairs:
+On the plans that training itself follows (pipeline.training.data_plan.TrainPlan); nothing is read. Distances are
+between the places that a pair of images has in an epoch, in steps (global batches) and in images, for three kinds of pairs:
 
     adjacent     rows that are neighbours in storage
     shard-mates  two rows of one shard, drawn anew each epoch
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import flags, tell
 
-from pipeline.planning import TrainPlan, keyed_permutation
+from pipeline.training.data_plan import TrainPlan, keyed_permutation
 
 IMAGES = (60_000, 1_000_000)
 SHARD_ROWS, LANES, MICRO_BATCH = 1024, 8, 16

@@ -29,16 +29,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import parsed, tell
 
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.images import encode_png, to_model
-from pipeline.manifests import DatasetManifest, ShardEntry
-from pipeline.planning import TrainPlan
+from pipeline.cluster import cluster
+from pipeline.config.root import Config, StorageConfig
+from pipeline.images.convert import to_model
+from pipeline.images.png import encode_png
+from pipeline.ingest.dataset import read_dataset, write_dataset
+from pipeline.ingest.driver import ingest
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.schema import DATASET
-from pipeline.stages.cluster import cluster
-from pipeline.stages.ingest import ingest
-from pipeline.stages.lanes import LaneDataset, LaneStream
-from pipeline.storage.shards import parquet_bytes, put_file, read_dataset, write_dataset
+from pipeline.storage.files import parquet_bytes, put_file
 from pipeline.storage.store import Store, resolve
+from pipeline.training.data_plan import TrainPlan
+from pipeline.training.distributed.data_loader import LaneDataset, LaneStream
 
 SHARE_BAR, MEMORY_BAR = 0.7, 1.15
 LANES, BATCH = 2, 64

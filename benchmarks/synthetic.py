@@ -10,9 +10,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.assignment import Assignments
-from pipeline.config import DiffusionConfig
-from pipeline.manifests import Marker, SamplePlan
+from pipeline.config.root import DiffusionConfig
+from pipeline.generation.manifest import Marker, SamplePlan
+from pipeline.generation.sample_plan import Assignments
 
 __all__ = ["CHANNELS", "SHARD_ROWS", "SIZE", "counted", "marker_of", "peak_mb", "plan_of", "reset_peak"]
 

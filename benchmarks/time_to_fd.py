@@ -36,16 +36,16 @@ from picture import write_picture
 from quality import Judge, drawn, sampler_of, split_of
 from steady import CpuClock
 
-from pipeline.config import Config
-from pipeline.engine.images import to_model
+from pipeline.config.root import Config
 from pipeline.errors import DataError
+from pipeline.images.convert import to_model
+from pipeline.model_store.checkpoint import latest_checkpoint
+from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.diffusers_format import UNET_FILE, model_files
 from pipeline.models.unet import UNet
-from pipeline.report.content import Chart, Series
-from pipeline.storage.checkpoints import latest_checkpoint
-from pipeline.storage.metrics import read_metrics
-from pipeline.storage.models import find_model, load_unet
+from pipeline.report.render.content import Chart, Series
 from pipeline.storage.store import resolve
+from pipeline.training.metrics_table import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RATIO_BAR = 0.8

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from invariants import created_once
 
-from pipeline.storage.samples import committed_shards, is_sealed, read_plan
+from pipeline.generation.commit import committed_shards, is_sealed, read_plan
 from pipeline.storage.store import Store
 
 __all__ = ["Record", "Torment"]

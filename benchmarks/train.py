@@ -26,17 +26,20 @@ import torch.multiprocessing as mp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import parsed, tell
+from s3_server import SeaweedServer
 
-from pipeline.config import Config
-from pipeline.engine.images import decode_pixels, to_model
-from pipeline.engine.one_core import compute_on_one_core
-from pipeline.engine.training import MicroBatch, Trainer
-from pipeline.stages.cluster import cluster
-from pipeline.storage.checkpoints import latest_checkpoint
-from pipeline.storage.metrics import read_metrics
-from pipeline.storage.seaweed import SeaweedServer
-from pipeline.storage.shards import read_dataset, read_parquet
+from pipeline.cluster import cluster
+from pipeline.config.root import Config
+from pipeline.images.convert import to_model
+from pipeline.images.png import decode_pixels
+from pipeline.ingest.dataset import read_dataset
+from pipeline.model_store.checkpoint import latest_checkpoint
+from pipeline.models.cpu import compute_on_one_core
+from pipeline.storage.files import read_parquet
 from pipeline.storage.store import resolve
+from pipeline.training.inputs import MicroBatch
+from pipeline.training.metrics_table import read_metrics
+from pipeline.training.trainer import Trainer
 
 BARE_BAR, MEMORY_BAR, DIFFUSERS_BAR = 0.95, 1.10, 1.3
 ROOT = Path(__file__).resolve().parents[1]

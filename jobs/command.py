@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline.config import Config
-from pipeline.config_sources import (
+from pipeline.config.layers import (
     Layer,
     environment_layer,
     flag_layer,
@@ -23,8 +22,9 @@ from pipeline.config_sources import (
     to_yaml,
     yaml_layer,
 )
+from pipeline.config.root import Config
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.submission import Job
+from pipeline.operations.submission import SubmittedJob
 
 __all__ = ["Argument", "Call", "Verb", "as_job", "execute"]
 
@@ -168,7 +168,7 @@ def _require(verb: Verb, parsed: argparse.Namespace) -> None:
         raise ConfigError(f"ddpm {verb.name} needs {' and '.join(missing)} (--help lists every flag)")
 
 
-def as_job(verb: Verb, words: Sequence[str]) -> Job:
+def as_job(verb: Verb, words: Sequence[str]) -> SubmittedJob:
     """The command line of a verb for another machine, checked as it would be here; its files become contents."""
     dotted, plain = split_dotted(words)
     parsed = _parser(verb).parse_args(plain)
@@ -183,7 +183,7 @@ def as_job(verb: Verb, words: Sequence[str]) -> Job:
     naming.add_argument("--config", action="append")
     names = [a.flag.lstrip("-").replace("-", "_") for a in verb.arguments if a.path is None]
     arguments = {name: getattr(parsed, name) for name in [*names, "dry_run"]}
-    return Job(verb.name, tuple(naming.parse_known_args(list(words))[1]), config, arguments, files)
+    return SubmittedJob(verb.name, tuple(naming.parse_known_args(list(words))[1]), config, arguments, files)
 
 
 def execute(verb: Verb, argv: Sequence[str]) -> int:

@@ -6,13 +6,13 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.cluster import cluster
-    from pipeline.stages.evaluate import evaluate
-    from pipeline.stages.generate import generate
-    from pipeline.stages.ingest import ingest
-    from pipeline.stages.report import report
-    from pipeline.stages.train import train
-    from pipeline.stages.verify import verify
+    from pipeline.cluster import cluster
+    from pipeline.evaluation.driver import evaluate
+    from pipeline.generation.driver import generate
+    from pipeline.ingest.driver import ingest
+    from pipeline.operations.verify import verify
+    from pipeline.report.driver import report
+    from pipeline.training.driver import train
 
     config, source = call.config, call.arguments.source or "digits"
     root = call.arguments.root or str(Path("demo-output").resolve())

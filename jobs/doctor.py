@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.doctor import doctor
+    from pipeline.operations.doctor import doctor
 
     return doctor(call.config, call.arguments.root)
 

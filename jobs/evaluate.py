@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.evaluate import evaluate
+    from pipeline.evaluation.driver import evaluate
 
     return evaluate(call.config, call.arguments.samples, call.arguments.dataset, dry_run=call.dry_run)
 

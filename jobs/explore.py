@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.explore import explore
+    from pipeline.analysis.explore import explore
 
     given = call.arguments
     return explore(call.config, given.model, given.out, given.dataset, dry_run=call.dry_run)

@@ -5,7 +5,7 @@ from pipeline.errors import ConfigError
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.export import export
+    from pipeline.model_store.export import export
 
     step = call.arguments.step
     if step is not None and not step.isdecimal():

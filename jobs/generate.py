@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.generate import generate
+    from pipeline.generation.driver import generate
 
     given = call.arguments
     return generate(call.config, given.model, given.out, dry_run=call.dry_run, requests=given.requests)

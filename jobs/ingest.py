@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.ingest import ingest
+    from pipeline.ingest.driver import ingest
 
     return ingest(call.config, call.arguments.source, call.arguments.dataset, dry_run=call.dry_run)
 

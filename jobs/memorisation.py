@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.memorisation import memorisation
+    from pipeline.evaluation.memorisation.driver import memorisation
 
     return memorisation(call.config, call.arguments.samples, call.arguments.dataset, dry_run=call.dry_run)
 

@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.merge import merge
+    from pipeline.generation.merge import merge
 
     return merge(call.config, call.arguments.out, call.arguments.jobs, dry_run=call.dry_run)
 

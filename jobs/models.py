@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.registry import models
+    from pipeline.nightly.promote import models
 
     return models(call.config, call.arguments.registry)
 

@@ -1,20 +1,20 @@
 """`ddpm nightly --root URI --source S --date D`"""
 
 from jobs.command import Argument, Call, Result, Verb
-from pipeline.config_nightly import as_date
+from pipeline.config.nightly import as_date
 from pipeline.errors import ConfigError
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.evaluate import evaluate
-    from pipeline.stages.export import export
-    from pipeline.stages.generate import generate
-    from pipeline.stages.ingest import ingest
-    from pipeline.stages.night_work import Actions, NightWork
-    from pipeline.stages.nightly import nightly
-    from pipeline.stages.report import report
-    from pipeline.stages.train import train
+    from pipeline.evaluation.driver import evaluate
+    from pipeline.generation.driver import generate
+    from pipeline.ingest.driver import ingest
+    from pipeline.model_store.export import export
+    from pipeline.nightly.driver import nightly
+    from pipeline.nightly.steps import Actions, NightWork
+    from pipeline.report.driver import report
     from pipeline.storage.store import resolve
+    from pipeline.training.driver import train
 
     given, config, root = call.arguments, call.config, call.config.nightly.root
     if root is None:

@@ -5,8 +5,8 @@ from pipeline.errors import ConfigError
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.export import export
-    from pipeline.stages.registry import Evaluated, promote
+    from pipeline.model_store.export import export
+    from pipeline.nightly.promote import Evaluated, promote
 
     given = call.arguments
     by = None

@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.report import compare, report
+    from pipeline.report.driver import compare, report
 
     given, config = call.arguments, call.config
     if given.runs:

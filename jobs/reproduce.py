@@ -5,7 +5,7 @@ from pipeline.errors import ConfigError
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.reproduce import reproduce
+    from pipeline.generation.reproduce import reproduce
 
     given = call.arguments
     if not given.id.isdecimal():

@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.registry import rollback
+    from pipeline.nightly.promote import rollback
 
     given = call.arguments
     return rollback(call.config, given.registry, given.version, given.reason)

@@ -5,7 +5,7 @@ from pipeline.errors import ConfigError
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.schedule import keep, render
+    from pipeline.operations.schedule import keep, render
 
     if call.arguments.action == "render":
         return render(call.config.schedule, call.arguments.target, call.arguments.out)

@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 
 def _run(call: Call) -> Result:
     from jobs.__main__ import VERBS, unknown
-    from pipeline.stages.submit import Options, submit
+    from pipeline.operations.submit import Options, submit
 
     given, (name, *words) = call.arguments, call.rest or ("",)
     if not name:

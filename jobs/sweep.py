@@ -4,9 +4,9 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.evaluate import evaluate
-    from pipeline.stages.generate import generate
-    from pipeline.stages.sweep import described, open_sweep, run_sweep
+    from pipeline.analysis.sweep import described, open_sweep, run_sweep
+    from pipeline.evaluation.driver import evaluate
+    from pipeline.generation.driver import generate
 
     given = call.arguments
     sweep = open_sweep(call.config, given.model, given.dataset, given.out)

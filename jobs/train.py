@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.train import train
+    from pipeline.training.driver import train
 
     words = call.arguments
     return train(call.config, words.dataset, words.run, call.dry_run, words.from_step)

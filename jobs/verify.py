@@ -4,7 +4,7 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.stages.verify import verify
+    from pipeline.operations.verify import verify
 
     return verify(call.config, call.arguments.uri)
 

@@ -10,9 +10,9 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from s3_server import SeaweedServer
 
-from pipeline.config import StorageConfig
-from pipeline.storage.seaweed import SeaweedServer
+from pipeline.config.root import StorageConfig
 from pipeline.storage.store import Store, resolve
 
 _DEFAULTS = {

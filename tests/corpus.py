@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pipeline.config import Config, IngestConfig
-from pipeline.refusals import Reason, Refusal
-from pipeline.storage.sources.opening import open_source
+from pipeline.config.ingest import IngestConfig
+from pipeline.config.root import Config
+from pipeline.images.reject_reasons import Reason, Reject
+from pipeline.ingest.sources.open import open_source
 
 LIMITS = {
     "image_size": 16,
@@ -275,4 +276,4 @@ def read(uri, **settings):
 
 def outcome(row):
     """The reason of a refusal, "image" for anything to be decoded."""
-    return row.image.reason if isinstance(row.image, Refusal) else "image"
+    return row.image.reason if isinstance(row.image, Reject) else "image"

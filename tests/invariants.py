@@ -10,12 +10,12 @@ A job that was extended has several plans, and a manifest for each that was fini
 import hashlib
 import re
 
-from pipeline.assignment import Assignments
-from pipeline.manifests import SampleManifest, SamplePlan
-from pipeline.storage.requests import load_requests
-from pipeline.storage.samples import newest, read_manifest, read_marker, read_plan
+from pipeline.generation.commit import newest, read_manifest, read_marker, read_plan
+from pipeline.generation.manifest import SampleManifest, SamplePlan
+from pipeline.generation.request_table import load_requests
+from pipeline.generation.sample_plan import Assignments
+from pipeline.storage.sample_shards import read_samples
 from pipeline.storage.store import Store
-from pipeline.storage.webdataset import read_samples
 
 __all__ = ["check_invariants", "created_once"]
 

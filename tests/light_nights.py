@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
-from pipeline.config import Config
+from pipeline.config.base import FileEntry
+from pipeline.config.root import Config
 from pipeline.errors import AlreadyExists
-from pipeline.manifests import FileEntry
-from pipeline.nights import Night
-from pipeline.stages.night_run import World
-from pipeline.stages.nightly import nightly
-from pipeline.storage.nights import Ledgers
-from pipeline.storage.registry import Registry, Version
+from pipeline.model_store.registry import Registry, Version
+from pipeline.nightly.driver import nightly
+from pipeline.nightly.ledger import Night
+from pipeline.nightly.ledger_store import Ledgers
+from pipeline.nightly.run_night import World
 from pipeline.storage.store import Store
 
 NAME = "light"

@@ -162,7 +162,7 @@ def prepare() -> None:
     import scipy.stats  # noqa: F401
     import torch
 
-    import pipeline.config  # noqa: F401
+    import pipeline.config.root  # noqa: F401
 
     _ = diffusers.DDPMScheduler, diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler
     torch.set_num_threads(1)

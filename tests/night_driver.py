@@ -15,18 +15,18 @@ from datetime import date, datetime
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config.root import Config
 from pipeline.errors import PipelineError
-from pipeline.stages import night_watch, nightly
-from pipeline.stages.evaluate import evaluate
-from pipeline.stages.export import export
-from pipeline.stages.generate import generate
-from pipeline.stages.ingest import ingest
-from pipeline.stages.night_run import NightRun, World
-from pipeline.stages.night_work import Actions, NightWork
-from pipeline.stages.report import report
-from pipeline.stages.train import train
+from pipeline.evaluation.driver import evaluate
+from pipeline.generation.driver import generate
+from pipeline.ingest.driver import ingest
+from pipeline.model_store.export import export
+from pipeline.nightly import driver, watchdog
+from pipeline.nightly.run_night import NightRun, World
+from pipeline.nightly.steps import Actions, NightWork
+from pipeline.report.driver import report
 from pipeline.storage.store import Store, resolve
+from pipeline.training.driver import train
 
 __all__ = ["ACTIONS", "Death", "Driver", "Order"]
 
@@ -78,14 +78,14 @@ class Driver:
 
 def _drive(order: Order, answer: Connection) -> None:
     os.environ.update(order.environment)
-    night_watch.LOOK_SECONDS, nightly.QUEUE_LOOK_SECONDS = 0.2, 0.2
+    watchdog.LOOK_SECONDS, driver.QUEUE_LOOK_SECONDS = 0.2, 0.2
     config = Config.model_validate(order.sections)
     root, told = resolve(order.root, config.storage), []
     if order.death is not None:
         _arm(order.death, root)
     world = World(now=lambda: order.now, tell=lambda _, event: told.append((event["date"], event["event"])))
     try:
-        found = nightly.nightly(config, order.root, NightWork(config, root, ACTIONS), order.day, world)
+        found = driver.nightly(config, order.root, NightWork(config, root, ACTIONS), order.day, world)
     except PipelineError as error:
         found = {"error": str(error), "exit_code": error.exit_code}
     answer.send({**found, "told": told})

@@ -7,10 +7,10 @@ from functools import cache
 from invariants import check_invariants, created_once
 from tiny_samples import sample_plan, shard_table
 
-from pipeline.config import StorageConfig
-from pipeline.manifests import SamplePlan
-from pipeline.storage import samples
-from pipeline.storage.shards import parquet_bytes
+from pipeline.config.root import StorageConfig
+from pipeline.generation import commit
+from pipeline.generation.manifest import SamplePlan
+from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["MORE", "PLAN", "finishes", "is_whole", "litter", "play"]
@@ -31,22 +31,22 @@ def play(
     variant: other images from the second shard on, as of a machine whose arithmetic differs in the last bit.
     tell: hears "before" and "after" of every shard that is made.
     """
-    plan = samples.create_plan(job, wanted)
-    if not samples.is_sealed(job, plan):
-        for shard in sorted(set(range(plan.num_shards)).difference(samples.committed_shards(job))):
-            if job.exists(samples.marker_key(shard)):
+    plan = commit.create_plan(job, wanted)
+    if not commit.is_sealed(job, plan):
+        for shard in sorted(set(range(plan.num_shards)).difference(commit.committed_shards(job))):
+            if job.exists(commit.marker_key(shard)):
                 continue
             tell("before", shard)
             table = shard_table(plan, shard, variant if shard else 0)
             tell("after", shard)
-            samples.commit_shard(job, plan, shard, table, uuid.uuid4().hex)
-        samples.seal(job, plan)
-    samples.collect_garbage(job, samples.read_manifest(job, plan.generation))
+            commit.commit_shard(job, plan, shard, table, uuid.uuid4().hex)
+        commit.seal(job, plan)
+    commit.collect_garbage(job, commit.read_manifest(job, plan.generation))
 
 
 def litter(job: Store, wanted: SamplePlan = PLAN, variant: int = 9) -> None:
     """Data files that earlier attempts at every new shard left behind, with other images in them."""
-    plan = samples.join_plan(job, wanted) if job.exists(samples.PLAN) else wanted
+    plan = commit.join_plan(job, wanted) if job.exists(commit.PLAN) else wanted
     for shard in range(plan.first_new_shard, plan.num_shards):
         key = f"data/shard-{shard:09d}-{uuid.uuid4().hex}.parquet"
         job.put(key, parquet_bytes(shard_table(plan, shard, variant), 1000))
@@ -63,7 +63,7 @@ def undisturbed() -> dict[int, str]:
 
 def is_whole(job: Store, earlier: dict[str, bytes] | None = None, wanted: SamplePlan = PLAN) -> None:
     """Sealed, equal to the undisturbed job, every invariant kept, no file left over."""
-    plan, manifest = samples.read_sealed(job)
+    plan, manifest = commit.read_sealed(job)
     assert plan.num_samples == wanted.num_samples
     assert job.exists("_SUCCESS")
     hashes = check_invariants(job, earlier)

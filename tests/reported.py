@@ -8,18 +8,21 @@ import pyarrow as pa
 from sklearn.datasets import load_digits
 from tiny_samples import sample_plan
 
-from pipeline.config import Config
-from pipeline.engine.images import encode_png, grid
-from pipeline.manifests import CheckpointManifest, DatasetManifest, ShardEntry
-from pipeline.metrics.sketch import Score
+from pipeline.config.root import Config
+from pipeline.evaluation.results import write_evaluation
+from pipeline.generation.commit import commit_shard, create_plan, read_plan, seal
+from pipeline.generation.shard_log import ShardLog
+from pipeline.images.convert import grid
+from pipeline.images.png import encode_png
+from pipeline.ingest.dataset import write_dataset
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry
+from pipeline.metrics.feature_stats import Score
+from pipeline.model_store.checkpoint import write_checkpoint
+from pipeline.model_store.manifest import CheckpointManifest
 from pipeline.schema import DATASET, IMAGE, SAMPLES
-from pipeline.storage.checkpoints import write_checkpoint
-from pipeline.storage.evaluations import write_evaluation
-from pipeline.storage.metrics import write_metrics
-from pipeline.storage.samples import commit_shard, create_plan, read_plan, seal
-from pipeline.storage.shard_log import ShardLog
-from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
+from pipeline.storage.files import parquet_bytes, put_file
 from pipeline.storage.store import Store
+from pipeline.training.metrics_table import write_metrics
 
 STEPS, BATCH = 250, 32
 GRID_STEPS = (100, 200, 250)

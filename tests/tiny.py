@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.config import Config
-from pipeline.stages.ingest import ingest
+from pipeline.config.root import Config
+from pipeline.ingest.driver import ingest
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {

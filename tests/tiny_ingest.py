@@ -6,9 +6,10 @@ from contextlib import nullcontext
 import numpy as np
 from PIL import Image
 
-from pipeline.config import StorageConfig
-from pipeline.engine.images import encode_png
-from pipeline.storage.shards import read_dataset, read_parquet
+from pipeline.config.root import StorageConfig
+from pipeline.images.png import encode_png
+from pipeline.ingest.dataset import read_dataset
+from pipeline.storage.files import read_parquet
 from pipeline.storage.store import resolve
 
 
@@ -62,5 +63,5 @@ def without_ray(monkeypatch):
         for call in calls:
             yield function(shared, *call)
 
-    monkeypatch.setattr("pipeline.stages.ingest_phases.fan_out", one_by_one)
-    monkeypatch.setattr("pipeline.stages.ingest.cluster", lambda *_: nullcontext())
+    monkeypatch.setattr("pipeline.ingest.phases.fan_out", one_by_one)
+    monkeypatch.setattr("pipeline.ingest.driver.cluster", lambda *_: nullcontext())

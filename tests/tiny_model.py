@@ -3,12 +3,12 @@
 import torch
 from tiny_run import checkpoint_manifest
 
-from pipeline.config import Config
-from pipeline.engine.training import Trainer
-from pipeline.manifests import RunPlan
-from pipeline.storage.checkpoints import checkpoint_key, write_checkpoint, write_tensors
-from pipeline.storage.shards import document
+from pipeline.config.root import Config
+from pipeline.model_store.checkpoint import checkpoint_key, write_checkpoint, write_tensors
+from pipeline.model_store.manifest import RunPlan
+from pipeline.storage.files import document
 from pipeline.storage.store import resolve
+from pipeline.training.trainer import Trainer
 
 SIZE, CHANNELS = 8, 1
 SPREAD = 0.05

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.manifests import CheckpointManifest
+from pipeline.config.root import Config
+from pipeline.model_store.manifest import CheckpointManifest
 
 __all__ = ["checkpoint_manifest", "metric_row"]
 

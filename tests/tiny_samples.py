@@ -5,11 +5,11 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-from pipeline.assignment import Assignments
-from pipeline.engine.images import encode_png
-from pipeline.manifests import SamplePlan
+from pipeline.generation.commit import commit_shard, create_plan, seal
+from pipeline.generation.manifest import SamplePlan
+from pipeline.generation.sample_plan import Assignments
+from pipeline.images.png import encode_png
 from pipeline.schema import SAMPLES, STATUS_FAILED, STATUS_OK
-from pipeline.storage.samples import commit_shard, create_plan, seal
 from pipeline.storage.store import Store
 
 SIZE = 4

@@ -12,8 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from processes import titled, wait_for
-
-from pipeline.storage.seaweed import _end_with_parent
+from s3_server import _end_with_parent
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0

@@ -1,4 +1,4 @@
-"""What tests/unit/test_engine_parallel.py runs in processes of their own: no Ray, no data, one thread each."""
+"""What tests/unit/training/test_parallel.py runs in processes of their own: no Ray, no data, one thread each."""
 
 import os
 
@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline.config import Config
-from pipeline.engine.inputs import MicroBatch
-from pipeline.engine.training import Trainer
+from pipeline.config.root import Config
+from pipeline.training.inputs import MicroBatch
+from pipeline.training.trainer import Trainer
 
 LANES, STEPS, HALFWAY = 3, 4, 2
 KINDS = ("ddp", "fsdp")

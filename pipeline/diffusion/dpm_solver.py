@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.grid import Grid, NoiseSource, State
 from pipeline.diffusion.objective import Denoiser
+from pipeline.diffusion.timestep_grid import Grid, NoiseSource, State
 
 __all__ = ["DpmSolver2M"]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.bound import bound_term, prior_term
 from pipeline.diffusion.clipping import clip_to_unit
-from pipeline.diffusion.grid import NoiseSource
 from pipeline.diffusion.objective import Denoiser, Objective
+from pipeline.diffusion.timestep_grid import NoiseSource
+from pipeline.diffusion.variational_bound import bound_term, prior_term
 
 __all__ = ["Likelihood", "RatePoint", "bits_per_dim", "rate_distortion"]
 

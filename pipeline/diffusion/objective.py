@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.config import DiffusionConfig
-from pipeline.diffusion.bound import bound_term
-from pipeline.diffusion.process import Process
-from pipeline.diffusion.reverse import Reverse, split
+from pipeline.config.root import DiffusionConfig
+from pipeline.diffusion.forward_process import Process
+from pipeline.diffusion.reverse_process import Reverse, split
 from pipeline.diffusion.schedule import make_schedule
+from pipeline.diffusion.variational_bound import bound_term
 
 __all__ = ["Denoiser", "Objective"]
 

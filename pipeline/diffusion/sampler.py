@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from pipeline.config import DiffusionConfig
-from pipeline.config_generation import SamplerName
+from pipeline.config.generation import SamplerName
+from pipeline.config.root import DiffusionConfig
 from pipeline.diffusion.ancestral import Ancestral
 from pipeline.diffusion.clipping import DynamicThreshold, clip_to_unit
 from pipeline.diffusion.ddim import Ddim
 from pipeline.diffusion.dpm_solver import DpmSolver2M
-from pipeline.diffusion.grid import Grid, NoiseSource, Sampler, State
 from pipeline.diffusion.heun import Heun
-from pipeline.diffusion.reverse import Clip, Variance
+from pipeline.diffusion.reverse_process import Clip, Variance
 from pipeline.diffusion.schedule import evenly_spaced, make_schedule
+from pipeline.diffusion.timestep_grid import Grid, Sampler
 from pipeline.errors import ConfigError
 
-__all__ = ["NoiseSource", "Sampler", "SamplerName", "State", "make_sampler"]
+__all__ = ["make_sampler"]
 
 
 def _clip(clip: bool | float) -> Clip | None:

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import EvaluateConfig
+from pipeline.config.evaluation import EvaluateConfig
 from pipeline.errors import DataError
 from pipeline.metrics.features import Answer, Pixels, in_batches, one_thread
-from pipeline.metrics.packing import pack, unpack
+from pipeline.metrics.serialization import pack, unpack
 
 __all__ = ["CLASS_CNN", "ROTATION_CNN", "Classifier", "EpochRecord", "train_classifier"]
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipeline.errors import DataError
 from pipeline.metrics.features import Answer, Pixels, in_batches
-from pipeline.metrics.weights import fit, tensors_of
+from pipeline.metrics.pretrained_weights import fit, tensors_of
 
 __all__ = ["EFFICIENTNET", "EfficientNet", "EfficientNetNetwork"]
 

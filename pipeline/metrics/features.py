@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.metrics.fingerprint import Fingerprint
+from pipeline.metrics.protocol import Fingerprint
 
 __all__ = ["Answer", "Extractor", "Pixels", "fingerprint_of", "in_batches", "one_thread"]
 

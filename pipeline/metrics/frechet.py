@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.fingerprint import Fingerprint
+from pipeline.metrics.protocol import Fingerprint
 
 __all__ = ["FrechetDistance", "FrechetTo", "Gaussian", "frechet"]
 

@@ -11,11 +11,11 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.classes import ClassScore
 from pipeline.metrics.frechet import FrechetTo
+from pipeline.metrics.inception_score import ClassScore
 from pipeline.metrics.kid import one_sided
 from pipeline.metrics.moments import Moments
-from pipeline.metrics.paired import student_quantile
+from pipeline.metrics.paired_difference import student_quantile
 from pipeline.metrics.reservoir import Reservoir
 
 __all__ = ["CONFIDENCE", "GROUPS", "Extrapolation", "Interval", "class_interval", "extrapolated", "frechet_interval"]

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Section
+from pipeline.config.base import Section
 from pipeline.metrics.nearest import Nearest
 
 __all__ = ["QUANTILES", "RULE", "Distribution", "Share", "Space", "SpaceResult", "compare", "relative_distances"]

@@ -1,8 +1,8 @@
 """Count, mean and scatter of features, mergeable in any order without reading an image again.
 
-For rows x_1..x_n: mean = sum x_i / n and scatter M2 = sum (x_i - mean)(x_i - mean)^T. What is kept are the sums of
-products of (x, 1) with itself, exactly (`pipeline.metrics.exact`): so parts may be merged in any order and any tree, or
-be taken out again, and the bits are the same. From integers the scatter is one exact subtraction,
+For rows x_1..x_n: mean = sum x_i / n and scatter M2 = sum (x_i - mean)(x_i - mean)^T. The moments keep the
+exact sums of products of (x, 1) with itself (`pipeline.metrics.exact_sum`), so parts may be merged in any order and
+any tree, or be taken out again, and the bits are the same. From integers the scatter is one exact subtraction,
 
     n M2 = n sum x x^T - (sum x)(sum x)^T
 
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.metrics.exact import UNIT, Words, gram, joined, outer_index, removed
-from pipeline.metrics.fingerprint import Fingerprint
-from pipeline.metrics.packing import pack, unpack
+from pipeline.metrics.exact_sum import UNIT, Words, gram, joined, outer_index, removed
+from pipeline.metrics.protocol import Fingerprint
+from pipeline.metrics.serialization import pack, unpack
 
 __all__ = ["Moments", "merge_all"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.metrics.fingerprint import Fingerprint
-from pipeline.metrics.packing import pack, unpack
+from pipeline.metrics.protocol import Fingerprint
+from pipeline.metrics.serialization import pack, unpack
 
 __all__ = ["Reservoir", "mixed_keys"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.metrics.coverage import neighbour_scores
+from pipeline.metrics.feature_stats import NEIGHBOURS, NUM_SUBSETS, SUBSET_ROWS, Kind, Score, Sketch
 from pipeline.metrics.frechet import FrechetTo
 from pipeline.metrics.intervals import (
     Interval,
@@ -17,8 +17,8 @@ from pipeline.metrics.intervals import (
 )
 from pipeline.metrics.kid import kernel_distances
 from pipeline.metrics.pixels import histogram_distance
+from pipeline.metrics.precision_recall import neighbour_scores
 from pipeline.metrics.reservoir import Reservoir
-from pipeline.metrics.sketch import NEIGHBOURS, NUM_SUBSETS, SUBSET_ROWS, Kind, Score, Sketch
 
 __all__ = ["BITS_PER_DIM", "bits_score", "score"]
 

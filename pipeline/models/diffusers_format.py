@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.config import DiffusionConfig, ModelConfig
+from pipeline.config.root import DiffusionConfig, ModelConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.diffusers_scheduler import (
     DIFFUSERS_VERSION,
@@ -32,7 +32,7 @@ from pipeline.models.diffusers_scheduler import (
 )
 from pipeline.models.unet import UNet
 
-__all__ = ["INDEX_FILE", "SCHEDULER_FILE", "UNET_FILE", "WEIGHTS_FILE", "DiffusersModel", "from_files", "model_files"]
+__all__ = ["INDEX_FILE", "UNET_FILE", "WEIGHTS_FILE", "DiffusersModel", "from_files", "model_files"]
 
 INDEX_FILE = "model_index.json"
 UNET_FILE = "unet/config.json"

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config import InitialWeights, ModelConfig
+from pipeline.config.root import InitialWeights, ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models.dropout import DropoutKey
 from pipeline.models.layers import (

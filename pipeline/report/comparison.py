@@ -7,11 +7,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.metrics.sketch import Score
-from pipeline.report.content import Table, Verdict
+from pipeline.metrics.feature_stats import Score
 from pipeline.report.curves import training_rate
-from pipeline.report.running import training_work
-from pipeline.report.scales import figures
+from pipeline.report.render.content import Table, Verdict
+from pipeline.report.render.scales import figures
+from pipeline.report.run_history import training_work
 
 __all__ = ["LAST_SHARE", "ComparedRun", "compared_verdict", "final_figures", "final_loss"]
 

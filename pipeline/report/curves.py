@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.report.content import Chart, Series, ThroughputRow
-from pipeline.report.scales import figures
+from pipeline.report.render.content import Chart, Series, ThroughputRow
+from pipeline.report.render.scales import figures
 
 __all__ = ["generation_rates", "steady_rate", "training_charts", "training_rate"]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pipeline.report.content import Table
+from pipeline.report.render.content import Table
 
 __all__ = ["changed_settings", "different_settings", "nearest_recipe"]
 

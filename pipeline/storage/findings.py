@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config.base import FileEntry
 from pipeline.errors import DataError, NotFound, VerificationFailed
-from pipeline.manifests import FileEntry
-from pipeline.storage.shards import read_verified
+from pipeline.storage.files import read_verified
+from pipeline.storage.sample_shards import decode_shard
 from pipeline.storage.store import Store
-from pipeline.storage.webdataset import decode_shard
 
 __all__ = ["Decode", "Findings"]
 

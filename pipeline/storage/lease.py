@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from pipeline.errors import AlreadyExists, Busy, DataError, NotFound, StorageError
-from pipeline.manifests import parse
-from pipeline.storage.holder import Holder, described, process_state, this_process
-from pipeline.storage.shards import document
+from pipeline.storage.documents import parse
+from pipeline.storage.files import document
+from pipeline.storage.lease_owner import Holder, described, process_state, this_process
 from pipeline.storage.store import Store
 
 __all__ = ["LEASE", "TTL_SECONDS", "Lease", "held_by"]

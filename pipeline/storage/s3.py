@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import fsspec.asyn
 import s3fs
 
-from pipeline.config import StorageConfig
+from pipeline.config.root import StorageConfig
 from pipeline.errors import AlreadyExists, NotFound, StorageError, Transient
 from pipeline.storage.s3_errors import has_no_effect, is_missing_object, is_past_the_end, translated
 from pipeline.storage.s3_listing import Level, keys_in_order

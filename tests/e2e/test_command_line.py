@@ -36,7 +36,7 @@ def test_the_whole_line_on_s3_and_again(tmp_path, s3_uri):
 
 def test_no_credentials_reach_anything_at_rest_or_printed(tmp_path, s3_uri):
     """Neither key nor secret is in any object under the root, nor in what the command prints."""
-    from pipeline.config import StorageConfig
+    from pipeline.config.root import StorageConfig
     from pipeline.storage.store import resolve
 
     words = command(tmp_path, "ingest", "--source", "digits", "--dataset", f"{s3_uri}/d", "--json")

@@ -8,12 +8,19 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from tiny_model import CHANNELS, SIZE, write_model
 
-from pipeline.config import StorageConfig
+from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError, StorageError, VerificationFailed
-from pipeline.models.diffusers_format import INDEX_FILE, SCHEDULER_FILE, UNET_FILE, WEIGHTS_FILE
-from pipeline.stages.export import export
-from pipeline.storage.checkpoints import checkpoint_key, read_checkpoint, read_tensors, write_checkpoint, write_tensors
-from pipeline.storage.models import find_model, load_unet
+from pipeline.model_store.checkpoint import (
+    checkpoint_key,
+    read_checkpoint,
+    read_tensors,
+    write_checkpoint,
+    write_tensors,
+)
+from pipeline.model_store.export import export
+from pipeline.model_store.load_model import find_model, load_unet
+from pipeline.models.diffusers_format import INDEX_FILE, UNET_FILE, WEIGHTS_FILE
+from pipeline.models.diffusers_scheduler import SCHEDULER_FILE
 from pipeline.storage.store import Store, resolve
 from tiny import command, config, run
 

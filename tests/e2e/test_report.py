@@ -27,11 +27,12 @@ from reported import (
     make_scores,
 )
 
-from pipeline.config import StorageConfig
-from pipeline.engine.images import decode_pixels, grid
+from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.report.scales import figures
-from pipeline.stages.report import report
+from pipeline.images.convert import grid
+from pipeline.images.png import decode_pixels
+from pipeline.report.driver import report
+from pipeline.report.render.scales import figures
 from pipeline.storage.store import Store, resolve
 
 pytestmark = pytest.mark.e2e

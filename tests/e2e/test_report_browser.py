@@ -10,9 +10,9 @@ import pytest
 from browser import Browser, chromium
 from reported import CONFIG, GRID_STEPS, STEPS, loss_at, make_dataset, make_run, make_samples, make_scores
 
-from pipeline.config import Config, StorageConfig
-from pipeline.report.scales import figures
-from pipeline.stages.report import compare, report
+from pipeline.config.root import Config, StorageConfig
+from pipeline.report.driver import compare, report
+from pipeline.report.render.scales import figures
 from pipeline.storage.store import resolve
 
 pytestmark = pytest.mark.e2e

@@ -14,16 +14,16 @@ from reported import CONFIG, GRID_STEPS, STEPS, make_run, make_samples, make_sco
 from tiny_samples import write_samples
 
 from jobs.__main__ import main
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.images import decode_pixels, encode_png
+from pipeline.config.root import Config, StorageConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.nights import Night
+from pipeline.images.png import decode_pixels, encode_png
+from pipeline.nightly.ledger import Night
+from pipeline.nightly.ledger_store import Ledgers
+from pipeline.nightly.steps import Actions, NightWork
 from pipeline.report.comparison import final_loss
-from pipeline.report.scales import figures
-from pipeline.stages.night_work import Actions, NightWork
-from pipeline.stages.report import compare, report
-from pipeline.stages.run_part import read_run
-from pipeline.storage.nights import Ledgers
+from pipeline.report.driver import compare, report
+from pipeline.report.render.scales import figures
+from pipeline.report.run_section import read_run
 from pipeline.storage.store import Store, resolve
 
 pytestmark = pytest.mark.e2e
@@ -73,8 +73,8 @@ def test_settings_stragglers_starts_and_cost(base: Store):
 
 def test_a_run_is_told_by_the_recipe_that_it_is_nearest_to(base: Store):
     assert main(["train", "--recipe", "digits", "--print-config"]) == 0
-    from pipeline.config_sources import recipe_layer
-    from pipeline.config_sources import resolve as resolve_config
+    from pipeline.config.layers import recipe_layer
+    from pipeline.config.layers import resolve as resolve_config
 
     digits = resolve_config([recipe_layer("digits")])
     make_run(base, config=digits.model_copy(update={"train": digits.train.model_copy(update={"lr": 0.25})}))

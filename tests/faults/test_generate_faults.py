@@ -8,11 +8,11 @@ import pytest
 from processes import wait_for
 from tiny_model import write_model
 
-from pipeline.config import StorageConfig
-from pipeline.stages.generate import generate
-from pipeline.stages.verify import verify
-from pipeline.storage.samples import committed_shards, read_manifest
-from pipeline.storage.shards import read_parquet
+from pipeline.config.root import StorageConfig
+from pipeline.generation.commit import committed_shards, read_manifest
+from pipeline.generation.driver import generate
+from pipeline.operations.verify import verify
+from pipeline.storage.files import read_parquet
 from pipeline.storage.store import resolve
 from tiny import command, config, run, start
 

@@ -5,9 +5,9 @@ from crash_points import STEPS, Fault, Player
 from invariants import created_once
 from played_job import MORE, PLAN, finishes, is_whole, litter, play
 
-from pipeline.config import StorageConfig
+from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError
-from pipeline.storage.samples import create_plan
+from pipeline.generation.commit import create_plan
 from pipeline.storage.store import resolve
 
 pytestmark = pytest.mark.faults

@@ -10,10 +10,10 @@ from invariants import check_invariants, created_once
 from processes import titled, wait_for
 from tiny_model import write_model
 
-from pipeline.config import StorageConfig
-from pipeline.stages.generate import generate
-from pipeline.stages.verify import verify
-from pipeline.storage.samples import committed_shards
+from pipeline.config.root import StorageConfig
+from pipeline.generation.commit import committed_shards
+from pipeline.generation.driver import generate
+from pipeline.operations.verify import verify
 from pipeline.storage.store import resolve
 from proxy import HttpProxy
 from tiny import command, config, start

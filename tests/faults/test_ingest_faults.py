@@ -9,12 +9,12 @@ from contextlib import suppress
 import pytest
 from tiny_ingest import pixels_of, put_images, rejects_of, rows_of, without_ray
 
-from pipeline.config import StorageConfig
-from pipeline.engine.images import encode_png
+from pipeline.config.root import StorageConfig
 from pipeline.errors import Transient
-from pipeline.stages import ingest_phases, preparing
-from pipeline.stages.ingest import ingest
-from pipeline.stages.verify import verify
+from pipeline.images.png import encode_png
+from pipeline.ingest import map_tasks, phases
+from pipeline.ingest.driver import ingest
+from pipeline.operations.verify import verify
 from pipeline.storage.memory import BACKEND
 from pipeline.storage.store import resolve
 from tiny import command, config, run, start
@@ -70,11 +70,11 @@ def source(name, grown=False):
 def small(monkeypatch):
     """Several runs, ranges, groups and files of each kind from a dozen images."""
     without_ray(monkeypatch)
-    monkeypatch.setattr(preparing, "RUN_BYTES", 200)
-    monkeypatch.setattr(ingest_phases, "SETTLE_BYTES", 1800)
-    monkeypatch.setattr(ingest_phases, "REJECTS_A_FILE", 1)
-    monkeypatch.setattr("pipeline.placement.MIN_SLOTS", 4)
-    monkeypatch.setattr("pipeline.storage.ingests.WORKERS", 1)
+    monkeypatch.setattr(map_tasks, "RUN_BYTES", 200)
+    monkeypatch.setattr(phases, "SETTLE_BYTES", 1800)
+    monkeypatch.setattr(phases, "REJECTS_A_FILE", 1)
+    monkeypatch.setattr("pipeline.ingest.partitioning.MIN_SLOTS", 4)
+    monkeypatch.setattr("pipeline.ingest.journal.WORKERS", 1)
     return config(ingest={"partition_rows": 4, "shard_rows": 3})
 
 
@@ -128,7 +128,7 @@ def test_a_lost_reply_is_not_a_second_writer(small, monkeypatch):
     for at in range(1, count + 1):
         target = f"memory://lost/{at}"
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.storage.ingests.FIRST_PAUSE_SECONDS", 0)
+            patch.setattr("pipeline.ingest.journal.FIRST_PAUSE_SECONDS", 0)
             Line(patch, at, True, Transient)
             with suppress(Transient):
                 ingest(small, uri, target)
@@ -140,7 +140,7 @@ def test_a_lost_reply_is_not_a_second_writer(small, monkeypatch):
 def test_another_driver_of_the_same_plan_may_be_faster(small, monkeypatch):
     """It commits and removes what this one was reading: then this one's dataset is that one's."""
     uri = source("race")
-    settle = ingest_phases.settle
+    settle = phases.settle
     with monkeypatch.context() as patch:
         entered = []
 
@@ -148,11 +148,11 @@ def test_another_driver_of_the_same_plan_may_be_faster(small, monkeypatch):
             if not entered:
                 entered.append(slots)
                 with monkeypatch.context() as inner:
-                    inner.setattr(ingest_phases, "settle", settle)
+                    inner.setattr(phases, "settle", settle)
                     ingest(small, uri, "memory://race/dataset")
             return settle(job, slots)
 
-        patch.setattr(ingest_phases, "settle", late)
+        patch.setattr(phases, "settle", late)
         made = ingest(small, uri, "memory://race/dataset")
     assert entered
     assert made["digest"] == ingest(small, uri, "memory://race/alone")["digest"]

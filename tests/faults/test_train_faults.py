@@ -10,11 +10,11 @@ import pytest
 import ray
 from processes import titled, wait_for
 
-from pipeline.config import StorageConfig
-from pipeline.stages.train import train
-from pipeline.storage.checkpoints import committed_steps, latest_checkpoint
-from pipeline.storage.metrics import read_metrics
+from pipeline.config.root import StorageConfig
+from pipeline.model_store.checkpoint import committed_steps, latest_checkpoint
 from pipeline.storage.store import resolve
+from pipeline.training.driver import train
+from pipeline.training.metrics_table import read_metrics
 from proxy import Proxy
 from tiny import command, config, digits, run, start
 

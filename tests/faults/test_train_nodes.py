@@ -10,10 +10,10 @@ import ray
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
-from pipeline.config import StorageConfig
-from pipeline.storage.checkpoints import committed_steps, latest_checkpoint
-from pipeline.storage.metrics import read_metrics
+from pipeline.config.root import StorageConfig
+from pipeline.model_store.checkpoint import committed_steps, latest_checkpoint
 from pipeline.storage.store import resolve
+from pipeline.training.metrics_table import read_metrics
 from tiny import command, digits, run, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]

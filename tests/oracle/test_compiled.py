@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import GenerateConfig
-from pipeline.engine.generation import ShardGenerator
-from pipeline.engine.training import MicroBatch, Trainer
-from pipeline.stages.generate import make_plan
-from pipeline.storage.models import StoredModel
+from pipeline.config.generation import GenerateConfig
+from pipeline.generation.generator import ShardGenerator
+from pipeline.generation.make_plan import make_plan
+from pipeline.model_store.load_model import StoredModel
+from pipeline.training.inputs import MicroBatch
+from pipeline.training.trainer import Trainer
 from tiny import config
 
 pytestmark = pytest.mark.oracle

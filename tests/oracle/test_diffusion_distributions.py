@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pipeline.config import DiffusionConfig
+from pipeline.config.root import DiffusionConfig
+from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.objective import Objective
-from pipeline.diffusion.process import Process
 from pipeline.diffusion.schedule import make_schedule
 
 pytestmark = pytest.mark.oracle

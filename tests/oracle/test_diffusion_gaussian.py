@@ -9,12 +9,12 @@ import math
 import pytest
 import torch
 
-from pipeline.config import DiffusionConfig
-from pipeline.diffusion.bound import bound_term, prior_term
+from pipeline.config.root import DiffusionConfig
 from pipeline.diffusion.likelihood import bits_per_dim
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.sampler import make_sampler
 from pipeline.diffusion.schedule import make_schedule
+from pipeline.diffusion.variational_bound import bound_term, prior_term
 
 pytestmark = pytest.mark.oracle
 

@@ -15,13 +15,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from pipeline.metrics.classes import SPLITS, ClassSums, split_of
-from pipeline.metrics.coverage import scores_of_features
-from pipeline.metrics.fingerprint import Fingerprint
 from pipeline.metrics.frechet import frechet
+from pipeline.metrics.inception_score import SPLITS, ClassSums, split_of
 from pipeline.metrics.kid import kernel_distance
 from pipeline.metrics.moments import Moments
+from pipeline.metrics.precision_recall import scores_of_features
 from pipeline.metrics.pretrained import load_extractor
+from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reservoir import Reservoir
 
 pytestmark = pytest.mark.oracle

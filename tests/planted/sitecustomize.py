@@ -3,7 +3,7 @@ bytes hold PLANTED-SEGV (ABORT, EXIT, LOOP, SLEEP, MEMORY) does that when it is 
 
 import sys
 
-if "pipeline.engine.decode_child" in sys.orig_argv:
+if "pipeline.ingest.decode.subprocess_main" in sys.orig_argv:
     import ctypes
     import os
     import time

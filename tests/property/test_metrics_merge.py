@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.metrics.feature_stats import Sketch, merge_all_sketches
 from pipeline.metrics.features import Answer
-from pipeline.metrics.fingerprint import Fingerprint
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments, merge_all
+from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reservoir import Reservoir
 from pipeline.metrics.scoring import score
-from pipeline.metrics.sketch import Sketch, merge_all_sketches
 
 pytestmark = pytest.mark.property
 DIM = 4

@@ -3,14 +3,14 @@
 import pytest
 import ray
 
-from pipeline.config import Config, RayConfig
-from pipeline.stages import doctor, survey
+from pipeline.config.root import Config, RayConfig
+from pipeline.operations import cluster_info, doctor
 
 pytestmark = pytest.mark.ray
 
 
 def test_every_node_answers_with_the_versions_of_this_process(ray_cluster):
-    here, *nodes = survey.every_node()
+    here, *nodes = cluster_info.every_node()
     assert len(nodes) == len(ray.nodes()) == 1
     assert nodes[0].versions == here.versions
     assert nodes[0].error is None
@@ -29,9 +29,9 @@ def test_a_node_whose_environment_is_broken_is_named(ray_cluster, monkeypatch):
     def broken(name, gpus=0):
         if name != "this process":
             raise ModuleNotFoundError("No module named 'pipeline'")
-        return survey.Node(name, {})
+        return cluster_info.Node(name, {})
 
-    monkeypatch.setattr(survey, "this_node", broken)
-    found = doctor.diagnosis.versions(survey.every_node())
+    monkeypatch.setattr(cluster_info, "this_node", broken)
+    found = doctor.diagnosis.versions(cluster_info.every_node())
     assert found.level == "fail"
     assert "No module named 'pipeline'" in found.text

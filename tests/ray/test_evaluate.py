@@ -15,21 +15,23 @@ from sklearn.datasets import load_digits
 from tiny_model import write_model
 from tiny_samples import sample_plan
 
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.heldout_bound import heldout_bound
-from pipeline.engine.images import encode_png
+from pipeline.config.root import Config, StorageConfig
 from pipeline.errors import DataError
-from pipeline.manifests import DatasetManifest, SamplePlan, ShardEntry
-from pipeline.metrics.anchors import blurred, noise_images
+from pipeline.evaluation.driver import evaluate
+from pipeline.evaluation.likelihood import heldout_bound
+from pipeline.evaluation.results import Evaluation, read_evaluations, read_extractor
+from pipeline.generation.commit import commit_shard, create_plan, read_sealed, seal
+from pipeline.generation.manifest import SamplePlan
+from pipeline.images.png import encode_png
+from pipeline.ingest.dataset import write_dataset
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.metrics.features import fingerprint_of
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
+from pipeline.metrics.reference_images import blurred, noise_images
+from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.schema import DATASET, IMAGE, SAMPLES, STATUS_FAILED, STATUS_OK
-from pipeline.stages.evaluate import evaluate
-from pipeline.storage.evaluations import Evaluation, read_evaluations, read_extractor
-from pipeline.storage.models import find_model, load_unet
-from pipeline.storage.samples import commit_shard, create_plan, read_sealed, seal
-from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
+from pipeline.storage.files import parquet_bytes, put_file
 from pipeline.storage.store import Store, resolve
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

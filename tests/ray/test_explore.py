@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_model import write_model
 
+from pipeline.analysis.explore import explore
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.driver import evaluate
+from pipeline.generation.driver import generate
+from pipeline.report.driver import report
 from pipeline.schema import PREVIEWS
-from pipeline.stages.evaluate import evaluate
-from pipeline.stages.explore import explore
-from pipeline.stages.generate import generate
-from pipeline.stages.report import report
 from pipeline.storage.store import resolve
 from tiny import config, digits
 

@@ -15,20 +15,20 @@ import pytest
 import ray
 from night_driver import ACTIONS, Death, Driver, Order
 from processes import wait_for
+from s3_server import SeaweedServer
 from sklearn.datasets import load_digits
 
-from pipeline.config import Config, StorageConfig
-from pipeline.cron import Cron
-from pipeline.engine.images import encode_png
-from pipeline.nights import STAGES, Night
-from pipeline.stages.night_run import World
-from pipeline.stages.night_work import NightWork
-from pipeline.stages.nightly import nightly
-from pipeline.stages.registry import rollback
-from pipeline.stages.verify import verify
-from pipeline.storage.nights import Ledgers
-from pipeline.storage.registry import Registry
-from pipeline.storage.seaweed import SeaweedServer
+from pipeline.config.cron import Cron
+from pipeline.config.root import Config, StorageConfig
+from pipeline.images.png import encode_png
+from pipeline.model_store.registry import Registry
+from pipeline.nightly.driver import nightly
+from pipeline.nightly.ledger import STAGES, Night
+from pipeline.nightly.ledger_store import Ledgers
+from pipeline.nightly.promote import rollback
+from pipeline.nightly.run_night import World
+from pipeline.nightly.steps import NightWork
+from pipeline.operations.verify import verify
 from pipeline.storage.store import Store, resolve
 from tiny import settings
 

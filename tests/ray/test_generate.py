@@ -17,25 +17,19 @@ from datasets import load_dataset
 from safetensors.torch import load, save
 from tiny_model import write_model
 
-from pipeline.assignment import Assignments
-from pipeline.config import StorageConfig
-from pipeline.engine.images import decode_pixels
+from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError, Transient, VerificationFailed
+from pipeline.generation import driver as stage
+from pipeline.generation.commit import commit_shard, committed_shards, create_plan, read_manifest, read_plan
+from pipeline.generation.driver import generate
+from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.shard_log import SHARD_LOG
+from pipeline.images.png import decode_pixels
+from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.diffusers_format import model_files
+from pipeline.operations.verify import verify
 from pipeline.schema import SAMPLES
-from pipeline.stages import generate as stage
-from pipeline.stages.generate import generate
-from pipeline.stages.verify import verify
-from pipeline.storage.models import find_model, load_unet
-from pipeline.storage.samples import (
-    commit_shard,
-    committed_shards,
-    create_plan,
-    read_manifest,
-    read_plan,
-)
-from pipeline.storage.shard_log import SHARD_LOG
-from pipeline.storage.shards import put_file, read_parquet
+from pipeline.storage.files import put_file, read_parquet
 from pipeline.storage.store import Store, resolve
 from tiny import config
 

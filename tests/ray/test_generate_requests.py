@@ -5,12 +5,12 @@ import json
 import pytest
 from tiny_model import write_model
 
-from pipeline.config import StorageConfig
+from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.stages.generate import generate
-from pipeline.stages.verify import verify
-from pipeline.storage.samples import read_manifest, read_plan
-from pipeline.storage.shards import read_parquet
+from pipeline.generation.commit import read_manifest, read_plan
+from pipeline.generation.driver import generate
+from pipeline.operations.verify import verify
+from pipeline.storage.files import read_parquet
 from pipeline.storage.store import resolve
 from tiny import config
 

@@ -9,12 +9,12 @@ import pytest
 import ray
 from tiny_model import write_model
 
-from pipeline.config import StorageConfig
-from pipeline.engine.images import decode_pixels
-from pipeline.stages.generate import generate
-from pipeline.storage.samples import read_manifest
-from pipeline.storage.shard_log import SHARD_LOG
-from pipeline.storage.shards import read_parquet
+from pipeline.config.root import StorageConfig
+from pipeline.generation.commit import read_manifest
+from pipeline.generation.driver import generate
+from pipeline.generation.shard_log import SHARD_LOG
+from pipeline.images.png import decode_pixels
+from pipeline.storage.files import read_parquet
 from pipeline.storage.store import resolve
 from tiny import config
 

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_ingest import pictures, rows_of
 
-from pipeline.engine.images import decode_pixels
 from pipeline.errors import ConfigError, DataError, Transient
-from pipeline.planning import is_heldout
-from pipeline.stages.fan_out import fan_out
-from pipeline.stages.ingest import ingest
+from pipeline.images.png import decode_pixels
+from pipeline.ingest.driver import ingest
+from pipeline.ingest.partitioning import is_heldout
+from pipeline.task_pool import fan_out
 from tiny import config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

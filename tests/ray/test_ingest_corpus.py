@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_ingest import rejects_of, rows_of
 
-from pipeline.config import Config
-from pipeline.engine.png import decode_pixels
-from pipeline.stages.verify import verify
+from pipeline.config.root import Config
+from pipeline.images.png import decode_pixels
+from pipeline.operations.verify import verify
 from tiny import ROOT, command, run
 
 pytestmark = pytest.mark.ray

@@ -13,15 +13,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_samples import sample_plan
 
-from pipeline.config import Config, StorageConfig
-from pipeline.engine.images import encode_png
+from pipeline.config.root import Config, StorageConfig
 from pipeline.errors import DataError
-from pipeline.manifests import DatasetManifest, ShardEntry
+from pipeline.evaluation.memorisation.driver import memorisation
+from pipeline.evaluation.memorisation.results import Memorisation, read_memorisations, read_sheet
+from pipeline.generation.commit import commit_shard, create_plan, seal
+from pipeline.images.png import encode_png
+from pipeline.ingest.dataset import write_dataset
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.schema import DATASET, IMAGE, SAMPLES, STATUS_FAILED, STATUS_OK
-from pipeline.stages.memorisation import memorisation
-from pipeline.storage.memorisation import Memorisation, read_memorisations, read_sheet
-from pipeline.storage.samples import commit_shard, create_plan, seal
-from pipeline.storage.shards import parquet_bytes, put_file, write_dataset
+from pipeline.storage.files import parquet_bytes, put_file
 from pipeline.storage.store import Store, resolve
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -176,8 +177,8 @@ def test_sheets_show_sample_and_training_image_side_by_side(world: World, found:
 
 
 def test_the_same_bits_for_two_workers_and_other_cuts(world: World, found: tuple, tmp_path, monkeypatch):
-    from pipeline.stages import memorisation as stage
-    from pipeline.stages.neighbouring import chunks_of, groups_of
+    from pipeline.evaluation.memorisation import driver as stage
+    from pipeline.evaluation.memorisation.nearest_search import chunks_of, groups_of
 
     _, stored = found
     monkeypatch.setattr(stage, "groups_of", lambda job, n, heldout: groups_of(job, n, heldout, group_rows=97))

@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pipeline.config import Config
-from pipeline.engine.images import encode_png
-from pipeline.manifests import RunPlan, parse
-from pipeline.promotion import Difference, Evidence
-from pipeline.stages.evaluate import evaluate
-from pipeline.stages.export import export
-from pipeline.stages.generate import generate
-from pipeline.stages.ingest import ingest
-from pipeline.stages.night_run import World
-from pipeline.stages.night_work import Actions, NightWork
-from pipeline.stages.nightly import nightly
-from pipeline.stages.report import report
-from pipeline.stages.train import train
-from pipeline.storage.nights import Ledgers
-from pipeline.storage.registry import Registry
-from pipeline.storage.samples import read_plan
-from pipeline.storage.shards import read_dataset
+from pipeline.config.root import Config
+from pipeline.evaluation.driver import evaluate
+from pipeline.generation.commit import read_plan
+from pipeline.generation.driver import generate
+from pipeline.images.png import encode_png
+from pipeline.ingest.dataset import read_dataset
+from pipeline.ingest.driver import ingest
+from pipeline.model_store.export import export
+from pipeline.model_store.manifest import RunPlan
+from pipeline.model_store.registry import Registry
+from pipeline.nightly.driver import nightly
+from pipeline.nightly.gate import Difference, Evidence
+from pipeline.nightly.ledger_store import Ledgers
+from pipeline.nightly.run_night import World
+from pipeline.nightly.steps import Actions, NightWork
+from pipeline.report.driver import report
+from pipeline.storage.documents import parse
 from pipeline.storage.store import Store, resolve
+from pipeline.training.driver import train
 from tiny import config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -16,7 +16,7 @@ from token_head import TOKEN, TokenHead
 
 import tiny
 from jobs.__main__ import main
-from pipeline.stages import submit as stage
+from pipeline.operations import submit as stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

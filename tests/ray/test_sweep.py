@@ -11,11 +11,11 @@ import ray
 from tiny_model import write_model
 
 from jobs.__main__ import main
-from pipeline.config import StorageConfig
+from pipeline.config.root import StorageConfig
+from pipeline.evaluation.results import read_evaluations
+from pipeline.generation.commit import is_sealed
+from pipeline.operations.verify import verify
 from pipeline.schema import SWEEP
-from pipeline.stages.verify import verify
-from pipeline.storage.evaluations import read_evaluations
-from pipeline.storage.samples import is_sealed
 from pipeline.storage.store import Store, resolve
 from tiny import command, config, digits, start
 

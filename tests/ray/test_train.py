@@ -6,14 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import StorageConfig
+from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
-from pipeline.manifests import CheckpointManifest, RunPlan
-from pipeline.stages.train import train
-from pipeline.storage.checkpoints import committed_steps, latest_checkpoint, read_tensors
-from pipeline.storage.metrics import read_metrics
-from pipeline.storage.shards import read_dataset
+from pipeline.ingest.dataset import read_dataset
+from pipeline.model_store.checkpoint import committed_steps, latest_checkpoint, read_tensors
+from pipeline.model_store.manifest import CheckpointManifest, RunPlan
 from pipeline.storage.store import resolve
+from pipeline.training.driver import train
+from pipeline.training.metrics_table import read_metrics
 from tiny import config, digits
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -1,0 +1,117 @@
+"""What `ddpm explore` found, as a page: sheets, the rate-distortion curve and table, the quality of previews."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import pyarrow as pa
+
+from pipeline.report.render.content import QUIET, Chart, Fact, Picture, Report, Series, Table, Verdict
+from pipeline.report.render.scales import figures
+from pipeline.report.scores import FLOOR_NAME
+
+__all__ = ["preview_page", "rate_page", "sheet_page"]
+
+_SHEETS: Final = {
+    "progressive": (
+        "Predictions on the way",
+        "A row a sample: x_0 as it is predicted after more and more steps, and at the right end the sample (figure 6).",
+    ),
+    "interpolate": (
+        "Interpolations",
+        "From one sample (left) to another (right); a row a timestep at which their states are mixed, the first one at "
+        "x_T (figure 8).",
+    ),
+    "shared": (
+        "Shared latents",
+        "A row a timestep whose x_t all columns share, the first one x_T; from there each goes on with noise of its "
+        "own. What is alike in a row was decided by then (figure 7).",
+    ),
+}
+_LARGE_RATIO: Final = 10.0
+
+
+def sheet_page(mode: str, png: bytes, facts: Sequence[Fact]) -> Report:
+    """Of the modes that are a sheet of pictures."""
+    title, caption = _SHEETS[mode]
+    return Report(title=title, facts=tuple(facts), samples=(Picture(caption, f"{title}: a sheet of images", png),))
+
+
+def rate_page(table: pa.Table, png: bytes, facts: Sequence[Fact], chosen: Sequence[int]) -> Report:
+    """RATE_DISTORTION; chosen: reverse times that are rows of the table and columns of the sheet."""
+    rows = table.to_pylist()
+    last = rows[-1]
+    codelength = (
+        Fact("Codelength", f"{figures(last['rate'] + last['term'])} bits/dim, a bound"),
+        Fact("Rate, L_1 to L_T", f"{figures(last['rate'])} bits/dim"),
+        Fact("Distortion, L_0", f"{figures(last['term'])} bits/dim"),
+        Fact("Images", f"{last['images']:,} held-out ones"),
+    )
+    picked = [row for row in rows if row["reverse_time"] in set(chosen)]
+    caption = "What a receiver would show after more and more bits, a row a held-out image; at the right the image."
+    return Report(
+        title="Rate and distortion",
+        subtitle="Progressive lossy coding, as section 4.3, figure 5 and table 4 of Ho et al. 2020",
+        facts=(*codelength, *facts),
+        samples=(Picture(caption, "Sheet of predicted images by rate", png),),
+        samples_title="Predictions",
+        charts=tuple(_rate_charts(table)),
+        charts_title="Progressive coding",
+        tables=(_rate_table(picked),),
+    )
+
+
+def _rate_charts(table: pa.Table) -> list[Chart]:
+    time, rate, distortion = (tuple(map(float, table[n].to_pylist())) for n in ("reverse_time", "rate", "distortion"))
+    steps = "reverse process steps (T - t)"
+    return [
+        Chart("Distortion by rate", "rate, bits/dim", "", (Series("RMSE, 0 to 255", rate, distortion),), ends=False),
+        Chart("Rate by steps", steps, "bits/dim", (Series("bits sent", time, rate),)),
+        Chart("Distortion by steps", steps, "", (Series("RMSE, 0 to 255", time, distortion),)),
+    ]
+
+
+def _rate_table(picked: Sequence[dict[str, float]]) -> Table:
+    rows = tuple((f"{r['reverse_time']:,}", figures(r["rate"]), figures(r["distortion"])) for r in reversed(picked))
+    note = "The prediction of x_0 is clipped to [-1, 1]. Rate: L_T and all terms that led to x_t."
+    columns = ("Reverse process time (T - t)", "Rate, bits/dim", "Distortion, RMSE of 0 to 255")
+    return Table("By reverse process time", columns, rows, words=0, note=note)
+
+
+def _few(n: int, feature_dim: int) -> Verdict | None:
+    """What must be known before the distances are trusted."""
+    if n > feature_dim:
+        return None
+    return Verdict(
+        "warning",
+        f"{n:,} images are not more than the {feature_dim:,} features: the distances are biased far upward, and only "
+        "their order means something (explore.num_images raises n).",
+    )
+
+
+def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim: int) -> Report:
+    """PREVIEWS, with a sheet of the first samples at the same steps. feature_dim: of the extractor."""
+    rows = table.to_pylist()
+    first, steps = rows[0], tuple(float(row["step"]) for row in rows)
+    values, floor = tuple(row["fd"] for row in rows), first["floor"]
+    level = Series(f"{FLOOR_NAME} (floor)", (steps[0], steps[-1]), (floor, floor), muted=True, look=QUIET)
+    log = min(*values, floor) > 0 and max(values) / min(*values, floor) > _LARGE_RATIO
+    note = "Of x_0 as predicted after so many steps; after the last one of the samples. Lower is better."
+    series = (Series("predicted x_0", steps, values), level)
+    chart = Chart(f"{first['metric']} by steps", "sampling steps", "", series, log, note, dots=True)
+    cells = tuple((f"{row['step']:,}", f"{row['t']:,}", figures(row["fd"])) for row in rows)
+    return Report(
+        title="Quality on the way",
+        subtitle="Progressive generation, as section 4.3 of Ho et al. 2020",
+        verdict=_few(first["n"], feature_dim),
+        facts=(
+            Fact("Measured", f"n = {first['n']:,} against {first['reference_n']:,} training images"),
+            Fact("Extractor", f"{first['extractor']} {first['weights_sha256'][:8]}"),
+            Fact(f"Floor: {FLOOR_NAME}", figures(floor)),
+            *facts,
+        ),
+        samples=(Picture("The first samples after these steps, a row a sample.", "Sheet of previews by step", png),),
+        samples_title="Predictions",
+        charts=(chart,),
+        charts_title="Quality by steps",
+        tables=(Table("Steps", ("Steps done", "Timestep left", first["metric"]), cells, words=0),),
+    )

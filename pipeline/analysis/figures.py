@@ -1,0 +1,181 @@
+"""The paper's pictures of what a model does between noise and image (Ho et al. 2020, figures 6 to 8).
+
+    progressive    x_0 as it is predicted on the way to a sample (figure 6)
+    shared         one x_t, decoded several times with other noise: what is decided by then (figure 7)
+    interpolate    between the x_t of two samples, decoded with the same noise (figure 8)
+
+x_t here is the state before timestep index t is left: at the largest one it is x_T, the noise itself. Between two
+states goes the great circle, since a straight line between two Gaussians has too little variance in the middle.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.diffusion.noise import SampleNoise
+from pipeline.diffusion.objective import Denoiser
+from pipeline.errors import ConfigError, DataError
+from pipeline.generation.generator import plan_denoiser, plan_sampler
+from pipeline.generation.manifest import SamplePlan
+from pipeline.generation.sample_plan import Assignments
+from pipeline.images.convert import to_uint8
+from pipeline.models.unet import UNet
+
+__all__ = ["Explorer", "Picture"]
+
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One cell of a sheet. t: the timestep index that was left last (progressive), or that decoding began at.
+
+    other_id and share: of an interpolation, sample_id at 0 to other_id at 1. noise_id: whose noise was added after t.
+    """
+
+    row: int
+    column: int
+    pixels: Pixels  # [H, W, C]
+    sample_id: int
+    t: int
+    label: int | None
+    other_id: int | None = None
+    share: float | None = None
+    noise_id: int | None = None
+
+
+@dataclass(frozen=True)
+class _From:
+    """A noise source that begins at a given x_t."""
+
+    x_t: Tensor
+    noise: SampleNoise
+
+    def initial(self) -> Tensor:
+        return self.x_t
+
+    def at(self, step: int) -> Tensor:
+        return self.noise.at(step)
+
+
+class Explorer:
+    """A network and a plan; all pictures of a call are made as one batch."""
+
+    def __init__(self, model: UNet, plan: SamplePlan, device: torch.device) -> None:
+        self._model, self._plan, self._device = model.to(device).eval(), plan, device
+        self._timesteps = sorted(plan_sampler(plan).timesteps)
+
+    def steps_done(self, columns: int) -> list[int]:
+        """After how many steps the predictions are shown: at most `columns`, evenly chosen, the last one all steps."""
+        steps = len(self._timesteps)
+        return sorted({round((i + 1) * steps / columns) for i in range(columns)} - {0})
+
+    @torch.inference_mode()
+    def progressive(self, ids: Sequence[int], columns: int) -> list[Picture]:
+        """A row a sample; x_0 after `columns` of the steps, evenly chosen, the last one the sample itself."""
+        steps, chosen = len(self._timesteps), [done - 1 for done in self.steps_done(columns)]
+        states = plan_sampler(self._plan).run(self._denoiser(ids), self._noise(ids))
+        seen = [(s.t, s.x_t if s.step == steps - 1 else s.x_0) for s in states if s.step in chosen]
+        labels = self._labels(ids)
+        pixels = [_pixels(x_0) for _, x_0 in seen]
+        return [
+            Picture(row, column, pixels[column][row], sample_id, t, labels[row])
+            for row, sample_id in enumerate(ids)
+            for column, (t, _) in enumerate(seen)
+        ]
+
+    @torch.inference_mode()
+    def shared(self, sample_id: int, columns: int, rows: int) -> list[Picture]:
+        """A row a timestep, from x_T downwards; column k goes on with the noise of sample_id + k, so 0 is the sample.
+
+        Raises ConfigError for a sampler that adds no noise: all columns would be equal.
+        """
+        plan = self._plan
+        if plan.sampler not in ("ddpm", "dpm++2m-sde") and not (plan.sampler == "ddim" and plan.eta > 0):
+            raise ConfigError(f"sampler {plan.sampler!r} adds no noise on the way: use ddpm, or ddim with generate.eta")
+        others = [sample_id + k for k in range(columns)]
+        label = self._labels([sample_id])[0]
+        pictures: list[Picture] = []
+        for row in range(rows):
+            index = round((len(self._timesteps) - 1) * (1.0 - row / rows))
+            x_t = self._state([sample_id], index).expand(columns, -1, -1, -1)
+            decoded = self._decoded(x_t, index, [sample_id] * columns, others)
+            for column, pixels in enumerate(decoded):
+                t = self._timesteps[index]
+                pictures.append(Picture(row, column, pixels, sample_id, t, label, noise_id=others[column]))
+        return pictures
+
+    @torch.inference_mode()
+    def interpolate(self, first: int, second: int, columns: int, rows: int) -> list[Picture]:
+        """A row a timestep, from x_T downwards; first sample to second one, with the noise of the first throughout.
+
+        The label is that of the nearer sample. A sampler without noise has the two samples themselves at the ends.
+        """
+        shares = [column / (columns - 1) for column in range(columns)]
+        nearer = [first if share < 0.5 else second for share in shares]
+        labels = self._labels(nearer)
+        pictures: list[Picture] = []
+        for row in range(rows):
+            index = round((len(self._timesteps) - 1) * (1.0 - row / rows))
+            ends = self._state([first, second], index)
+            x_t = torch.cat([_between(ends[:1], ends[1:], share) for share in shares])
+            for column, pixels in enumerate(self._decoded(x_t, index, nearer, [first] * columns)):
+                t = self._timesteps[index]
+                place = (row, column, pixels, first, t, labels[column])
+                pictures.append(Picture(*place, other_id=second, share=shares[column], noise_id=first))
+        return pictures
+
+    def _state(self, ids: Sequence[int], index: int) -> Tensor:
+        """x_t of some samples before the index-th smallest timestep is left: float32 [len(ids), C, H, W]."""
+        noise = self._noise(ids)
+        before = len(self._timesteps) - 1 - index
+        if before == 0:
+            return noise.initial()
+        for state in plan_sampler(self._plan).run(self._denoiser(ids), noise):
+            if state.step == before - 1:
+                return state.x_t
+        raise AssertionError("a sampler takes as many steps as it has timesteps")
+
+    def _decoded(
+        self, x_t: Tensor, index: int, label_ids: Sequence[int], noise_ids: Sequence[int]
+    ) -> NDArray[np.uint8]:
+        """Images [N, H, W, C] from x_t on, by the same steps that a sample takes from there."""
+        sampler = plan_sampler(self._plan, steps=self._timesteps[: index + 1])
+        *_, last = sampler.run(self._denoiser(label_ids), _From(x_t, self._noise(noise_ids)))
+        return _pixels(last.x_t)
+
+    def _noise(self, ids: Sequence[int]) -> SampleNoise:
+        plan = self._plan
+        shape = (plan.channels, plan.image_size, plan.image_size)
+        return SampleNoise(plan.seed, torch.tensor(list(ids), device=self._device), shape)
+
+    def _labels(self, ids: Sequence[int]) -> list[int | None]:
+        found = (Assignments(self._plan).of(range(i, i + 1)).labels for i in ids)
+        return [None if labels is None else int(labels[0]) for labels in found]
+
+    def _denoiser(self, ids: Sequence[int]) -> Denoiser:
+        labels = [label for label in self._labels(ids) if label is not None]
+        given = torch.tensor(labels, device=self._device) if labels else None
+        return plan_denoiser(self._model, self._plan, given, self._plan.guidance)
+
+
+def _between(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """The point at `share` of the great circle's way from one state to the other; float32 like both."""
+    if share in (0.0, 1.0):
+        return second if share else first
+    angle = torch.arccos((first * second).sum().div(first.norm() * second.norm()).clamp(-1.0, 1.0))
+    if angle.sin() < 1e-4:  # the same direction, or opposite ones: no circle is given
+        return torch.lerp(first, second, share)
+    return (first * torch.sin((1.0 - share) * angle) + second * torch.sin(share * angle)) / torch.sin(angle)
+
+
+def _pixels(x_0: Tensor) -> Pixels:
+    """uint8 [N, H, W, C]. Raises DataError for NaN and infinity."""
+    if not bool(x_0.isfinite().all()):
+        raise DataError("the network gave NaN or infinity")
+    return to_uint8(x_0)

@@ -1,0 +1,92 @@
+"""What the bits of a model buy, on images that it was not trained on (Ho et al. 2020, section 4.3)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config.root import DiffusionConfig
+from pipeline.diffusion.clipping import clip_to_unit
+from pipeline.diffusion.likelihood import Likelihood, bits_per_dim, rate_distortion
+from pipeline.diffusion.noise import SampleNoise
+from pipeline.diffusion.objective import Denoiser, Objective
+from pipeline.errors import DataError
+from pipeline.generation.generator import plan_denoiser
+from pipeline.generation.manifest import SamplePlan
+from pipeline.images.convert import to_model, to_uint8
+from pipeline.models.unet import UNet
+
+__all__ = ["Coded", "Coder"]
+
+Pixels = NDArray[np.uint8]
+
+
+class Coded(NamedTuple):
+    """Of timestep indices T-1, ..., 0, float64 [T] each: bits/dim sent before, RMSE in grey levels, bits/dim added."""
+
+    rate: NDArray[np.float64]
+    distortion: NDArray[np.float64]
+    term: NDArray[np.float64]
+
+
+class Coder:
+    """A network as the two ends of a progressive code: the receiver of x_t guesses x_0."""
+
+    def __init__(self, model: UNet, plan: SamplePlan, device: torch.device) -> None:
+        self._model, self._plan, self._device = model.to(device).eval(), plan, device
+        self._objective = Objective(DiffusionConfig.model_validate(plan.diffusion), plan.channels)
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._objective.process.schedule.num_timesteps
+
+    def code(
+        self,
+        images: Pixels,
+        ids: NDArray[np.int64],
+        labels: NDArray[np.int64] | None,
+        batch: int,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> Coded:
+        """Means over images uint8 [N, H, W, C]; the noise of a row depends on (plan's seed, id) alone.
+
+        T network calls a batch. labels int64 [N] for a class-conditional model. Raises DataError for NaN and infinity.
+        """
+        parts: list[Likelihood] = []
+        for start in range(0, len(images), batch):
+            rows = slice(start, start + batch)
+            denoiser = self._denoiser(None if labels is None else labels[rows])
+            x_0 = to_model(images[rows]).to(self._device)
+            parts.append(bits_per_dim(self._objective, denoiser, x_0, self._noise(ids[rows])))
+            on_batch(min(start + batch, len(images)))
+        terms = torch.cat([part.terms for part in parts]).mean(0)
+        if not bool(terms.isfinite().all()):
+            raise DataError("the network gave NaN or infinity")
+        points = rate_distortion(parts)
+        rate, distortion = ([getattr(point, name) for point in points] for name in ("rate", "distortion"))
+        return Coded(np.array(rate), np.array(distortion), terms.flip(0).numpy())
+
+    @torch.inference_mode()
+    def guesses(
+        self, images: Pixels, ids: NDArray[np.int64], labels: NDArray[np.int64] | None, timesteps: Sequence[int]
+    ) -> list[Pixels]:
+        """x_0 as predicted from the x_t of each timestep index, clipped: uint8 [N, H, W, C] each."""
+        x_0, noise, denoiser = to_model(images).to(self._device), self._noise(ids), self._denoiser(labels)
+        return [to_uint8(self._guess(denoiser, x_0, noise, step)) for step in timesteps]
+
+    def _guess(self, denoiser: Denoiser, x_0: Tensor, noise: SampleNoise, step: int) -> Tensor:
+        t = torch.full((len(x_0),), step, device=self._device)
+        x_t = self._objective.process.q_sample(x_0, t, noise.at(step))
+        return self._objective.reverse(denoiser(x_t, t), x_t, t, clip_to_unit).x_0
+
+    def _noise(self, ids: NDArray[np.int64]) -> SampleNoise:
+        plan = self._plan
+        shape = (plan.channels, plan.image_size, plan.image_size)
+        return SampleNoise(plan.seed, torch.tensor(ids, device=self._device), shape)
+
+    def _denoiser(self, labels: NDArray[np.int64] | None) -> Denoiser:
+        given = None if labels is None else torch.tensor(labels, device=self._device)
+        return plan_denoiser(self._model, self._plan, given, None)

@@ -1,0 +1,229 @@
+"""Samplers x steps x weights -> a table and a page of quality against cost.
+
+    open_sweep   model, data and every point checked; nothing is written
+    run_sweep    generate and evaluate each point that is not done, on one cluster; then the table and the page
+
+A point is an ordinary generation job with an ordinary evaluation, so it is made exactly once, and a sweep that was
+stopped goes on where it was. The verb hands over the two stages that do it.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.analysis.sweep_grid import Point, make_points, shared_settings
+from pipeline.analysis.sweep_page import best_row, sweep_lines, sweep_page
+from pipeline.analysis.sweep_results import PAGE, POINTS, TABLE, SweepPlan, check_sweep, join_sweep, keep
+from pipeline.cluster import cluster
+from pipeline.config.root import Config
+from pipeline.errors import ConfigError, DataError, NotFound
+from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.results import Evaluation, read_evaluation
+from pipeline.generation.commit import is_sealed, read_sealed
+from pipeline.generation.shard_log import SHARD_LOG_KEY
+from pipeline.ingest.dataset import read_dataset
+from pipeline.ingest.manifest import DatasetManifest
+from pipeline.model_store.load_model import RAW_WEIGHTS, find_model
+from pipeline.report.curves import steady_rate
+from pipeline.report.render.page import render
+from pipeline.schema import SWEEP
+from pipeline.storage.files import parquet_bytes
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["Sweep", "described", "open_sweep", "run_sweep"]
+
+Stage = Callable[[Config, str, str], Mapping[str, Any]]
+"""`generate` (settings, model, out) or `evaluate` (settings, samples, dataset)."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    config: Config
+    out: Store
+    dataset: Store
+    manifest: DatasetManifest
+    plan: SweepPlan
+    points: tuple[Point, ...]
+
+    def evaluation(self, point: Point) -> Evaluation | None:
+        """The scores of a finished point against the data set of this sweep."""
+        if not is_sealed(point.store):
+            return None
+        plan, sealed = read_sealed(point.store)
+        context = EvaluationContext(point.config, point.store, self.dataset, plan, sealed, self.manifest)
+        return read_evaluation(point.store, context.digest) if plan.fingerprint == point.plan.fingerprint else None
+
+    @property
+    def n(self) -> int:
+        """Images that are measured a point, unless some fail."""
+        limit = self.config.evaluate.num_images
+        sizes = (self.manifest.rows("heldout"), self.config.generate.num_samples, *([limit] if limit else []))
+        return min(sizes)
+
+
+def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
+    """Check all that can be checked before anything starts.
+
+    Raises one ConfigError with everything that is wrong with the grid, or when `out` holds another sweep; DataError
+    when there is no model or dataset, or the two have other images.
+    """
+    store, data = resolve(out, config.storage), resolve(dataset, config.storage)
+    # A run may get newer checkpoints meanwhile: all points are of the one that is found now.
+    found = find_model(model, RAW_WEIGHTS, config.storage)
+    points = make_points(config, found.uri, store)
+    manifest = read_dataset(data)
+    plan = SweepPlan(
+        model_uri=found.uri,
+        model_digest=found.digest,
+        dataset_uri=data.uri,
+        dataset_digest=manifest.digest(),
+        generate=shared_settings(config.generate),
+        evaluate=config.evaluate.model_dump(mode="json"),
+    )
+    sweep = Sweep(config, store, data, manifest, plan, points)
+    if (found.image_size, found.channels) != (manifest.image_size, manifest.channels):
+        raise DataError(
+            f"{found.uri} makes images of {found.image_size}x{found.image_size}x{found.channels}, {data.uri} has "
+            f"{manifest.image_size}x{manifest.image_size}x{manifest.channels}: give the dataset that it was trained on"
+        )
+    if sweep.n < 2:
+        raise ConfigError(
+            f"scores need 2 images a side, here are {sweep.n}: more --num-samples, or held-out images in {data.uri}"
+        )
+    check_sweep(store, plan)
+    return sweep
+
+
+def described(sweep: Sweep) -> dict[str, Any]:
+    """What a run would do, for --dry-run."""
+    missing = [point for point in sweep.points if sweep.evaluation(point) is None]
+    samples = sweep.config.generate.num_samples
+    asked = samples * sum(point.evaluations for point in missing)
+    lines = [
+        f"would sweep {len(sweep.points)} points ({len(missing)} missing) of {samples:,} samples with seed "
+        f"{sweep.config.generate.seed}, n = {sweep.n:,} of them measured, {asked:,} network evaluations in all "
+        f"-> {sweep.out.uri}",
+        *(f"  {point}: {point.evaluations} network evaluations an image" for point in missing),
+    ]
+    return {"points": len(sweep.points), "missing": len(missing), "evaluations": asked, "summary": "\n".join(lines)}
+
+
+def run_sweep(sweep: Sweep, generate: Stage, evaluate: Stage) -> dict[str, Any]:
+    """Finish every point, then write what came out. Raises what the two stages raise, but goes on over failed samples:
+    the evaluation leaves them out, and the table counts them."""
+    began = time.monotonic()
+    join_sweep(sweep.out, sweep.plan)
+    missing = [point for point in sweep.points if sweep.evaluation(point) is None]
+    if missing:
+        with cluster(sweep.config.ray, sweep.config.ray.max_workers + 1):
+            for number, point in enumerate(missing, start=len(sweep.points) - len(missing) + 1):
+                print(f"sweep: point {number} of {len(sweep.points)}: {point}", file=sys.stderr, flush=True)
+                _generate(sweep, point, generate)
+                evaluate(point.config, point.store.uri, sweep.dataset.uri)
+    evaluations = [_finished(sweep, point) for point in sweep.points]
+    table = pa.Table.from_pylist(
+        [_row(point, e) for point, e in zip(sweep.points, evaluations, strict=True)], schema=SWEEP
+    )
+    warnings = list(dict.fromkeys(line for e in evaluations for line in e.warnings))
+    return {**_written(sweep, table, warnings, len(missing)), "seconds": round(time.monotonic() - began, 1)}
+
+
+def _generate(sweep: Sweep, point: Point, generate: Stage) -> None:
+    try:
+        generate(point.config, sweep.plan.model_uri, point.store.uri)
+    except DataError as error:
+        if not is_sealed(point.store):
+            raise
+        print(f"sweep: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+
+
+def _finished(sweep: Sweep, point: Point) -> Evaluation:
+    evaluation = sweep.evaluation(point)
+    if evaluation is None:
+        raise DataError(
+            f"{sweep.dataset.uri} or {point.store.uri} changed during the sweep: run the same command again"
+        )
+    return evaluation
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _row(point: Point, evaluation: Evaluation) -> dict[str, Any]:
+    """A row of SWEEP."""
+    plan, metric = point.plan, evaluation.frechet_name
+    measured = next(s for s in evaluation.scores if (s.metric, s.kind) == (metric, "samples"))
+    kernel = next((s for s in evaluation.scores if s.kind == "samples" and s.spread is not None), None)
+    img_s, actors = _rate(point.store) or (None, None)
+    return {
+        "sampler": plan.sampler,
+        "steps": plan.steps,
+        "ema": plan.weights,
+        "eta": plan.eta,
+        "guidance": plan.guidance,
+        "seed": plan.seed,
+        "samples": plan.num_samples,
+        "failed": evaluation.failed,
+        "evaluations": point.evaluations,
+        "metric": metric,
+        "fd": measured.value,
+        **{kind: evaluation.value(metric, kind) for kind in ("floor", "blurred", "noise")},
+        "n": measured.n,
+        "reference_n": measured.reference_n,
+        "extractor": evaluation.extractor,
+        "weights_sha256": evaluation.weights_sha256,
+        "kernel_metric": kernel and kernel.metric,
+        "kd": kernel and kernel.value,
+        "kd_spread": kernel and kernel.spread,
+        "img_s": img_s,
+        "actors": actors,
+        "actor_seconds": actors / img_s if actors and img_s else None,
+        "point": f"{POINTS}/{point.name}",
+        "plan": plan.fingerprint,
+        "evaluation": evaluation.id,
+    }
+
+
+def _rate(context: Store) -> tuple[float, int] | None:
+    """From the shard log, which is a courtesy: it may be lost."""
+    try:
+        return steady_rate(pq.read_table(pa.BufferReader(context.read(SHARD_LOG_KEY))))
+    except (NotFound, pa.ArrowException, OSError):
+        return None
+
+
+def _written(sweep: Sweep, table: pa.Table, warnings: list[str], made: int) -> dict[str, Any]:
+    names = {"Model": sweep.plan.model_uri, "Dataset": sweep.dataset.uri}
+    config_yaml = "# what all points share\n" + yaml.safe_dump(
+        sweep.plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100
+    )
+    page = render(sweep_page(table, names, warnings, config_yaml)).encode()
+    files = {TABLE: parquet_bytes(table, len(table)), PAGE: page}
+    changed = [keep(sweep.out, key, data) for key, data in files.items()]
+    state = "swept" if made or any(changed) else "already done"
+    best = best_row(table.to_pylist())
+    lines = [
+        *sweep_lines(table),
+        f"{state}: {len(table)} points, {made} of them now; best {best['metric']} {best['fd']:.4g} at n = "
+        f"{best['n']:,} ({best['sampler']}, {best['steps']} steps, {best['ema']}; floor {best['floor']:.4g}) "
+        f"-> {sweep.out.location(PAGE)}",
+        *(f"warning: {line}" for line in warnings),
+    ]
+    return {
+        "state": state,
+        "uri": sweep.out.location(TABLE),
+        "page": sweep.out.location(PAGE),
+        "points": len(table),
+        "made": made,
+        "metric": best["metric"],
+        "best": dict(best),
+        "rows": table.to_pylist(),
+        "warnings": warnings,
+        "summary": "\n".join(lines),
+    }

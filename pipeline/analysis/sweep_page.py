@@ -1,0 +1,179 @@
+"""A sweep as a page and as lines of a terminal: a table of `pipeline.schema.SWEEP` in, content out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.metrics.feature_stats import Score
+from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
+from pipeline.report.render.content import QUIET, Chart, Fact, Report, Series, Table, Verdict
+from pipeline.report.render.scales import figures
+from pipeline.report.render.svg import COLOURS
+from pipeline.report.scores import FLOOR_NAME, verdict
+
+__all__ = ["best_row", "common_noise", "sweep_lines", "sweep_page"]
+
+Row = Mapping[str, Any]
+NOTHING: Final = "\N{EN DASH}"
+UNBEATEN: Final = "\N{CHECK MARK}"
+_LOG_RATIO: Final = 10.0
+"""Distances that differ by more than this are drawn on a logarithmic scale."""
+
+
+def sweep_page(
+    table: pa.Table, names: Mapping[str, str], warnings: Sequence[str] = (), config_yaml: str = ""
+) -> Report:
+    """The page of SWEEP rows (at least one). names: of the model and the dataset, as facts."""
+    rows = table.to_pylist()
+    best = best_row(rows)
+    uneven = [] if len({row["n"] for row in rows}) == 1 else ["the points have different n, and distances fall with n"]
+    told = verdict(_scores(best), [*warnings, *uneven])
+    return Report(
+        title="Sampler sweep",
+        subtitle=f"{len(rows)} points, {best['samples']:,} samples each",
+        verdict=told and Verdict(told.kind, f"Best: {_point(best)}. {told.text}"),
+        facts=tuple(_facts(rows, names)),
+        charts=tuple(_charts(rows)),
+        charts_title="Quality against cost",
+        tables=(_table(rows),),
+        config_yaml=config_yaml,
+    )
+
+
+def best_row(rows: Sequence[Row]) -> Row:
+    """The point of the lowest distance, of equals the one of the fewest network evaluations."""
+    return min(rows, key=lambda row: (row["fd"], row["evaluations"]))
+
+
+def common_noise(row: Row) -> str:
+    """Why points compare."""
+    return (
+        f"Every point makes the same sample ids, 0 to {row['samples'] - 1:,}, from the same noise (seed {row['seed']}"
+        "), so the luck of the draw is about the same for all."
+    )
+
+
+def sweep_lines(table: pa.Table) -> list[str]:
+    """The table for a terminal."""
+    rows = table.to_pylist()
+    head = ("sampler", "steps", "weights", "evaluations", rows[0]["metric"], "img/s")
+    cells = [
+        head,
+        *(
+            (r["sampler"], str(r["steps"]), r["ema"], str(r["evaluations"]), figures(r["fd"]), _or(r["img_s"]))
+            for r in rows
+        ),
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    words = (0, 2)
+    return [
+        "  ".join(c.ljust(w) if i in words else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+
+
+def _scores(row: Row) -> list[Score]:
+    kinds = {"samples": "fd", "floor": "floor", "blurred": "blurred", "noise": "noise"}
+    shared = {"metric": row["metric"], "n": row["n"], "reference_n": row["reference_n"]}
+    return [Score.model_validate({"kind": kind, "value": row[column], **shared}) for kind, column in kinds.items()]
+
+
+def _point(row: Row) -> str:
+    return f"{row['sampler']}, {row['steps']} steps, {row['ema']}, {row['evaluations']} network evaluations an image"
+
+
+def _or(value: float | None) -> str:
+    return NOTHING if value is None else figures(value)
+
+
+def _listed(rows: Sequence[Row], name: str) -> str:
+    """The values that a column has, each once."""
+    return ", ".join(dict.fromkeys(_or(v) if isinstance(v, float | int) else str(v) for v in (r[name] for r in rows)))
+
+
+def _facts(rows: Sequence[Row], names: Mapping[str, str]) -> Iterator[Fact]:
+    first = rows[0]
+    yield from (Fact(name, value) for name, value in names.items())
+    yield Fact("Samples a point", f"{first['samples']:,}, seed {first['seed']}")
+    yield Fact("Measured a point", f"n = {_listed(rows, 'n')} against {first['reference_n']:,} training images")
+    yield Fact("Extractor", f"{first['extractor']} {first['weights_sha256'][:8]}")
+    yield Fact(f"Floor: {FLOOR_NAME}", _listed(rows, "floor"))
+    yield Fact(f"Ceiling: {BLUR_NAME}", _listed(rows, "blurred"))
+    yield Fact(f"Ceiling: {NOISE_NAME}", _listed(rows, "noise"))
+    if any(row["actors"] for row in rows):
+        yield Fact("Actors at work", _listed([row for row in rows if row["actors"]], "actors"))
+    if first["guidance"] is not None:
+        yield Fact("Guidance", figures(first["guidance"]))
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+def _charts(rows: Sequence[Row]) -> Iterator[Chart]:
+    yield _chart(rows, "network evaluations an image", "evaluations", common_noise(rows[0]))
+    timed = [row for row in rows if row["actor_seconds"]]
+    if timed:
+        note = "One actor's seconds an image while all actors were at work; what else the machine did then is in it."
+        yield _chart(timed, "actor-seconds an image", "actor_seconds", note)
+
+
+def _chart(rows: Sequence[Row], x_label: str, column: str, note: str) -> Chart:
+    """A line a sampler and weights, along its steps: the colour is the sampler's, the dashes are the weights'."""
+    samplers, weights = (list(dict.fromkeys(row[name] for row in rows)) for name in ("sampler", "ema"))
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["evaluations"]):
+        lines.setdefault((row["sampler"], row["ema"]), []).append(row)
+    series = [
+        Series(
+            f"{sampler}, {ema}" if len(weights) > 1 else sampler,
+            tuple(float(row[column]) for row in lines[sampler, ema]),
+            tuple(row["fd"] for row in lines[sampler, ema]),
+            look=samplers.index(sampler) + COLOURS * weights.index(ema),
+        )
+        for sampler in samplers
+        for ema in weights
+        if (sampler, ema) in lines
+    ]
+    xs, floor = [float(row[column]) for row in rows], min(row["floor"] for row in rows)
+    level = Series(f"{FLOOR_NAME} (floor)", (min(xs), max(xs)), (floor, floor), muted=True, look=QUIET)
+    ys = [floor, *(row["fd"] for row in rows)]
+    log = min(ys) > 0 and max(ys) / min(ys) > _LOG_RATIO
+    title = f"{rows[0]['metric']} by {x_label}"
+    return Chart(title, x_label, "", (*series, level), log, note, ends=False, log_x=True, dots=True)
+
+
+# --- table -----------------------------------------------------------------------------------------------------------
+
+
+def _unbeaten(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether no other point has a distance as low from as few evaluations."""
+    mine = (row["fd"], row["evaluations"])
+    theirs = [(other["fd"], other["evaluations"]) for other in rows if other is not row]
+    return not any(fd <= mine[0] and cost <= mine[1] and (fd, cost) != mine for fd, cost in theirs)
+
+
+def _kernel(row: Row) -> str:
+    """Rounded to what its spread leaves of it."""
+    return NOTHING if row["kd"] is None else f"{row['kd']:.2g} \N{PLUS-MINUS SIGN} {row['kd_spread']:.1g}"
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    kernel = next((row["kernel_metric"] for row in rows if row["kernel_metric"]), None)
+    failed = any(row["failed"] for row in rows)
+    columns = ["Sampler", "Weights", "Steps", "Evaluations", rows[0]["metric"]]
+    columns += [f"{kernel} \N{PLUS-MINUS SIGN} sd"] if kernel else []
+    columns += ["n", *(["Failed"] if failed else []), "img/s", "Actors", "Actor-s", "Unbeaten"]
+    texts = []
+    for row in rows:
+        cells = [row["sampler"], row["ema"], str(row["steps"]), str(row["evaluations"]), figures(row["fd"])]
+        cells += [_kernel(row)] if kernel else []
+        cells += [f"{row['n']:,}", *([f"{row['failed']:,}"] if failed else [])]
+        cells += [_or(row["img_s"]), _or(row["actors"]), _or(row["actor_seconds"])]
+        texts.append((*cells, UNBEATEN if _unbeaten(row, rows) else ""))
+    note = (
+        f"{common_noise(rows[0])} Distances are to the training split, lower is better, and compare at equal n only. "
+        "Evaluations: of the network, an image. img/s: of all actors together while all were at work; Actor-s: seconds "
+        "of one of them an image. Unbeaten: no other point is as good for as few evaluations."
+    )
+    return Table("Points", tuple(columns), tuple(texts), words=2, note=note)

@@ -1,0 +1,172 @@
+"""From layers to one `Config`: defaults < recipe < --config files in order < environment < flags.
+
+Every layer is a nested dictionary with an origin, so that a bad value can be traced to where it was written.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from pipeline.config.base import Section
+from pipeline.config.root import Config
+from pipeline.errors import ConfigError
+
+__all__ = ["Layer", "environment_layer", "flag_layer", "flags_help", "recipe_layer", "resolve", "to_yaml", "yaml_layer"]
+
+_PREFIX = "DDPM__"
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place, nested as `Config` is."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+class _Settings(Config, BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=_PREFIX, env_nested_delimiter="__")
+
+
+def yaml_layer(path: Path) -> Layer:
+    """Read one YAML file. Raises ConfigError when it is missing, not YAML, or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values or {}, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections such as 'train:', not a {type(values).__name__}")
+    return Layer(path.name, values or {})
+
+
+def recipe_layer(name: str) -> Layer:
+    """A complete named run that ships with the package."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        raise ConfigError(f"no recipe {name!r}{_suggest(name, known)}; recipes: {', '.join(known)}")
+    return Layer(f"recipe {name}", yaml_layer(path).values)
+
+
+def environment_layer() -> Layer:
+    """Variables such as DDPM__TRAIN__LR=1e-4. Raises ConfigError for one that names no section."""
+    for name in os.environ:
+        if name.upper().startswith(_PREFIX):
+            section = name[len(_PREFIX) :].partition("__")[0].lower()
+            if section not in Config.model_fields:
+                known = list(Config.model_fields)
+                raise ConfigError(f"environment: {name} names no section{_suggest(section, known)}: {', '.join(known)}")
+    try:
+        return Layer("environment", _with_nulls(EnvSettingsSource(_Settings)()))
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error} (lists are JSON there: [32, 64])") from error
+
+
+def flag_layer(argv: Sequence[str]) -> Layer:
+    """Dotted flags such as `--train.lr 1e-4`; lists as `--model.block_out_channels 32,64`."""
+    try:
+        values = _source(argv)()
+    except SettingsError as error:
+        raise ConfigError(_flag_message(str(error))) from error
+    return Layer("command line", _with_nulls(values))
+
+
+def flags_help(program: str) -> str:
+    """The help text of every dotted flag."""
+    return str(_source([], program).root_parser.format_help())
+
+
+def _source(argv: Sequence[str], program: str = "ddpm") -> CliSettingsSource[Any]:
+    return CliSettingsSource(
+        _Settings,
+        cli_prog_name=program,
+        cli_parse_args=list(argv),
+        cli_exit_on_error=False,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+
+def _flag_message(text: str) -> str:
+    detail = text.removeprefix("error parsing CLI: ")
+    unknown = detail.partition("unrecognized arguments: ")[2].split()
+    if not unknown:
+        return detail
+    flags = [f"--{path}" for path in _paths(Config)]
+    flag = unknown[0].partition("=")[0]
+    return f"unknown flag {flag}{_suggest(flag, flags)} (--help lists every flag)"
+
+
+def _paths(model: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _paths(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nulls(inner) for key, inner in value.items()}
+    return None if value in ("null", "none") else value
+
+
+def resolve(layers: Sequence[Layer]) -> Config:
+    """Merge the layers, later ones winning. Raises one ConfigError that names every bad field and its origin."""
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        _merge(merged, layer.values, layer.origin, origins)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        lines = [_describe(item, origins) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = "") -> None:
+    for key, value in values.items():
+        path = f"{at}{key}"
+        if isinstance(value, Mapping):
+            inner = into.get(key)
+            into[key] = dict(inner) if isinstance(inner, dict) else {}
+            _merge(into[key], value, origin, origins, f"{path}.")
+        elif value is not None or not isinstance(into.get(key), dict):
+            into[key] = value  # a section left empty in YAML is None, and changes nothing
+        origins[path] = origin
+
+
+def _describe(item: Any, origins: Mapping[str, str]) -> str:
+    keys = [str(part) for part in item["loc"]]
+    path = ".".join(keys)
+    origin = next((origins[p] for n in range(len(keys), 0, -1) if (p := ".".join(keys[:n])) in origins), "defaults")
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown setting{_suggest(path, list(_paths(Config)))} (from {origin})"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if not path:
+        return str(message)  # several sections together
+    if isinstance(item["input"], dict):
+        return f"{path}: {message} (from {origin})"
+    return f"{path}: {message} (got {item['input']!r}; from {origin})"
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def to_yaml(config: Section) -> str:
+    """The resolved configuration as YAML that `--config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)

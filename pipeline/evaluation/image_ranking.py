@@ -1,0 +1,74 @@
+"""How far images lie from the training images, by the features that their evaluation used: what best and worst mean."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError, NotFound
+from pipeline.evaluation.results import (
+    Evaluation,
+    ExtractorRecord,
+    extractor_folder,
+    present_sketches,
+    read_extractor,
+    read_sketches,
+)
+from pipeline.metrics.feature_stats import merge_all_sketches
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.moments import Moments
+from pipeline.storage.documents import parse
+from pipeline.storage.store import Store
+
+__all__ = ["feature_distances", "features_of", "stored_extractors", "training_moments"]
+
+_RIDGE = 1e-3
+"""Share of the mean variance added to every direction: dead features have none."""
+
+
+def stored_extractors(dataset: Store) -> list[ExtractorRecord]:
+    """Every extractor that the dataset has, in order of id."""
+    keys = sorted(entry.key for entry in dataset.list("extractors/") if entry.key.endswith(".json"))
+    return [parse(ExtractorRecord, dataset.read(key), dataset.location(key)) for key in keys]
+
+
+def feature_distances(
+    datasets: Iterable[Store], evaluation: Evaluation, pixels: NDArray[np.uint8]
+) -> NDArray[np.float64] | None:
+    """Mahalanobis distance float64 [N] of images [N, H, W, C] to the training split's features.
+
+    None when no dataset has the evaluation's extractor and the sketches of its training split any more.
+    """
+    for dataset in datasets:
+        try:
+            found = next((r for r in stored_extractors(dataset) if r.weights_sha256 == evaluation.weights_sha256), None)
+            if found is not None:
+                return _distances(dataset, found, pixels)
+        except (DataError, NotFound):
+            continue
+    return None
+
+
+def training_moments(dataset: Store, record: ExtractorRecord) -> Moments:
+    """Of the training split's features, from the sketches that `evaluate` left. Raises DataError without them."""
+    folder = extractor_folder(record.id)
+    keys = sorted(key for key in present_sketches(dataset, folder) if key.startswith(f"{folder}/train-"))
+    return merge_all_sketches(read_sketches((dataset, key) for key in keys)).moments
+
+
+def features_of(extractor: Extractor, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """float32 [N, D] of images uint8 [N, H, W, C]."""
+    return extractor.answer(pixels).features
+
+
+def _distances(dataset: Store, record: ExtractorRecord, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Raises DataError when the extractor or the sketches are gone."""
+    moments, stored = training_moments(dataset, record), read_extractor(dataset, record.id)
+    if stored is None:
+        raise DataError(f"{dataset.location(extractor_folder(record.id))} has no extractor")
+    away = features_of(stored[1], pixels).astype(np.float64) - moments.mean
+    covariance = moments.covariance
+    ridge = _RIDGE * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    scaled = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), away.T)
+    squared: NDArray[np.float64] = np.einsum("nd,dn->n", away, scaled)
+    return np.sqrt(np.maximum(squared, 0.0))

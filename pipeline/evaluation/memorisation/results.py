@@ -1,0 +1,124 @@
+"""Searches for training images among samples, at rest beside the samples.
+
+<samples>/metrics/memorisation-<id>.parquet        NEIGHBOURS: the nearest training images of every sample
+<samples>/metrics/memorisation-<id>-<space>.png    the closest pairs, sample left, training image right
+<samples>/metrics/memorisation-<id>.json           created once, last: figures, protocol, the pairs of the sheets
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline.config.base import FileEntry, Section
+from pipeline.metrics.memorisation import Space, SpaceResult
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.storage.create_once import keep_document, keep_file, read_document, read_documents
+from pipeline.storage.files import parquet_bytes, read_verified
+from pipeline.storage.store import Store
+
+__all__ = [
+    "NEIGHBOURS",
+    "Memorisation",
+    "Pair",
+    "memorisation_key",
+    "read_memorisation",
+    "read_memorisations",
+    "read_sheet",
+    "write_memorisation",
+]
+
+_PREFIX = "metrics/memorisation-"
+_ROW_GROUP = 10_000
+
+NEIGHBOURS = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("space", pa.string(), nullable=False),  # pixel or feature
+        pa.field("rank", pa.int32(), nullable=False),  # of the training image among the sample's neighbours, from 1
+        pa.field("train_id", pa.int64(), nullable=False),  # sample_id in the dataset
+        pa.field("distance", pa.float64(), nullable=False),  # in the unit of the space
+        pa.field("relative", pa.float64(), nullable=False),  # of the sample: nearest distance / mean of the others
+        pa.field("near_copy", pa.bool_(), nullable=False),  # of the sample
+    ]
+)
+
+
+class Pair(Section):
+    """A sample and its nearest training image, in the order of a sheet: smallest relative distance first."""
+
+    space: Space
+    place: int  # on the sheet, from 1: row by row
+    sample_id: int
+    train_id: int
+    distance: float
+    relative: float
+    near_copy: bool
+
+
+class Memorisation(Section):
+    """`<samples>/metrics/memorisation-<id>.json`."""
+
+    kind: Literal["memorisation"] = "memorisation"
+    schema_version: int = SCHEMA_VERSION
+    id: str  # sha256 of all that decides the result
+    dataset_digest: str
+    samples_plan: str
+    reference: str  # split that the neighbours are of, whole
+    reference_n: int
+    n: int  # samples looked up
+    usable: int  # samples there are
+    failed: int  # samples that the generation could not make
+    heldout_n: int
+    rule: str
+    closeness: float
+    neighbours: int  # k
+    flips: bool
+    extractor: str
+    weights_sha256: str
+    preprocessing: str
+    feature_dim: int
+    heldout_accuracy: float | None
+    warnings: tuple[str, ...]
+    spaces: tuple[SpaceResult, ...]
+    pairs: tuple[Pair, ...]
+    table: FileEntry
+    sheets: dict[Space, FileEntry]
+
+    def of(self, space: Space) -> SpaceResult:
+        """The figures of one space."""
+        return next(result for result in self.spaces if result.space == space)
+
+
+def memorisation_key(memorisation_id: str) -> str:
+    """Of the result's document, relative to the samples."""
+    return f"{_PREFIX}{memorisation_id[:16]}.json"
+
+
+def write_memorisation(
+    samples: Store, neighbours: pa.Table, sheets: Mapping[Space, bytes], fields: Mapping[str, Any]
+) -> Memorisation:
+    """Table and sheets (PNG), then the document that makes them exist: ours, or that of an equal, faster search.
+
+    fields: of a Memorisation, without table and sheets.
+    """
+    key = memorisation_key(fields["id"])
+    stem = key.removesuffix(".json")
+    table = keep_file(samples, f"{stem}.parquet", parquet_bytes(neighbours, _ROW_GROUP))
+    files = {space: keep_file(samples, f"{stem}-{space}.png", png) for space, png in sheets.items()}
+    return keep_document(samples, key, Memorisation(table=table, sheets=files, **fields))
+
+
+def read_memorisation(samples: Store, memorisation_id: str) -> Memorisation | None:
+    """One result, or None."""
+    return read_document(samples, memorisation_key(memorisation_id), Memorisation)
+
+
+def read_memorisations(samples: Store) -> list[Memorisation]:
+    """Every result beside the samples, in order of key."""
+    return read_documents(samples, _PREFIX, Memorisation)
+
+
+def read_sheet(samples: Store, result: Memorisation, space: Space) -> bytes:
+    """PNG of the closest pairs. Raises VerificationFailed when it is not the one that was written."""
+    return read_verified(samples, result.sheets[space])

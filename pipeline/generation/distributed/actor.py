@@ -1,0 +1,190 @@
+"""The worker's part of generation: the network loaded once, shard after shard made here and committed beside it."""
+
+import os
+import pickle
+import platform
+import time
+import uuid
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import VerificationFailed
+from pipeline.generation.commit import commit_shard, marker_key
+from pipeline.generation.generator import Images, ShardGenerator, sample_table
+from pipeline.generation.manifest import SamplePlan
+from pipeline.generation.request_table import load_requests
+from pipeline.generation.sample_plan import Assignments
+from pipeline.images.png import encode_png
+from pipeline.model_store.load_model import find_model, load_unet
+from pipeline.models.cpu import compute_on_one_core
+from pipeline.storage.store import Store
+
+__all__ = ["COMMITTED", "ERROR", "MEASURED", "ROW", "THERE", "WORKING", "GenerateShards"]
+
+HEARTBEAT_SECONDS = 30.0
+"""A shard may take hours; Ray Data gives up on a job that says nothing for half an hour."""
+MEASURED_BATCHES = 2
+"""After one to warm up; from the speed of the first actor comes the job's forecast."""
+WORKING, MEASURED, COMMITTED, THERE, ERROR = "working", "measured", "committed", "there", "error"
+ROW = pa.schema(
+    [
+        pa.field("shard", pa.int64()),
+        pa.field("state", pa.string()),  # THERE: committed by another attempt
+        pa.field("rows", pa.int64()),  # images; those finished so far when WORKING
+        pa.field("bytes", pa.int64()),  # of the file; MEASURED: of so many images as PNG
+        pa.field("failed", pa.int64()),
+        pa.field("started", pa.float64()),  # Unix seconds
+        pa.field("seconds", pa.float64()),  # in the network and the sampler
+        pa.field("img_s", pa.float64()),
+        pa.field("node", pa.string()),
+        pa.field("actor", pa.string()),  # node:process
+        pa.field("pixel_mean", pa.float64()),  # of levels 0..255, over images that could be made
+        pa.field("pixel_std", pa.float64()),
+        pa.field("saturated_share", pa.float64()),  # of levels that are 0 or 255
+        pa.field("error", pa.binary()),  # pickled exception
+    ]
+)
+Row = dict[str, Any]
+
+
+class GenerateShards:
+    """For `map_batches`: column shard (int64) -> ROW, some while a shard is made and one when it is settled.
+
+    An exception becomes a row, so that it reaches the driver as itself and costs no other shard of the block. At most
+    two shards are in memory: the one being made and the one being committed.
+    """
+
+    def __init__(self, job: Store, plan: SamplePlan, model_uri: str, use_gpu: bool) -> None:
+        self._job, self._plan, self._model_uri = job, plan, model_uri
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        if not use_gpu:
+            compute_on_one_core()
+        self._side = ThreadPoolExecutor(1, "commit")
+        self._speed = _Speed()
+        self._assignments: Assignments | None = None
+        self._generator: ShardGenerator | None = None
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        pending: Future[Row] | None = None
+        for shard in block["shard"].to_pylist():
+            following: Future[Row] = Future()
+            try:
+                settle = yield from self._made(shard)
+                following = self._side.submit(settle)
+            except Exception as error:
+                following.set_result(_error_row(shard, error))
+            if pending is not None:
+                yield _table(pending.result())
+            pending = following
+        if pending is not None:
+            yield _table(pending.result())
+
+    def _made(self, shard: int) -> Generator[pa.Table, None, Any]:
+        """Make a shard; what is left to do for it, as a function that returns its row."""
+        if self._job.exists(marker_key(shard)):
+            return lambda: {"shard": shard, "state": THERE}
+        generator = self._loaded()
+        ids = self._assigned().layout.ids(shard)
+        started, clock = time.time(), time.monotonic()
+        told, steps = clock, generator.steps(ids)
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                images: Images = end.value
+                seconds = time.monotonic() - clock
+                return lambda: self._committed(shard, images, started, seconds)
+            if step.pixels is not None and (measured := self._speed.after(step.pixels)) is not None:
+                yield _table({"shard": shard, "state": MEASURED, **measured})
+            if time.monotonic() - told >= HEARTBEAT_SECONDS:
+                told = time.monotonic()
+                yield _table({"shard": shard, "state": WORKING, "rows": step.done})
+
+    def _committed(self, shard: int, images: Images, started: float, seconds: float) -> Row:
+        attempt = uuid.uuid4().hex
+        try:
+            table = sample_table(self._plan, images)
+            marker = commit_shard(self._job, self._plan, shard, table, attempt, images.work.ids)
+        except Exception as error:
+            return _error_row(shard, error)
+        return {
+            "shard": shard,
+            "state": COMMITTED if marker.attempt == attempt else THERE,
+            "rows": marker.rows,
+            "failed": marker.failed,
+            "started": started,
+            "seconds": seconds,
+            "img_s": marker.rows / max(seconds, 1e-9),
+            "bytes": marker.bytes,
+            "node": platform.node(),
+            "actor": f"{platform.node()}:{os.getpid()}",
+            **_levels(images.pixels[images.finite]),
+        }
+
+    def _loaded(self) -> ShardGenerator:
+        if self._generator is None:
+            config = self._job.config
+            found = find_model(self._model_uri, self._plan.weights, config)
+            if found.digest != self._plan.model_digest:
+                raise VerificationFailed(f"{found.uri} is another model now than when {self._job.uri} was planned")
+            requests = self._assigned().requests
+            self._generator = ShardGenerator(load_unet(found, config), self._plan, self._device, requests)
+        return self._generator
+
+    def _assigned(self) -> Assignments:
+        if self._assignments is None:
+            self._assignments = Assignments(self._plan, load_requests(self._job, self._plan))
+        return self._assignments
+
+
+class _Speed:
+    """The speed of this actor's first batches but one, and the size of their images; told once."""
+
+    def __init__(self) -> None:
+        self._batches, self._images, self._began = 0, 0, 0.0
+
+    def after(self, pixels: NDArray[np.uint8]) -> Row | None:
+        """To be called after each batch; a row once the batches to measure are done."""
+        now = time.monotonic()
+        self._batches += 1
+        if self._batches == 1:
+            self._began = now
+        if not 1 < self._batches <= 1 + MEASURED_BATCHES:
+            return None
+        self._images += len(pixels)
+        if self._batches <= MEASURED_BATCHES:
+            return None
+        size = sum(len(encode_png(image)) for image in pixels) / len(pixels)
+        return {"rows": self._images, "seconds": now - self._began, "bytes": round(size * self._images)}
+
+
+def _levels(pixels: NDArray[np.uint8]) -> Row:
+    """Columns pixel_mean, pixel_std and saturated_share; none when there is no image."""
+    if not pixels.size:
+        return {}
+    counts = np.zeros(256, np.int64)
+    for image in pixels:  # bincount makes int64 of what it is given
+        counts += np.bincount(image.reshape(-1), minlength=256)
+    levels, total = np.arange(256), pixels.size
+    mean = float((counts * levels).sum() / total)
+    std = float(np.sqrt((counts * (levels - mean) ** 2).sum() / total))
+    return {"pixel_mean": mean, "pixel_std": std, "saturated_share": float((counts[0] + counts[255]) / total)}
+
+
+def _table(row: Row) -> pa.Table:
+    return pa.Table.from_pylist([row], schema=ROW)
+
+
+def _error_row(shard: int, error: Exception) -> Row:
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:  # an exception of somebody's own making
+        data = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return {"shard": shard, "state": ERROR, "error": data}

@@ -1,0 +1,212 @@
+"""The driver of a generation job: rounds over the shards that have no marker, until there are none.
+
+The driver holds no image and no list of samples: rows of some 200 bytes stream by, one a settled shard and one now and
+then from a shard that is being made.
+"""
+
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray.data
+
+from pipeline.config.root import Config
+from pipeline.errors import PipelineError, Transient
+from pipeline.generation.commit import committed_shards
+from pipeline.generation.distributed.actor import COMMITTED, ERROR, MEASURED, WORKING, GenerateShards
+from pipeline.generation.distributed.prometheus import Telemetry
+from pipeline.generation.forecast import Forecast, remarks
+from pipeline.generation.manifest import SamplePlan
+from pipeline.generation.request_table import load_requests
+from pipeline.generation.sample_plan import Assignments, missing_shards
+from pipeline.generation.shard_log import ShardLog
+from pipeline.progress import Progress
+from pipeline.storage.store import Store
+
+__all__ = ["ShardDispatcher", "shard_blocks"]
+
+Shards = npt.NDArray[np.int64]
+MAX_BLOCK_SHARDS = 16
+LONGEST_PAUSE_SECONDS = 60.0
+ROW_BYTES = 1
+"""Block size that makes Ray Data hand every row to the driver at once."""
+FORECAST_SHARDS = 16
+"""Jobs with fewer shards to make are over before a forecast would help."""
+
+
+def shard_blocks(shards: Shards, actors: int) -> list[Shards]:
+    """Shards a task, in order: many while there are many, one at the end, so that all actors end together."""
+    blocks, start = [], 0
+    largest = max(MAX_BLOCK_SHARDS, len(shards) // 4096)
+    while start < len(shards):
+        size = max(1, min(largest, (len(shards) - start) // (4 * actors)))
+        blocks.append(shards[start : start + size])
+        start += size
+    return blocks
+
+
+class ShardDispatcher:
+    """The driver's part of one invocation: rounds over what is missing, until nothing is. actor: what makes shards."""
+
+    def __init__(
+        self,
+        config: Config,
+        job: Store,
+        plan: SamplePlan,
+        model_uri: str,
+        actor: type[GenerateShards] = GenerateShards,
+    ) -> None:
+        self._actor = actor
+        self._ray, self._job, self._plan, self._model_uri = config.ray, job, plan, model_uri
+        self._price = config.generate.price_per_hour
+        self._layout = Assignments(plan, load_requests(job, plan)).layout
+        self._log = ShardLog(job)
+        self._working: dict[int, int] = {}  # images finished in shards that are not
+        # Of the shards whose rows arrived; those of a block that was restarted may not.
+        self._images, self._first_start, self._last_end = 0, float("inf"), 0.0
+        self._done, self._failed = 0, 0
+        self._speeds: dict[str, float] = {}  # of each actor's last shard, img/s
+        self._forecast: Forecast | None = None
+        self._telemetry = Telemetry(job.uri)
+
+    def finish(self) -> dict[str, Any]:
+        """Returns figures. Raises the error that used up ray.max_failures, or one that no repetition can cure."""
+        missing = self._missing()
+        before = self._made_before(missing)
+        self._large = len(missing) >= FORECAST_SHARDS
+        self._progress = Progress("generate", self._plan.num_samples, "images", before)
+        failures, limit = 0, self._ray.max_failures
+        while len(missing):
+            try:
+                if failures:
+                    missing = self._missing()
+                self._round(missing)
+                # A restarted block repeats rows that Ray drops as known, so only markers say what was done.
+                missing = self._missing()
+                if len(missing):
+                    raise Transient(f"{len(missing)} shards of {self._job.uri} were not committed")
+            except Exception as error:
+                failures += 1
+                self._telemetry.error()
+                if _is_final(error) or 0 <= limit < failures:
+                    raise _named(error, failures) from error
+                print(f"generate: failure {failures} of {limit}, going on: {_first_line(error)}", file=sys.stderr)
+                time.sleep(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
+            finally:
+                self._log.flush()
+        self._progress.update(self._plan.num_samples)
+        self._progress.close()
+        figures: dict[str, Any] = {"images": self._plan.num_samples - before}
+        if self._forecast is not None:
+            figures["forecast"] = self._forecast.figures()
+        if self._images:
+            figures["images_per_second"] = round(self._images / max(self._last_end - self._first_start, 1e-9), 2)
+        return figures
+
+    def _missing(self) -> Shards:
+        return missing_shards(self._plan.num_shards, committed_shards(self._job))
+
+    def _made_before(self, missing: Shards) -> int:
+        return self._plan.num_samples - self._layout.rows(missing)
+
+    def _round(self, missing: Shards) -> None:
+        """One pass over the missing shards, if any. Raises the last error of a shard, or Ray's own."""
+        if not len(missing):
+            return
+        self._working.clear()
+        self._done = self._made_before(missing)
+        error: Exception | None = None
+        row_errors = 0
+        for row in self._rows(missing):
+            if row["state"] != ERROR:
+                row_errors = 0
+                self._settle(row)
+                continue
+            error = pickle.loads(row["error"])
+            self._telemetry.error()
+            row_errors += 1
+            # When nothing succeeds any more, waiting helps and trying every other shard does not.
+            if _is_final(error) or row_errors > 2 * self._ray.max_workers:
+                break
+        if error is not None:
+            raise error
+
+    def _rows(self, missing: Shards) -> Iterator[dict[str, Any]]:
+        blocks = shard_blocks(missing, self._ray.max_workers)
+        actors = min(self._ray.max_workers, len(blocks))
+        # Not from_arrow: that starts a task of one CPU a block, and the actors may hold all CPUs there are.
+        dataset = ray.data.from_blocks([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
+        rows = dataset.map_batches(
+            self._actor,
+            fn_constructor_kwargs={
+                "job": self._job,
+                "plan": self._plan,
+                "model_uri": self._model_uri,
+                "use_gpu": self._ray.use_gpu,
+            },
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=min(self._ray.min_workers, actors), max_size=actors),
+            num_cpus=1,
+            num_gpus=1 if self._ray.use_gpu else 0,
+        )
+        rows.context.target_max_block_size = ROW_BYTES
+        for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from table.to_pylist()
+
+    def _settle(self, row: dict[str, Any]) -> None:
+        shard = row["shard"]
+        if row["state"] == MEASURED:
+            self._foretell(row)
+        elif row["state"] == WORKING:
+            self._working[shard] = row["rows"]
+        else:
+            self._working.pop(shard, None)
+            self._done += len(self._layout.ids(shard))
+        if row["state"] == COMMITTED:
+            self._log.add(row)
+            self._count(row)
+        done = self._done + sum(self._working.values())
+        self._progress.update(done, remarks(self._failed, self._speeds))
+        self._telemetry.at(done, self._plan.num_samples, self._progress.rate)
+
+    def _count(self, row: dict[str, Any]) -> None:
+        self._images += row["rows"]
+        self._failed += row["failed"]
+        self._first_start = min(self._first_start, row["started"])
+        self._last_end = max(self._last_end, row["started"] + row["seconds"])
+        self._speeds[row["actor"]] = row["img_s"]
+        self._telemetry.committed(row["rows"], row["failed"])
+
+    def _foretell(self, row: dict[str, Any]) -> None:
+        """Once a job, from whichever actor is first."""
+        if self._forecast is None and self._large:
+            left = self._plan.num_samples - self._done
+            actors = min(self._ray.max_workers, self._plan.num_shards)
+            speed, size = row["rows"] / max(row["seconds"], 1e-9), row["bytes"] / max(row["rows"], 1)
+            self._forecast = Forecast(left, speed, size, actors, self._price)
+            self._progress.say(str(self._forecast))
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether repetition cannot help: our own errors, except that a store was out of reach."""
+    return isinstance(error, PipelineError) and not isinstance(error, Transient)
+
+
+def _named(error: Exception, failures: int) -> Exception:
+    """Our own errors as they are; others, from Ray or a defect, with what to do."""
+    if isinstance(error, PipelineError):
+        return error
+    return PipelineError(
+        f"generation failed {failures} times, more than ray.max_failures allows, the last time with "
+        f"{type(error).__name__}: {_first_line(error)}; what is committed stays and the same command goes on from there"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

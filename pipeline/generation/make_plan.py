@@ -1,0 +1,146 @@
+"""Settings and a model -> the plan of a generation job, or why there can be none."""
+
+import math
+from dataclasses import dataclass
+
+from pipeline.config.generation import BALANCED, GenerateConfig, LabelMix, label_mix
+from pipeline.errors import ConfigError
+from pipeline.generation.commit import PLAN, read_plan
+from pipeline.generation.generator import plan_sampler
+from pipeline.generation.manifest import RequestTable, SamplePlan
+from pipeline.generation.request_table import RequestSource, load_requests, read_source, request_file
+from pipeline.generation.requests import RequestRules, Requests, normalised
+from pipeline.generation.sample_plan import Layout
+from pipeline.model_store.load_model import StoredModel
+from pipeline.storage.store import Store
+
+__all__ = ["WantedJob", "make_plan", "want_job"]
+
+
+@dataclass(frozen=True)
+class WantedJob:
+    """A plan that is not at rest yet, and its requests. request_file: what plan.requests names, if it is not there."""
+
+    plan: SamplePlan
+    requests: Requests | None = None
+    request_file: bytes = b""
+
+
+def want_job(config: GenerateConfig, job: Store, model: StoredModel, requests: str | None) -> WantedJob:
+    """What the settings ask for; without the URI of a request table a job that has one keeps it.
+
+    Raises ConfigError as make_plan does, DataError listing every request that cannot be met.
+    """
+    there = read_plan(job) if job.exists(PLAN) else None
+    kept = there.requests if there is not None else None
+    source = None if requests is None else read_source(requests, job.config)
+    _check(config, kept is not None or source is not None)
+    if there is not None and kept is not None and (source is None or source.sha256 == kept.source_sha256):
+        return WantedJob(make_plan(config, model, kept, there.num_samples), load_requests(job, there))
+    return WantedJob(make_plan(config, model)) if source is None else _requested(config, model, source)
+
+
+def _requested(config: GenerateConfig, model: StoredModel, source: RequestSource) -> WantedJob:
+    rules = RequestRules(
+        num_classes=model.model.num_classes,
+        num_timesteps=model.diffusion.num_timesteps,
+        guidance_refusal=guidance_refusal(model),
+        sampler=config.sampler,
+        steps=config.steps or model.diffusion.num_timesteps,
+        seed=config.seed,
+        guidance=config.guidance,
+    )
+    requests = Requests(normalised(source.rows(), source.unit, rules))
+    entry, data = request_file(requests.table)
+    shards = Layout(requests.bounds, config.shard_size).num_shards
+    pin = RequestTable(source_sha256=source.sha256, rows=requests.table.num_rows, shards=shards, file=entry)
+    return WantedJob(make_plan(config, model, pin, requests.num_samples), requests, data)
+
+
+def _check(config: GenerateConfig, requested: bool) -> None:
+    """Settings that do nothing are refused; with a request table each row has its own sampler and guidance."""
+    if requested:
+        if config.labels != BALANCED:
+            raise ConfigError(f"generate.labels {config.labels!r}: a request table has the labels")
+        return
+    if config.sampler != "ddim" and config.eta != 0:
+        raise ConfigError(f"generate.eta {config.eta} belongs to sampler 'ddim', not {config.sampler!r}")
+    if config.sampler != "ddpm" and config.variance is not None:
+        raise ConfigError(f"generate.variance {config.variance!r} belongs to sampler 'ddpm', not {config.sampler!r}")
+    if config.guidance is None and config.guidance_interval is not None:
+        raise ConfigError("generate.guidance_interval limits generate.guidance, which is off")
+
+
+def make_plan(
+    config: GenerateConfig, model: StoredModel, requests: RequestTable | None = None, num_samples: int | None = None
+) -> SamplePlan:
+    """All that decides the bytes. num_samples: of a request table; else the settings'.
+
+    Raises ConfigError for settings that the sampler or the model cannot follow.
+    """
+    _check(config, requests is not None)
+    if config.guidance is not None and (reason := guidance_refusal(model)):
+        raise ConfigError(f"generate.guidance {config.guidance:g}: {reason}")
+    plan = SamplePlan(
+        num_samples=config.num_samples if num_samples is None else num_samples,
+        shard_size=config.shard_size,
+        batch_size=min(config.batch_size, config.shard_size),
+        seed=config.seed,
+        model_uri=model.uri,
+        model_digest=model.digest,
+        weights=model.weights,
+        sampler=config.sampler,
+        steps=config.steps or model.diffusion.num_timesteps,
+        eta=config.eta,
+        variance=config.variance or model.diffusion.variance,
+        clip=config.clip,
+        compile=config.compile,
+        image_size=model.image_size,
+        channels=model.channels,
+        num_classes=model.model.num_classes,
+        diffusion=model.diffusion.model_dump(mode="json"),
+        guidance=config.guidance,
+        guidance_interval=_interval(config.guidance_interval, model.diffusion.num_timesteps),
+        labels=_mix(config, model),
+        requests=requests,
+        format=config.format,
+    )
+    plan_sampler(plan)
+    return plan
+
+
+def _mix(config: GenerateConfig, model: StoredModel) -> LabelMix | None:
+    """Raises ConfigError for a label that the model does not have."""
+    mix, classes = label_mix(config.labels), model.model.num_classes or 0
+    if mix is not None and mix[-1][0] >= classes:
+        has = f"the classes of the model are 0..{classes - 1}" if classes else "the model has no classes"
+        raise ConfigError(f"generate.labels {config.labels!r}: {has}")
+    return mix
+
+
+def guidance_refusal(model: StoredModel) -> str | None:
+    """Why a model cannot be guided, or None when it can."""
+    if model.model.num_classes is None:
+        return "the model has no classes to guide towards"
+    if not model.label_dropout:
+        return (
+            f"{model.uri} was trained with every label (train.label_dropout 0), so it never learned what an image "
+            "without a label is; train it with label dropout, such as 0.1"
+        )
+    return None
+
+
+def _interval(given: tuple[float, float] | None, num_timesteps: int) -> tuple[int, int] | None:
+    """Timestep indices, both included. Shares of 0..T-1 when the upper end is at most 1, else the indices themselves.
+
+    Raises ConfigError when no timestep is inside.
+    """
+    if given is None:
+        return None
+    scale = num_timesteps - 1 if given[1] <= 1 else 1
+    low, high = math.ceil(given[0] * scale - 1e-9), min(math.floor(given[1] * scale + 1e-9), num_timesteps - 1)
+    if low > high:
+        raise ConfigError(
+            f"generate.guidance_interval {given[0]:g},{given[1]:g} holds none of timesteps 0..{num_timesteps - 1}"
+        )
+    return low, high

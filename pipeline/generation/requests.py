@@ -1,0 +1,272 @@
+"""A table of what is asked for: its rows checked and filled in, and which of them a sample id belongs to.
+
+Request r has the ids from the sum of the counts before it on, so ids are a function of the table. Pure: rows come from
+`pipeline.generation.request_table`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.config.generation import SAMPLERS
+from pipeline.errors import DataError
+from pipeline.schema import REQUESTS
+
+__all__ = ["REQUIRED", "BadRow", "RequestRules", "Requests", "Row", "normalised"]
+
+Int64Array = npt.NDArray[np.int64]
+MAX_LISTED = 1000
+CHUNK_ROWS = 65_536
+REQUIRED = ("request_id", "count")
+"""Columns that a table must have; label, guidance, seed, steps and sampler may be there, others are carried along."""
+_NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not even be read."""
+
+    reason: str
+
+
+Row = Mapping[str, Any] | BadRow
+"""Column to value; None and missing are alike."""
+
+
+@dataclass(frozen=True)
+class RequestRules:
+    """What a row may ask for, and what it gets where it does not say. guidance_refusal: why there can be none."""
+
+    num_classes: int | None
+    num_timesteps: int
+    guidance_refusal: str | None
+    sampler: str
+    steps: int
+    seed: int
+    guidance: float | None
+
+
+def normalised(rows: Iterable[tuple[int, Row]], unit: str, rules: RequestRules) -> pa.Table:
+    """Rows (number in the source, values) -> a table of schema REQUESTS.
+
+    unit: what the numbers count ("line" or "row"). Raises DataError listing every bad row with its number and reason.
+    """
+    reader, chunks, numbers = _Reader(rules), [], []
+    rows = iter(rows)
+    while part := list(islice(rows, CHUNK_ROWS)):
+        numbers.append(np.array([number for number, _ in part], np.int64))
+        values = [reader.read(number, row) for number, row in part]
+        chunks.append(pa.Table.from_pylist(values, schema=REQUESTS))
+    if not chunks:
+        raise DataError("no request in the table")
+    table, bad = pa.concat_tables(chunks), reader.bad
+    for number, reason in _duplicates(table, np.concatenate(numbers), unit):
+        bad[number] = f"{bad[number]}; {reason}" if number in bad else reason
+    if bad:
+        lines = [f"{unit} {number}: {reason}" for number, reason in sorted(bad.items())[:MAX_LISTED]]
+        more = [f"... and {len(bad) - MAX_LISTED:,} more"] if len(bad) > MAX_LISTED else []
+        raise DataError("\n".join([f"{len(bad):,} of {table.num_rows:,} requests cannot be met:", *lines, *more]))
+    total = sum(table["count"].to_pylist())
+    if total >= 2**63:
+        raise DataError(f"the requests ask for {total:,} samples; ids have 64 bits")
+    return table
+
+
+def _duplicates(table: pa.Table, numbers: Int64Array, unit: str) -> Iterator[tuple[int, str]]:
+    """Rows whose request_id an earlier row has. Codes are given in order of appearance: a new id is a new maximum."""
+    codes = table["request_id"].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+    highest = np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]
+    first = np.flatnonzero(codes > highest)
+    for row in np.flatnonzero((codes <= highest) & (codes >= 0)):
+        name = table["request_id"][int(row)].as_py()
+        yield int(numbers[row]), f"request_id {name!r} is that of {unit} {numbers[first[codes[row]]]}"
+
+
+@dataclass
+class _Reader:
+    """Rows one by one; `bad`: number -> reason of those that cannot be used."""
+
+    rules: RequestRules
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def read(self, number: int, row: Row) -> dict[str, Any]:
+        """The columns of REQUESTS. Of a bad row only request_id, if it has one, so that duplicates are found."""
+        if isinstance(row, BadRow):
+            self.bad[number] = row.reason
+            return {}
+        reasons: list[str] = []
+        values: dict[str, Any] = {}
+        for name, check in _COLUMNS.items():
+            given = row.get(name)
+            try:
+                values[name] = check(None if given == "" else given, self.rules)
+            except ValueError as error:
+                reasons.append(f"{name} {error}")
+        try:
+            values["extra"] = _extra(row)
+        except ValueError as error:
+            reasons.append(str(error))
+        if reasons:
+            self.bad[number] = "; ".join(reasons)
+            return {"request_id": values.get("request_id")}
+        return values
+
+
+# --- one column ------------------------------------------------------------------------------------------------------
+
+
+def _integer(value: Any) -> int:
+    """A whole number however it is written: 3, 3.0 or '3'. Raises ValueError."""
+    if isinstance(value, str):
+        value = value.strip()
+        if not value.lstrip("-").isdecimal():
+            raise ValueError(f"must be a whole number (got {value!r})")
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value % 1:
+        raise ValueError(f"must be a whole number (got {value!r})")
+    return int(value)
+
+
+def _request_id(value: Any, rules: RequestRules) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("is missing" if value is None else f"must be a text or a whole number (got {value!r})")
+    return str(value)
+
+
+def _count(value: Any, rules: RequestRules) -> int:
+    if value is None:
+        raise ValueError("is missing")
+    count = _integer(value)
+    if not 1 <= count < 2**63:
+        raise ValueError(f"must be at least 1 (got {count})")
+    return count
+
+
+def _label(value: Any, rules: RequestRules) -> int | None:
+    if value is None:
+        return None
+    label = _integer(value)
+    if rules.num_classes is None:
+        raise ValueError(f"{label}: the model has no classes")
+    if not 0 <= label < rules.num_classes:
+        raise ValueError(f"{label} is unknown: the classes of the model are 0..{rules.num_classes - 1}")
+    return label
+
+
+def _guidance(value: Any, rules: RequestRules) -> float | None:
+    if value is None:
+        return rules.guidance
+    try:
+        guidance = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        guidance = math.nan
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ValueError(f"must be a finite number, at least 0 (got {value!r})")
+    if rules.guidance_refusal is not None:
+        raise ValueError(f"{guidance:g}: {rules.guidance_refusal}")
+    return guidance
+
+
+def _seed(value: Any, rules: RequestRules) -> int:
+    seed = rules.seed if value is None else _integer(value)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"must lie in 0..2^63-1 (got {seed})")
+    return seed
+
+
+def _steps(value: Any, rules: RequestRules) -> int:
+    steps = rules.steps if value is None else _integer(value)
+    if not 1 <= steps <= rules.num_timesteps:
+        raise ValueError(f"must lie in 1..{rules.num_timesteps} (got {steps})")
+    return steps
+
+
+def _sampler(value: Any, rules: RequestRules) -> str:
+    sampler = rules.sampler if value is None else value
+    if sampler not in SAMPLERS:
+        raise ValueError(f"{sampler!r} is unknown: one of {', '.join(SAMPLERS)}")
+    return str(sampler)
+
+
+_COLUMNS: dict[str, Callable[[Any, RequestRules], Any]] = {
+    "request_id": _request_id,
+    "count": _count,
+    "label": _label,
+    "guidance": _guidance,
+    "seed": _seed,
+    "steps": _steps,
+    "sampler": _sampler,
+}
+
+
+def _extra(row: Mapping[str, Any]) -> str | None:
+    """The other columns as one JSON object, keys sorted; dates and decimals as text. Raises ValueError."""
+    extra = {name: value for name, value in row.items() if name not in _COLUMNS}
+    if not extra:
+        return None
+    try:
+        return json.dumps(extra, sort_keys=True, default=_plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"columns {', '.join(sorted(extra))} cannot be carried as JSON: {error}") from error
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, date | time | Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+# --- the table in use ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Requests:
+    """table: of schema REQUESTS, as `normalised` gives it. Some 60 bytes a row besides ids and extra columns."""
+
+    table: pa.Table
+
+    @cached_property
+    def starts(self) -> Int64Array:
+        """The first sample id of each request, and the end: int64 [R + 1]."""
+        return np.concatenate([[0], np.cumsum(self._numpy("count"))]).astype(np.int64)
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def bounds(self) -> Int64Array:
+        """First ids of the runs of requests with equal sampler, steps and guidance, and the end: int64 [S + 1]."""
+        sampler = self.table["sampler"].combine_chunks().dictionary_encode().indices.to_numpy()
+        settings = (sampler, self._numpy("steps"), self._numpy("guidance", -1.0))
+        changes = np.logical_or.reduce([column[1:] != column[:-1] for column in settings])
+        found: Int64Array = self.starts[np.concatenate([[True], changes, [True]])]
+        return found
+
+    @cached_property
+    def labels(self) -> Int64Array:
+        """int64 [R]; -1 where the request does not say."""
+        return self._numpy("label", _NO_LABEL).astype(np.int64)
+
+    @cached_property
+    def seeds(self) -> Int64Array:
+        return self._numpy("seed")
+
+    def of(self, ids: range) -> Int64Array:
+        """The request (0, 1, ...) of each sample: int64 [len(ids)]."""
+        found: Int64Array = np.searchsorted(self.starts, np.arange(ids.start, ids.stop), side="right") - 1
+        return found
+
+    def _numpy(self, name: str, null: float | None = None) -> npt.NDArray[Any]:
+        column = self.table[name]
+        return np.asarray((column if null is None else column.fill_null(null)).to_numpy())

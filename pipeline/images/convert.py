@@ -1,0 +1,52 @@
+"""Pixels as they are stored, shown, and given to a model: PNG, sheets, and the range [-1, 1].
+
+Everything is a pure function, so real images and samples cannot be handled in two different ways.
+Pixels are uint8 [H, W, C] in 0..255; the model's range is [-1, 1] with x = u / 127.5 - 1.
+"""
+
+from typing import Final
+
+import numpy as np
+import torch
+
+from pipeline.images.png import Pixels
+
+__all__ = ["grid", "to_model", "to_uint8"]
+
+_GAP_LEVEL: Final = 255
+
+
+def to_model(images: Pixels) -> torch.Tensor:
+    """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]."""
+    tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy: rows of Ray are read-only
+    return tensor.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(x: torch.Tensor) -> Pixels:
+    """float32 [B, C, H, W] to uint8 [B, H, W, C]: clamped to [-1, 1], rounded to the nearest level.
+
+    Inverse of `to_model` on all 256 levels. Raises ValueError on NaN, which would become a level by chance.
+    """
+    if bool(torch.isnan(x).any()):
+        raise ValueError("NaN in samples")
+    levels = x.clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid(images: Pixels, columns: int, scale: int, gap: int) -> Pixels:
+    """uint8 [N, H, W, C] on one sheet, row by row: each pixel `scale` x `scale`, `gap` white pixels between.
+
+    Result uint8 [rows * H * scale + (rows - 1) * gap, columns * W * scale + (columns - 1) * gap, C].
+    """
+    num_images, height, width, channels = images.shape
+    if num_images == 0 or columns < 1:
+        raise ValueError(f"need at least one image and one column, got {num_images} and {columns}")
+    columns = min(columns, num_images)
+    rows = -(-num_images // columns)
+    step_y, step_x = height * scale + gap, width * scale + gap
+    sheet = np.full((rows * step_y - gap, columns * step_x - gap, channels), _GAP_LEVEL, dtype=np.uint8)
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    for index, image in enumerate(large):
+        y, x = (index // columns) * step_y, (index % columns) * step_x
+        sheet[y : y + height * scale, x : x + width * scale] = image
+    return sheet

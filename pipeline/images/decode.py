@@ -1,0 +1,122 @@
+"""Bytes of a file to an image, under limits: what is refused, and why."""
+
+import io
+from typing import Final
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import DataError
+from pipeline.images.file_types import HEAD_BYTES, kind_of, shown
+from pipeline.images.reject_reasons import Reason, Reject
+
+__all__ = ["FORMATS", "BadImage", "decode", "decode_checked"]
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Raster formats that decode inside this process; Pillow would hand EPS to Ghostscript."""
+
+_ANIMATED: Final = ("PNG", "WEBP", "GIF", "TIFF")  # further frames of a JPEG are previews and gain maps
+_ORIENTED: Final = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow finds an orientation
+_CONTAINERS: Final = ("zip", "tar", "gzip", "archive", "parquet")
+
+
+class BadImage(DataError):
+    """One image cannot be used; `reason` is one of `refusals.REASONS`, the message has the details."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[Reason, str]]:
+        return type(self), (self.reason, self.message)
+
+    @property
+    def refusal(self) -> Reject:
+        return Reject(self.reason, self.message)
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """The decoded first frame of an image file, upright by its EXIF orientation, in its own mode.
+
+    The size is checked before pixels are decompressed. Raises BadImage, MemoryError.
+    """
+    return _decoded(data, max_pixels, None)
+
+
+def decode_checked(data: bytes, config: IngestConfig) -> Image.Image:
+    """`decode` for an input of `ingest`: its limits on bytes, sides and frames are checked first as well."""
+    if len(data) > config.max_image_bytes:
+        raise BadImage("too-many-bytes", f"{len(data)} bytes are more than {config.max_image_bytes}")
+    return _decoded(data, config.max_image_pixels, config)
+
+
+def _decoded(data: bytes, max_pixels: int, config: IngestConfig | None) -> Image.Image:
+    if not data:
+        raise BadImage("empty", "the file has no bytes")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if not image.width * image.height:
+            raise BadImage("decode-error", f"{image.width}x{image.height} has no pixels")
+        if image.width * image.height > max_pixels:
+            raise BadImage("too-large", f"{image.width}x{image.height} is more than {max_pixels} pixels")
+        if config is not None:
+            _check(image, config)
+        image.load()
+        return _upright(image)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged input
+        raise _refusal(error, data) from error
+
+
+def _check(image: Image.Image, config: IngestConfig) -> None:
+    if min(image.size) < config.min_size:
+        raise BadImage("too-small", f"{image.width}x{image.height} has a side under {config.min_size} pixels")
+    frames = _frames(image)
+    if frames > config.max_frames:
+        raise BadImage("too-many-frames", f"{frames} frames are more than {config.max_frames}")
+    if frames > 1 and config.animation == "reject":
+        raise BadImage("animated", f"{frames} frames, and ingest.animation is 'reject'")
+
+
+def _frames(image: Image.Image) -> int:
+    if image.format not in _ANIMATED:
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except MemoryError:
+        raise
+    except Exception:  # a later frame is damaged; the first, which is what we use, tells of itself when it is loaded
+        return 1
+
+
+def _refusal(error: Exception, data: bytes) -> BadImage:
+    if isinstance(error, Image.DecompressionBombError):
+        return BadImage("too-large", str(error))
+    if isinstance(error, UnidentifiedImageError):
+        head = data[:HEAD_BYTES]
+        kind = kind_of(head)
+        if kind in _CONTAINERS:
+            return BadImage("nested-archive", f"{shown(head)} in place of an image")
+        if kind == "image" or _is_cut(head):
+            return BadImage("truncated", f"the header is cut or damaged ({len(data)} bytes in all)")
+        return BadImage("not-an-image", f"{shown(head)}, none of {', '.join(FORMATS)}")
+    cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+    return BadImage("truncated" if cut else "decode-error", str(error))
+
+
+def _is_cut(head: bytes) -> bool:
+    """True for the first few bytes of a PNG, JPEG or GIF."""
+    return any(signature.startswith(head) for signature in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a"))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.format != "TIFF" and not any(name in image.info for name in _ORIENTED):
+        return image  # Pillow would look through the file once more, and copy the pixels
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # the pixels are good, only the EXIF block is damaged: take them as they lie
+        return image

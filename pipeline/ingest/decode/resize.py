@@ -1,0 +1,101 @@
+"""Any image to uint8 pixels of one size and mode: transparency, mode, fit, in this order.
+
+The resize is Pillow's antialiased bicubic, the one way by which images change size in this program. It comes after
+transparency is gone, or the colours hidden under it would bleed into edges.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.images.decode import BadImage, decode_checked
+
+__all__ = ["Pixels", "prepare", "prepare_pixels"]
+
+_SIXTEEN_BIT: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
+
+Pixels = NDArray[np.uint8]
+
+
+def prepare(data: bytes, config: IngestConfig) -> Pixels:
+    """An image file to uint8 [size, size, channels], read-only. Raises BadImage, MemoryError."""
+    return _prepared(decode_checked(data, config), config)
+
+
+def prepare_pixels(pixels: Pixels, config: IngestConfig) -> Pixels:
+    """uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA) to uint8 [size, size, channels]. Raises BadImage."""
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    height, width, channels = pixels.shape
+    if channels not in _MODES:
+        raise BadImage("unsupported-mode", f"{channels} channels are neither grey, RGB nor RGBA")
+    if not pixels.size:
+        raise BadImage("empty", f"{width}x{height} has no pixels")
+    if height * width > config.max_image_pixels:
+        raise BadImage("too-large", f"{width}x{height} is more than {config.max_image_pixels} pixels")
+    if min(height, width) < config.min_size:
+        raise BadImage("too-small", f"{width}x{height} has a side under {config.min_size} pixels")
+    if pixels.shape == (config.image_size, config.image_size, config.channels):
+        return pixels
+    return _prepared(Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if channels == 1 else pixels)), config)
+
+
+def _prepared(image: Image.Image, config: IngestConfig) -> Pixels:
+    try:
+        image = _opaque(image, _MODES[config.channels], config.background)
+    except (ValueError, OSError) as error:
+        raise BadImage("unsupported-mode", f"mode {image.mode}: {error}") from error
+    image = _fitted(image, config)
+    pixels = np.frombuffer(image.tobytes(), np.uint8)
+    return pixels.reshape(config.image_size, config.image_size, config.channels)
+
+
+def _fitted(image: Image.Image, config: IngestConfig) -> Image.Image:
+    size = config.image_size
+    if image.size == (size, size):
+        return image
+    if config.fit == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image if image.width == image.height else image.crop((left, top, left + side, top + side))
+    if config.fit == "pad":
+        return _padded(image, size, config.background)
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _padded(image: Image.Image, size: int, background: int) -> Image.Image:
+    """The whole image as large as it fits, in the middle."""
+    longer = max(image.size)
+    width, height = (max(1, round(side * size / longer)) for side in image.size)
+    inside = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    canvas = Image.new(image.mode, (size, size), background if image.mode == "L" else (background,) * 3)
+    canvas.paste(inside, ((size - width) // 2, (size - height) // 2))
+    return canvas
+
+
+def _opaque(image: Image.Image, mode: str, background: int) -> Image.Image:
+    """The image in `mode` ("L" or "RGB") without transparency."""
+    if image.mode in _SIXTEEN_BIT:
+        return _from_16_bit(image, background).convert(mode)
+    if image.mode == "F":
+        raise ValueError("float pixels have no known range")
+    if not image.has_transparency_data:
+        return image if image.mode == mode else image.convert(mode)
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGBA", image.size, (background, background, background, 255))
+    return Image.alpha_composite(canvas, rgba).convert(mode)
+
+
+def _from_16_bit(image: Image.Image, background: int) -> Image.Image:
+    """Grey 0..65535 to 0..255 (65535 = 257 * 255, so white stays white)."""
+    levels = np.asarray(image)
+    if levels.dtype != np.uint16 and (levels.min() < 0 or levels.max() > 65535):
+        raise ValueError("grey levels outside 0..65535")
+    pixels = ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        pixels[levels == transparent] = background
+    return Image.fromarray(pixels)

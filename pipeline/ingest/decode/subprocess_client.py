@@ -1,0 +1,223 @@
+"""The near end of `decode_child`: starts it, feeds it, and tells what it died of."""
+
+import atexit
+import fcntl
+import json
+import mmap
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final, NamedTuple
+
+import pipeline
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import PipelineError
+from pipeline.images.reject_reasons import REASONS, Reject
+from pipeline.ingest.decode.resize import Pixels
+from pipeline.ingest.decode.subprocess_main import IDLE, OK, PROGRESS_BYTES, READY, shared_arrays
+
+__all__ = ["Death", "DecodingProcess"]
+
+_MODULE: Final = "pipeline.ingest.decode.subprocess_main"
+_START_SECONDS: Final = 120.0
+_STANDSTILL_FACTOR, _STANDSTILL_SECONDS = 4.0, 60.0
+"""A process that takes no processor time is not stopped by a limit on it: after so long it is killed from here."""
+_LOOK_SECONDS: Final = 1.0
+_CHUNK_BYTES: Final = 2**20
+
+_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "PYTHONHOME", "PYTHONUSERBASE")
+"""What the process inherits: no credentials."""
+
+_idle: dict[tuple[int, str], "DecodingProcess"] = {}
+"""At most one for each pid of an owner and settings: a fork must not share its parent's."""
+
+
+class Death(NamedTuple):
+    """number: of the image in hand, among those sent; None when it had none, or nobody knows which."""
+
+    number: int | None
+    cause: str
+    too_slow: bool
+
+
+class _NonsenseError(Exception):
+    """The process said what `decode_child` does not say."""
+
+
+class DecodingProcess:
+    """One process: `send` a batch, take its `answers`, then send the next."""
+
+    @classmethod
+    def start(cls, config: IngestConfig, most_rows: int) -> "DecodingProcess":
+        """The idle process of these settings, or a new one. Raises PipelineError when it does not start."""
+        settings = config.model_dump_json()
+        found = _idle.pop((os.getpid(), settings), None)
+        return found if found is not None and found.alive else cls(config, most_rows)
+
+    def __init__(self, config: IngestConfig, most_rows: int) -> None:
+        settings = config.model_dump_json()
+        self._key = (os.getpid(), settings)
+        self._patience = _START_SECONDS
+        self._busy = True
+        self._received, self._taken = bytearray(), 0
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
+        with _shared_file() as file:
+            file.truncate(PROGRESS_BYTES + most_rows * config.image_size**2 * config.channels)
+            self._progress, self._pixels = shared_arrays(mmap.mmap(file.fileno(), 0), config)
+            self._progress[0] = IDLE
+            self._process = _launched(file, self._errors)
+        self._input, self._output = _piped(self._process)
+        self._write(struct.pack("<Q", len(settings.encode())) + settings.encode())
+        if bytes(self._take(len(READY)) or b"") != READY:
+            self._errors.seek(0)
+            words = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise PipelineError(f"the decoding process does not start: {words or 'no message'} ({self._death().cause})")
+        self._patience = _STANDSTILL_FACTOR * config.max_decode_seconds + _STANDSTILL_SECONDS
+        self._busy = False
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, images: Sequence[bytes]) -> None:
+        """Hand over a batch. `answers` tells when the process is gone."""
+        self._busy = True
+        self._received, self._taken = bytearray(), 0
+        self._write(struct.pack(f"<I{len(images)}Q", len(images), *map(len, images)) + b"".join(images))
+
+    def answers(self, count: int) -> Iterator[Pixels | Reject | Death]:
+        """The answers to a batch of `count` images in its order; a Death is the last."""
+        for number in range(count):
+            try:
+                answer = self._answer(number)
+            except _NonsenseError:
+                # It came before answers that the process still kept back: of several images any may have caused it.
+                yield self._death()._replace(number=0 if count == 1 else None)
+                return
+            if answer is None:
+                yield self._death(count)
+                return
+            self._busy = number < count - 1
+            yield answer
+
+    def release(self) -> None:
+        """Keep the process for the next who asks for one, or end it in the middle of its work."""
+        if not self._busy and self.alive and self._key not in _idle:
+            _idle[self._key] = self
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            if file is not None:
+                file.close()
+
+    def _answer(self, number: int) -> Pixels | Reject | None:
+        """None at the end of the stream. Raises _NonsenseError: what the process says may be another's by now."""
+        status = self._take(1)
+        if status is not None and bytes(status) == OK:
+            pixels: Pixels = self._pixels[number].copy()  # the next batch goes to the same place
+            return pixels
+        length = None if status is None else self._take(4)
+        text = None if length is None else self._take(min(struct.unpack("<I", length)[0], _CHUNK_BYTES))
+        return None if text is None else _refusal(text)
+
+    def _death(self, count: int = 0) -> Death:
+        """Of a process with `count` images; one that spoke nonsense or closed its output is ended first."""
+        self._process.kill()
+        code = self._process.wait()
+        number = int(self._progress[0])
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self.end()
+        return Death(number if number < count else None, cause, code == -signal.SIGPROF)
+
+    def _take(self, count: int) -> bytearray | None:
+        """The next bytes of the answers; None when they end before."""
+        while len(self._received) - self._taken < count:
+            del self._received[: self._taken]
+            self._taken = 0
+            chunk = os.read(self._output, _CHUNK_BYTES) if self._wait(self._output, select.POLLIN) else b""
+            if not chunk:
+                return None
+            self._received += chunk
+        self._taken += count
+        return self._received[self._taken - count : self._taken]
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view and self._wait(self._input, select.POLLOUT):
+                view = view[os.write(self._input, view) :]
+        except BrokenPipeError:
+            return
+
+    def _wait(self, pipe: int, event: int) -> bool:
+        """True when the pipe is ready or closed; False when the process stands still, and is killed."""
+        poll = select.poll()
+        poll.register(pipe, event)
+        progress, since = int(self._progress[0]), time.monotonic()
+        while not poll.poll(_LOOK_SECONDS * 1000):
+            if int(self._progress[0]) != progress:
+                progress, since = int(self._progress[0]), time.monotonic()
+            if time.monotonic() - since > self._patience:
+                self._process.kill()
+                return False
+        return True
+
+
+def _refusal(text: bytearray) -> Reject:
+    try:
+        reason, detail = json.loads(text)
+    except (ValueError, TypeError) as error:
+        raise _NonsenseError from error
+    if reason not in REASONS:
+        raise _NonsenseError
+    return Reject(reason, str(detail))
+
+
+def _shared_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("ddpm-decode"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _launched(shared: IO[bytes], errors: IO[bytes]) -> "subprocess.Popen[bytes]":
+    paths = [str(Path(pipeline.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", _MODULE, str(shared.fileno())],  # -P: no modules from the current folder
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        pass_fds=(shared.fileno(),),
+        env={**environment, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def _piped(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    os.set_blocking(process.stdin.fileno(), False)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):  # a limit of the system's: the usual 64 KiB only mean more changes between the two
+            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, _CHUNK_BYTES)
+    return process.stdin.fileno(), process.stdout.fileno()
+
+
+@atexit.register
+def _end_idle() -> None:
+    while _idle:
+        _, process = _idle.popitem()
+        if process._key[0] == os.getpid():
+            process.end()

@@ -1,0 +1,134 @@
+"""The process that decodes: python -m pipeline.ingest.decode.subprocess_main FD, started and fed by `decoding_process`.
+
+It holds nothing worth stealing and nothing that is missed when it dies. What it reads and writes:
+
+    stdin    the settings, then batches: count, sizes, bytes of the images
+    stdout   READY; for each image OK, or BAD, a length and a JSON pair (reason, detail)
+    FD       shared memory: four bytes with the number of the image in hand, for whoever finds this process dead, and
+             the pixels of the batch, uint8 [rows, size, size, channels]
+
+Integers are little-endian: u64 for sizes, u32 for the rest. Messages are plain bytes, nothing that could run on the
+other side.
+"""
+
+import json
+import mmap
+import os
+import resource
+import signal
+import struct
+import sys
+import warnings
+from collections.abc import Callable
+from typing import BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.images.decode import BadImage
+from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.decode.resize import Pixels, prepare
+
+__all__ = ["BAD", "IDLE", "OK", "PROGRESS_BYTES", "READY", "memory_limit", "serve", "shared_arrays"]
+
+READY, OK, BAD = b"R", b"\x00", b"\x01"
+IDLE: Final = 0xFFFFFFFF
+PROGRESS_BYTES: Final = 4
+
+_BYTES_A_PIXEL: Final = 24
+"""RGBA, its canvas, the blend and the result, or 16-bit grey on its way to 8, with room to spare."""
+_SPARE_BYTES: Final = 256 * 2**20
+_BUFFER_BYTES: Final = 2**18
+_MOST_FILES: Final = 16
+
+Numbers = npt.NDArray[np.uint32]
+Prepare = Callable[[bytes, IngestConfig], Pixels]
+
+
+def serve(prepare: Prepare) -> None:
+    """Answer batches until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us
+    warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+    source, sink = os.fdopen(0, "rb", _BUFFER_BYTES), os.fdopen(1, "wb", _BUFFER_BYTES)
+    config = IngestConfig.model_validate_json(_exactly(source, _number(source, "<Q")))
+    progress, pixels = shared_arrays(mmap.mmap(int(sys.argv[1]), 0), config)
+    _restrict(config)
+    sink.write(READY)
+    sink.flush()
+    while (count := _number(source, "<I")) is not None:
+        sizes = struct.unpack(f"<{count}Q", _exactly(source, 8 * count))
+        images = [_exactly(source, size) for size in sizes]  # all before a word of the answer, or both sides would wait
+        for number, data in enumerate(images):
+            progress[0] = number
+            found = _prepared(prepare, data, config)
+            if isinstance(found, Reject):
+                text = json.dumps(found).encode()
+                sink.write(BAD + struct.pack("<I", len(text)) + text)
+            else:
+                pixels[number] = found
+                sink.write(OK)
+        progress[0] = IDLE
+        sink.flush()
+
+
+def shared_arrays(memory: mmap.mmap, config: IngestConfig) -> tuple[Numbers, Pixels]:
+    """The two parts of the shared memory: uint32 [1] and uint8 [rows, size, size, channels]."""
+    pixels = np.frombuffer(memory, np.uint8, offset=PROGRESS_BYTES)
+    shape = (-1, config.image_size, config.image_size, config.channels)
+    return np.frombuffer(memory, np.uint32, count=1), pixels.reshape(shape)
+
+
+def _prepared(prepare: Prepare, data: bytes, config: IngestConfig) -> Pixels | Reject:
+    signal.setitimer(signal.ITIMER_PROF, config.max_decode_seconds)  # the signal's default action ends the process
+    try:
+        return prepare(data, config)
+    except BadImage as error:
+        return error.refusal
+    except MemoryError:
+        return Reject("too-much-memory", f"more than {memory_limit(config)} bytes to decode it")
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def memory_limit(config: IngestConfig) -> int:
+    """Bytes that decoding may take beside what an idle process has."""
+    return _BYTES_A_PIXEL * config.max_image_pixels + 2 * config.max_image_bytes + _SPARE_BYTES
+
+
+def _restrict(config: IngestConfig) -> None:
+    """No more memory than the largest permitted image needs, no files, no core dumps. Time is limited per image."""
+    Image.init()  # plugins are files: read them while that is allowed
+    limit = _address_space() + memory_limit(config)
+    limits = ((resource.RLIMIT_AS, limit), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0))
+    for kind, value in (*limits, (resource.RLIMIT_NOFILE, _MOST_FILES)):
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def _address_space() -> int:
+    """Bytes of address space in use; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _number(source: BinaryIO, form: str) -> int | None:
+    """The next integer; None at the end of the stream."""
+    data = source.read(struct.calcsize(form))
+    return int(struct.unpack(form, data)[0]) if data else None
+
+
+def _exactly(source: BinaryIO, count: int | None) -> bytes:
+    data = source.read(count or 0)
+    if len(data) != count:
+        os._exit(0)  # the other side is gone
+    return data
+
+
+if __name__ == "__main__":
+    serve(prepare)

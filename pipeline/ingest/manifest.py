@@ -1,0 +1,84 @@
+"""The dataset manifest: the JSON document that makes a dataset version exist, and the shards that it names.
+
+It holds no time, host or credential, so equal inputs give equal documents and equal digests.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pipeline.config.base import FileEntry, Section, digest_of
+from pipeline.schema import SCHEMA_VERSION
+
+__all__ = ["DatasetManifest", "ShardEntry", "Split", "channel_statistics"]
+
+
+Split = Literal["train", "heldout"]
+
+
+class ShardEntry(FileEntry):
+    """A Parquet shard of a dataset; its rows have sample ids first_id..first_id+rows-1."""
+
+    split: Split
+    rows: int
+    first_id: int
+    keys: tuple[str, str] | None = None  # shuffle keys (16 hex digits) of the first and the last row
+
+
+class DatasetManifest(Section):
+    """`<dataset>/manifest.json`: the newest generation. source_rows = rows + rejects, always.
+
+    Shards, rejects, snapshots and counts are those of all generations so far; a generation only appends. channel_mean
+    and channel_std are of all images, in the model's range [-1, 1], from the exact channel_sums.
+    """
+
+    kind: Literal["dataset"] = "dataset"
+    schema_version: int = SCHEMA_VERSION
+    source: str
+    source_rows: int
+    image_size: int
+    channels: int
+    classes: tuple[str, ...] | None
+    shards: tuple[ShardEntry, ...]
+    rejects: tuple[FileEntry, ...]
+    reject_counts: dict[str, int]
+    channel_mean: tuple[float, ...]
+    channel_std: tuple[float, ...]
+    ingest: dict[str, Any]
+    generation: int = 1
+    parent: str | None = None  # digest of the generation before
+    snapshot: str | None = None  # sha256 (hex) of the names and versions of the files that this generation added
+    snapshots: tuple[FileEntry, ...] = ()  # lists of the files that were read
+    removed_files: int = 0  # read by earlier generations, gone or changed when this one was planned
+    channel_sums: tuple[int, ...] = ()  # per channel: sum of levels, then of squared levels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return self.image_size, self.image_size, self.channels
+
+    def digest(self) -> str:
+        """sha256 (hex) of the values; of older manifests without what was added since, so that runs find them."""
+        values = self.model_dump(mode="json")
+        for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        for shard in values["shards"]:
+            if shard["keys"] is None:
+                del shard["keys"]
+        return digest_of(values)
+
+    def split(self, name: Split) -> tuple[ShardEntry, ...]:
+        """Shards of one split, in order of sample id."""
+        return tuple(shard for shard in self.shards if shard.split == name)
+
+    def rows(self, name: Split) -> int:
+        """Images of one split."""
+        return sum(shard.rows for shard in self.split(name))
+
+
+def channel_statistics(sums: Sequence[int], pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, in [-1, 1], from exact sums of levels, then of squared levels."""
+    half = len(sums) // 2
+    means = [value / pixels for value in sums[:half]]
+    variances = [max(value / pixels - mean**2, 0.0) for value, mean in zip(sums[half:], means, strict=True)]
+    return tuple(mean / 127.5 - 1.0 for mean in means), tuple(value**0.5 / 127.5 for value in variances)

@@ -1,0 +1,154 @@
+"""Where an image goes: its split, its shuffled place among all others, its shard. Pure arithmetic on hashes.
+
+The key of an image is the first 64 bits of sha256("seed:sha256 of its pixels"). Images lie in the order of their keys,
+so the order is a uniform shuffle that depends on contents and seed, not on names, files or tasks. Keys are cut into
+slots, equal ranges that are small enough to be handled one at a time: equal pixels have equal keys, so duplicates meet
+in one slot, and the number of images kept in the slots before gives every image its number.
+
+    key -> slot -> (images kept in each slot) -> sample id = images in earlier slots + rank in its slot -> shard
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Duplicates",
+    "Group",
+    "Slots",
+    "in_order",
+    "is_heldout",
+    "kept",
+    "output_groups",
+    "rows_a_shard",
+    "shuffle_key",
+]
+
+
+def is_heldout(sha256: str, share: float) -> bool:
+    """Whether an image with these pixels (sha256, hex) is kept from training: a function of its content only."""
+    return int(sha256[:16], 16) < share * 2.0**64
+
+
+Duplicates = Literal["keep-first", "keep-all", "reject"]
+Split = Literal["train", "heldout"]
+Int64Array = npt.NDArray[np.int64]
+Records = npt.NDArray[np.void]
+
+SLOT_BYTES = 4 * 2**20
+MIN_SLOTS, MAX_SLOTS = 16, 4096
+ROW_STEP = 64
+"""Shards that are cut by bytes have a multiple of this many rows, so that micro-batches leave little over."""
+
+
+def shuffle_key(sha256: str, seed: int) -> int:
+    """The 64-bit place of an image with these pixels (sha256, hex)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{sha256}".encode()).digest()[:8], "big")
+
+
+@dataclass(frozen=True)
+class Slots:
+    """`train` equal ranges of keys for training images, numbered first, then `heldout` ranges for the others."""
+
+    train: int
+    heldout: int
+
+    @classmethod
+    def for_bytes(cls, estimate: int, heldout_share: float) -> "Slots":
+        """So many that a slot of about `estimate` bytes in all holds SLOT_BYTES, within bounds."""
+        train = min(max(-(-estimate // SLOT_BYTES), MIN_SLOTS), MAX_SLOTS)
+        heldout = round(train * heldout_share / (1.0 - heldout_share))
+        return cls(train, min(max(heldout, 1), MAX_SLOTS) if heldout_share else 0)
+
+    @property
+    def count(self) -> int:
+        return self.train + self.heldout
+
+    def of(self, sha256: str, key: int, heldout_share: float) -> int:
+        """The slot of an image."""
+        if is_heldout(sha256, heldout_share):
+            return self.train + (key * self.heldout >> 64)
+        return key * self.train >> 64
+
+    def ranges(self, split: Split, size: int) -> Iterator[range]:
+        """The slots of one split, `size` at a time."""
+        first, stop = (0, self.train) if split == "train" else (self.train, self.count)
+        for start in range(first, stop, size):
+            yield range(start, min(start + size, stop))
+
+    def keys(self, slots: range) -> tuple[int, int]:
+        """First and last key that fall into these slots of one split."""
+        first, count = (0, self.train) if slots.start < self.train else (self.train, self.heldout)
+        low, high = slots.start - first, slots.stop - first
+        return -(-(low << 64) // count), -(-(high << 64) // count) - 1
+
+
+def in_order(records: Records) -> Int64Array:
+    """Order of records (fields key, sha256 V32, partition, row) by key; equal pixels by their order in the source."""
+    words = np.ascontiguousarray(records["sha256"]).view(">u8").reshape(-1, 4)
+    # Unlike keys are unlike pixels; the words only part images whose 64-bit keys happen to be equal.
+    fields = (records["row"], records["partition"], *words.T[::-1], records["key"])
+    return np.lexsort(fields).astype(np.int64)
+
+
+def kept(records: Records, known: set[bytes], policy: Duplicates) -> npt.NDArray[np.bool_]:
+    """Which of the records, given `in_order`, stay. known: sha256 digests that the dataset holds already.
+
+    keep-first: of equal pixels the first in the source's order, if the dataset has none; reject: only pixels that
+    came once and are new; keep-all: all.
+    """
+    count = len(records)
+    if policy == "keep-all" or count == 0:
+        return np.ones(count, np.bool_)
+    digests = np.ascontiguousarray(records["sha256"])
+    begins = np.ones(count, np.bool_)
+    words = digests.view("<u8").reshape(-1, 4)
+    begins[1:] = (words[1:] != words[:-1]).any(1)
+    stays = begins.copy()
+    if policy == "reject":
+        stays[:-1] &= begins[1:]
+    if known:
+        stays &= np.fromiter((digest.tobytes() not in known for digest in digests), np.bool_, count)
+    return stays
+
+
+def rows_a_shard(rows: int, image_bytes: int, shard_rows: int, shard_bytes: int) -> int:
+    """Images a shard: `shard_rows`, or fewer so that images of the mean size take at most `shard_bytes`."""
+    fit = shard_bytes * rows // max(image_bytes, 1)
+    if fit >= shard_rows:
+        return shard_rows
+    return max(fit // ROW_STEP * ROW_STEP, 1) if fit >= ROW_STEP else max(fit, 1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring shards that one task writes: images first..stop-1 of their split, which lie in `slots`, the first of
+    them after `skip` other images. `before`: images of the other split with smaller ids."""
+
+    split: Split
+    before: int
+    shard: int  # number of the first shard
+    first: int
+    stop: int
+    slots: range
+    skip: int
+
+
+def output_groups(in_slots: Int64Array, slots: Slots, shard_rows: int, shards_a_group: int) -> Iterator[Group]:
+    """Every shard of both splits, once. in_slots: int64 [slots.count], images kept in each slot."""
+    parts: tuple[tuple[Split, int, int], ...] = (("train", 0, slots.train), ("heldout", slots.train, slots.count))
+    before = 0
+    for split, begin, end in parts:
+        ends = np.concatenate([[0], np.cumsum(in_slots[begin:end])])
+        total = int(ends[-1])
+        for first in range(0, total, shard_rows * shards_a_group):
+            stop = min(first + shard_rows * shards_a_group, total)
+            low = int(np.searchsorted(ends, first, side="right")) - 1
+            high = int(np.searchsorted(ends, stop, side="left"))
+            found = range(begin + low, begin + high)
+            yield Group(split, before, first // shard_rows, first, stop, found, first - int(ends[low]))
+        before += total

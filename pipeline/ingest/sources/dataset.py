@@ -1,0 +1,25 @@
+"""A dataset that ingest made, as a source: its shards by manifest, so never its rejects or leftovers."""
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import DataError, NotFound
+from pipeline.ingest.dataset import MANIFEST, read_dataset
+from pipeline.ingest.sources.containers import ContainerSource
+from pipeline.ingest.sources.parquet import ParquetReader
+from pipeline.ingest.sources.source import SourceFile
+from pipeline.storage.store import Store
+
+__all__ = ["open_dataset"]
+
+
+def open_dataset(store: Store, config: IngestConfig) -> ContainerSource | None:
+    """None when the folder holds no dataset. Raises DataError for a damaged manifest, StorageError."""
+    try:
+        document = store.read_json(MANIFEST)
+    except (NotFound, DataError):  # another program's manifest.json is no business of ours
+        return None
+    if not isinstance(document, dict) or document.get("kind") != "dataset":
+        return None
+    manifest = read_dataset(store)
+    files = tuple(SourceFile(shard.key, shard.bytes, shard.sha256) for shard in manifest.shards)
+    reader = ParquetReader(config, manifest.classes)
+    return ContainerSource(store.uri, store, "parquet", reader, manifest.classes, files)

@@ -1,0 +1,156 @@
+"""IDX files (LeCun's MNIST format): big-endian magic, one size a dimension, bytes; gzipped or not."""
+
+import gzip
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Final, NamedTuple, cast
+
+import numpy as np
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import DataError
+from pipeline.images.file_types import kind_of
+from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.containers import visible_files
+from pipeline.ingest.sources.read import heads_of, open_file
+from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, cut
+from pipeline.storage.store import Store
+
+__all__ = ["IdxSource", "open_idx"]
+
+_UINT8: Final = 0x08
+_STEP_BYTES: Final = 2**20
+_BAD: Final = (OSError, EOFError, struct.error, ValueError, zlib.error)
+
+
+class Pair(NamedTuple):
+    """A file of images, its labels beside it, and the shape of the images: [N, H, W] or [N, H, W, C]."""
+
+    images: SourceFile
+    labels: SourceFile | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class IdxSource:
+    """Rows are uint8 pixels."""
+
+    name: str
+    store: Store
+    pairs: tuple[Pair, ...]
+    others: tuple[SourceFile, ...]  # beside them, of no use
+    classes: tuple[str, ...] | None
+    partition_rows: int
+
+    def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
+        for file in self.others:
+            if file.fingerprint not in known:
+                yield Partition(file.key, (file,))
+        for images, labels, shape in self.pairs:
+            files = (images,) if labels is None else (images, labels)
+            if all(file.fingerprint in known for file in files):
+                continue
+            zipped = images.key.endswith(".gz") or _is_zipped(self.store, images)
+            for share in cut(shape[0], self.partition_rows, zipped):
+                yield Partition(f"{images.key}[{share.start}:{share.stop}]", files, share)
+
+    def rows(self, partition: Partition) -> Iterator[SourceRow]:
+        images, share = partition.files[0], partition.rows
+        if share is None:
+            yield SourceRow(images.key, Reject("not-an-image", "neither IDX images nor the labels of some"))
+            return
+        try:
+            labels = _labels(self.store, partition.files[1]) if len(partition.files) > 1 else None
+            with _opened(self.store, images) as (file, shape):
+                size = math.prod(shape[1:])
+                _skip(file, share.start * size)
+                for row in share:
+                    pixels = np.frombuffer(_read(file, size), np.uint8).reshape(shape[1:])
+                    yield SourceRow(f"{images.key}#{row}", pixels, None if labels is None else str(labels[row]))
+        except DataError as error:  # whole when it was listed, so changed since
+            refusal = Reject("damaged-container", str(error))
+            yield SourceRow(f"{images.key}[{share.start}:{share.stop}]", refusal)
+
+
+def open_idx(name: str, store: Store, files: list[SourceFile], config: IngestConfig) -> IdxSource:
+    """Checks every byte's presence before anything runs. Raises DataError, StorageError."""
+    pairs, labels = [], set[int]()
+    heads = [kind_of(head) for head in heads_of(store, files)] if len(files) > 1 else ["idx"]
+    for file in (file for file, kind in zip(files, heads, strict=True) if kind == "idx"):
+        with _opened(store, file) as (stream, shape):
+            _skip(stream, math.prod(shape))
+            if stream.read(1):
+                raise DataError(f"{store.location(file.key)} is not a whole IDX file: bytes after its images")
+        if shape[0] == 0:
+            raise DataError(f"{store.location(file.key)} holds no images")
+        beside = _labels_beside(store, file.key)
+        pairs.append(Pair(file, beside, shape))
+        if beside is None:
+            continue
+        values = _labels(store, beside)
+        if len(values) != shape[0]:
+            what = f"{len(values)} labels for the {shape[0]} images of {store.location(file.key)}"
+            raise DataError(f"{store.location(beside.key)} has {what}")
+        labels |= set(np.unique(values).tolist())
+    classes = tuple(str(value) for value in range(max(labels) + 1)) if labels else None
+    used = {file for pair in pairs for file in pair[:2]}
+    others = tuple(file for file in files if file not in used)
+    return IdxSource(name, store, tuple(pairs), others, classes, config.partition_rows)
+
+
+def _labels_beside(store: Store, key: str) -> SourceFile | None:
+    """The labels file of an images file by its name (x-images-idx3-ubyte -> x-labels-idx1-ubyte), zipped or not."""
+    beside = re.sub(r"images([-.])idx[34]", r"labels\1idx1", key)
+    if beside == key:
+        return None
+    names = (beside, beside.removesuffix(".gz"), f"{beside}.gz")
+    folder = beside.rpartition("/")[0]
+    found = {file.key: file for file in visible_files(store) if file.key.rpartition("/")[0] == folder}
+    return next((found[name] for name in names if name in found), None)
+
+
+def _labels(store: Store, file: SourceFile) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    with _opened(store, file, dimensions=(1,)) as (stream, shape):
+        return np.frombuffer(_read(stream, shape[0]), np.uint8)
+
+
+@contextmanager
+def _opened(
+    store: Store, file: SourceFile, dimensions: tuple[int, ...] = (3, 4)
+) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+    """The file after its header, and its shape. Raises DataError, also for what its reader meets, and StorageError."""
+    where = store.location(file.key)
+    with open_file(store, file) as raw:
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw)
+        try:
+            zeros, kind, count = struct.unpack(">HBB", _read(stream, 4))
+            if zeros or kind != _UINT8 or count not in dimensions:
+                raise DataError(f"{where} is not an IDX file of {'labels' if dimensions == (1,) else 'images'} (uint8)")
+            yield stream, struct.unpack(f">{count}I", _read(stream, 4 * count))
+        except _BAD as error:
+            raise DataError(f"{where} is not a whole IDX file: {error}") from error
+
+
+def _is_zipped(store: Store, file: SourceFile) -> bool:
+    return store.read_range(file.key, 0, 2) == b"\x1f\x8b"
+
+
+def _read(stream: IO[bytes], count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError(f"{count - len(data)} bytes are missing")
+    return data
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    if isinstance(stream, io.BufferedReader):  # not compressed: only its last byte is looked at
+        stream.seek(max(count - 1, 0), io.SEEK_CUR)
+        count = min(count, 1)
+    while count:
+        count -= len(_read(stream, min(count, _STEP_BYTES)))

@@ -1,0 +1,66 @@
+"""Other names for labels: two data sets with one vocabulary, or classes that become one."""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from pipeline.config.root import Config
+from pipeline.errors import ConfigError, NotFound
+from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.source import Partition, Source, SourceRow
+from pipeline.storage.store import resolve
+
+__all__ = ["RelabelledSource", "relabelled", "with_label_map"]
+
+
+@dataclass(frozen=True)
+class RelabelledSource:
+    """A source with its labels mapped; a row whose label the map does not name is refused, one without stays so."""
+
+    source: Source
+    names: tuple[tuple[str, str | None], ...]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return tuple(dict.fromkeys(new for _, new in self.names if new is not None)) or None
+
+    def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
+        return self.source.partitions(known)
+
+    def rows(self, partition: Partition) -> Iterator[SourceRow]:
+        names = dict(self.names)
+        for row in self.source.rows(partition):
+            if row.label is None or isinstance(row.image, Reject):
+                yield row
+            elif row.label in names:
+                yield row._replace(label=names[row.label])
+            else:
+                refusal = Reject("unknown-label", f"ingest.label_map does not name {row.label!r}")
+                yield SourceRow(row.source, refusal)
+
+
+def with_label_map(config: Config) -> Config:
+    """The configuration with the content of its label map's file in place of the name. Raises ConfigError."""
+    uri = config.ingest.label_map
+    if not isinstance(uri, str):
+        return config
+    folder, _, name = uri.rpartition("/")
+    try:
+        found = yaml.safe_load(resolve(folder or ".", config.storage).read(name))  # JSON is YAML
+    except NotFound as error:
+        raise ConfigError(f"ingest.label_map: no file {uri}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"ingest.label_map: {uri} is neither JSON nor YAML: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(new, str | int | None) for new in found.values()):
+        raise ConfigError(f"ingest.label_map: {uri} must map labels to names, or to null for no label")
+    names = {str(old): None if new is None else str(new) for old, new in found.items()}
+    return config.model_copy(update={"ingest": config.ingest.model_copy(update={"label_map": names})})
+
+
+def relabelled(source: Source, names: dict[str, str | None] | None) -> Source:
+    return source if names is None else RelabelledSource(source, tuple(names.items()))

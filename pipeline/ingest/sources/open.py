@@ -1,0 +1,160 @@
+"""From a URI to a source: what lies there decides, by first bytes; names only break ties."""
+
+from collections import Counter
+from itertools import islice
+from typing import Final
+
+from pipeline.config.root import Config
+from pipeline.errors import DataError, NotFound
+from pipeline.images.file_types import Kind, kind_of, shown
+from pipeline.ingest.sources.columns import image_columns
+from pipeline.ingest.sources.containers import ContainerSource, Unfit, visible_files
+from pipeline.ingest.sources.dataset import open_dataset
+from pipeline.ingest.sources.digits import DigitsSource
+from pipeline.ingest.sources.folder import FolderSource, open_folder
+from pipeline.ingest.sources.idx import open_idx
+from pipeline.ingest.sources.label_map import relabelled, with_label_map
+from pipeline.ingest.sources.npz import NpzReader, is_npz
+from pipeline.ingest.sources.parquet import ParquetReader, opened_parquet
+from pipeline.ingest.sources.read import head_of, heads_of
+from pipeline.ingest.sources.source import Source, SourceFile
+from pipeline.ingest.sources.uri_list import open_list
+from pipeline.ingest.sources.webdataset import WebDatasetReader
+from pipeline.ingest.sources.zip import ZipReader
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["open_source"]
+
+_SAMPLE_FILES: Final = 64
+_ENDINGS: Final[dict[str, Kind]] = {
+    ".parquet": "parquet",
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".zip": "zip",
+    ".npz": "zip",
+    "ubyte": "idx",
+    "ubyte.gz": "idx",
+    ".idx": "idx",
+    ".idx.gz": "idx",
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"), "image"),
+}
+_KINDS: Final = "images, Parquet, tar (WebDataset), zip, npz, IDX, or a CSV, JSON lines or Parquet list of images"
+
+
+def open_source(uri: str, config: Config) -> Source:
+    """The source at a local path, file:///path, s3://bucket/prefix, or the word 'digits'.
+
+    Raises ConfigError for what cannot be a source, DataError saying what was seen for an empty or damaged one.
+    """
+    config = with_label_map(config)
+    names = config.ingest.label_map
+    return relabelled(_opened(uri, config), names if isinstance(names, dict) else None)
+
+
+def _opened(uri: str, config: Config) -> Source:
+    if uri == "digits":
+        return DigitsSource(config.ingest.partition_rows)
+    store = resolve(uri, config.storage)
+    if (found := _as_file(store, config)) is not None:
+        try:
+            return _open_file(store, *found, config)
+        except Unfit as error:
+            raise DataError(f"{store.uri} cannot be used: {error.refusal.detail}") from error
+    return _open_folder(store, config)
+
+
+def _as_file(store: Store, config: Config) -> tuple[Store, SourceFile] | None:
+    """The folder and the state of the file that a URI names; None when it is a folder."""
+    folder, _, name = store.uri.rpartition("/")
+    if not name or folder.endswith(":/"):  # the root of a disk or bucket
+        return None
+    parent = resolve(folder or "/", config.storage)
+    if not parent.exists(name):
+        return None
+    state = next((state for state in parent.states(name) if state.key == name), None)
+    if state is None:  # gone since
+        raise NotFound(f"no file {store.uri}: check --source")
+    return parent, SourceFile(*state)
+
+
+def _open_file(whole: Store, store: Store, file: SourceFile, config: Config) -> Source:
+    head = head_of(store, file)
+    kind = kind_of(head)
+    kind = kind if kind not in ("empty", "unknown", "gzip") else _hint(file.key) or kind
+    ingest, name = config.ingest, whole.uri
+    if kind == "image":
+        return FolderSource(name, store, None, ingest.partition_rows, ingest.max_image_bytes, (file,))
+    if kind == "idx":
+        return open_idx(name, store, [file], ingest)
+    if kind == "parquet":
+        return _list_of_parquet(name, store, file, config) or _container(kind, name, store, (file,), config)
+    if kind in ("tar", "zip"):
+        return _container(kind, name, store, (file,), config)
+    if kind == "text" and (found := open_list(name, store, file, ingest)):
+        return found
+    raise DataError(f"{name} is {shown(head)}: a source is {_KINDS}")
+
+
+def _list_of_parquet(name: str, store: Store, file: SourceFile, config: Config) -> Source | None:
+    """A Parquet file without images may list places of some."""
+    with opened_parquet(store, file) as parquet:
+        try:
+            image_columns(parquet.schema_arrow, config.ingest)
+        except Unfit:
+            return open_list(name, store, file, config.ingest)
+    return None
+
+
+def _open_folder(store: Store, config: Config) -> Source:
+    if (dataset := open_dataset(store, config.ingest)) is not None:
+        return dataset
+    files = list(islice(visible_files(store), _SAMPLE_FILES))
+    if not files:
+        raise DataError(f"no images at {store.uri}: it is missing or empty; a source is {_KINDS}")
+    heads = heads_of(store, files)
+    kinds = Counter(kind_of(head) for head in heads)
+    known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx")
+    best = max(known, key=lambda kind: kinds[kind])  # the first of equal ones
+    if not kinds[best]:
+        hints = Counter(hint for file in files if (hint := _hint(file.key)) is not None)
+        if not hints:
+            seen = ", ".join(f"{file.key}: {shown(head)}" for file, head in list(zip(files, heads, strict=True))[:5])
+            raise DataError(f"no images at {store.uri} ({seen}): a source is {_KINDS}")
+        best = max(known, key=lambda kind: hints[kind])
+    if best == "image":
+        return open_folder(store, config.ingest.partition_rows, config.ingest.max_image_bytes)
+    if best == "idx":
+        everything = list(visible_files(store))
+        return open_idx(store.uri, store, everything, config.ingest)
+    first = next((f for f, head in zip(files, heads, strict=True) if kind_of(head) == best), files[0])
+    return _container(best, store.uri, store, None, config, first)
+
+
+def _container(
+    kind: Kind,
+    name: str,
+    store: Store,
+    files: tuple[SourceFile, ...] | None,
+    config: Config,
+    first: SourceFile | None = None,
+) -> ContainerSource:
+    """`files`: only these, or None for a folder; `first`: of a folder, one that tells about the others."""
+    ingest = config.ingest
+    sample = files[0] if files else first
+    assert sample is not None
+    if kind == "tar":
+        return ContainerSource(name, store, kind, WebDatasetReader(ingest.max_image_bytes), None, files)
+    if kind == "zip":
+        if is_npz(store, sample):
+            return ContainerSource(name, store, kind, NpzReader(ingest.partition_rows), None, files)
+        zipped = ZipReader(ingest.partition_rows, ingest.max_image_bytes)
+        labels = tuple(sorted(zipped.labels(store, sample))) if files else ()
+        return ContainerSource(name, store, kind, zipped, labels or None, files)
+    with opened_parquet(store, sample) as parquet:
+        columns = image_columns(parquet.schema_arrow, ingest)
+    return ContainerSource(name, store, kind, ParquetReader(ingest), columns.names, files)
+
+
+def _hint(key: str) -> Kind | None:
+    return next((kind for ending, kind in _ENDINGS.items() if key.lower().endswith(ending)), None)

@@ -1,0 +1,108 @@
+"""Tar archives, plain or gzipped, read from front to back: one file after another, nothing unpacked to disk."""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, Final, NamedTuple, cast
+
+from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.archive_names import is_hidden, unsafe
+from pipeline.ingest.sources.containers import Unfit
+from pipeline.ingest.sources.read import open_file
+from pipeline.ingest.sources.source import SourceFile
+from pipeline.storage.store import Store
+
+__all__ = ["Member", "members"]
+
+_LARGEST_HEADER_BYTES: Final = 2**20
+_STEP_BYTES: Final = 2**20
+_BAD: Final = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError, OSError)
+
+
+class Member(NamedTuple):
+    """A file of an archive: its name and bytes, or why there are none."""
+
+    name: str
+    data: bytes | Reject
+
+
+def members(store: Store, file: SourceFile, max_bytes: int) -> Iterator[Member]:
+    """Every member that is no folder and not hidden. Raises Unfit where the archive breaks, StorageError."""
+    with open_file(store, file) as raw:
+        zipped = raw.peek(2)[:2] == b"\x1f\x8b"
+        stream = _Stream(cast(IO[bytes], gzip.GzipFile(fileobj=raw) if zipped else raw), zipped)
+        try:
+            for info in _headers(stream):
+                if info.size < 0:
+                    raise tarfile.ReadError(f"a member of {info.size} bytes")
+                name = info.name.removeprefix("./")
+                if info.isdir() or is_hidden(name):
+                    continue
+                yield Member(name, _refusal(name, info, max_bytes) or stream.member(info))
+                if zipped and info.size > max_bytes:
+                    raise Unfit(
+                        "damaged-container", f"{name!r} of {info.size} bytes would have to be unpacked to go on"
+                    )
+        except _BAD as error:
+            raise Unfit("damaged-container", f"the tar archive breaks at byte {stream.tell()}: {error}") from error
+
+
+def _refusal(name: str, info: tarfile.TarInfo, max_bytes: int) -> Reject | None:
+    if refusal := unsafe(name):
+        return refusal
+    if not info.isreg() or info.issparse():
+        return Reject("unsafe-member", f"{name!r} is a link, device or sparse file, not a plain one")
+    if info.size > max_bytes:
+        return Reject("too-many-bytes", f"{info.size} bytes are more than {max_bytes}")
+    return None
+
+
+def _headers(stream: "_Stream") -> Iterator[tarfile.TarInfo]:
+    """Headers one at a time (a TarFile that is iterated keeps them all). Raises the errors in `_BAD`."""
+    archive: Any = tarfile.TarFile(fileobj=stream, mode="r")  # type: ignore[arg-type]
+    info: tarfile.TarInfo | None = archive.firstmember
+    while info is not None:
+        yield info
+        end, before = archive.offset, stream.tell()
+        stream.seek(end)
+        try:
+            info = tarfile.TarInfo.fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            return
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it ends without its end mark, so members may be missing") from error
+        if archive.offset <= end:
+            raise tarfile.ReadError(f"a header that leads back from byte {before}")
+
+
+class _Stream:
+    """What tarfile needs of a file. A gzip stream only goes forward, and no header may ask for much memory."""
+
+    def __init__(self, file: IO[bytes], forward: bool) -> None:
+        self._file, self._forward = file, forward
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, place: int) -> None:
+        if not self._forward:
+            self._file.seek(place)
+            return
+        if place < self.tell():
+            raise tarfile.ReadError("a header that leads back")
+        while (left := place - self.tell()) > 0:
+            if not self._file.read(min(left, _STEP_BYTES)):
+                raise EOFError("it ends inside a member")
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= _LARGEST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {count} bytes")
+        return self._file.read(count)
+
+    def member(self, info: tarfile.TarInfo) -> bytes:
+        self.seek(info.offset_data)
+        data = self._file.read(info.size)
+        if len(data) < info.size:
+            raise EOFError(f"it ends inside {info.name!r}")
+        return data

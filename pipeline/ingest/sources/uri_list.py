@@ -1,0 +1,181 @@
+"""A list of images: CSV, tab-separated, JSON lines or Parquet with a column of places and perhaps one of labels."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Final
+
+import pyarrow as pa
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import ConfigError
+from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.archive_names import is_plain
+from pipeline.ingest.sources.columns import UriColumns, label_name, uri_columns
+from pipeline.ingest.sources.containers import Unfit
+from pipeline.ingest.sources.parquet import opened_parquet
+from pipeline.ingest.sources.read import UNKNOWN_SIZE, open_file, read_images
+from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, class_names
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["UriListSource", "open_list"]
+
+_LONGEST_LINE: Final = 2**16
+_BAD_LINE: Final = -1
+
+
+@dataclass(frozen=True)
+class UriListSource:
+    """Relative places start at the list and stay below it; a list in a bucket names no local files.
+
+    An entry is known by its place and label: an object that changes under an equal place is not seen as new.
+    """
+
+    name: str
+    store: Store  # where the list lies
+    file: SourceFile
+    config: IngestConfig
+    classes: tuple[str, ...] | None
+
+    def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
+        files: list[SourceFile] = []
+        labels: list[str | None] = []
+        first = 0
+        for number, (file, label) in enumerate(_entries(self.store, self.file, self.config)):
+            if file.fingerprint in known:
+                continue
+            first = first if files else number
+            files.append(file)
+            labels.append(label)
+            if len(files) == self.config.partition_rows:
+                yield Partition(f"{self.file.key}[{first}:{number + 1}]", tuple(files), None, tuple(labels))
+                files, labels = [], []
+        if files:
+            yield Partition(f"{self.file.key}[{first}:]", tuple(files), None, tuple(labels))
+
+    def rows(self, partition: Partition) -> Iterator[SourceRow]:
+        found = [self._place(file) for file in partition.files]
+        images = read_images((place for place in found if not isinstance(place, Reject)), self.config.max_image_bytes)
+        for file, label, place in zip(partition.files, partition.labels or (), found, strict=True):
+            yield SourceRow(file.key, place if isinstance(place, Reject) else next(images), label)
+
+    def _place(self, file: SourceFile) -> tuple[Store, SourceFile] | Reject:
+        if file.size == _BAD_LINE:
+            return Reject("wrong-schema", file.version)
+        path = file.key.partition("://")[2] or file.key.removeprefix("./")
+        if not is_plain(path.removeprefix("/")):
+            return Reject("unsafe-name", f"{file.key!r} has an empty part, '.' or '..'")
+        remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", file.key)
+        if not remote and not file.key.startswith("/"):
+            return (self.store, SourceFile(file.key.removeprefix("./"), UNKNOWN_SIZE, ""))
+        if self.store.kind != "local" and not file.key.startswith("s3://"):
+            return Reject("unsafe-name", f"a list at {self.store.uri} may name objects in S3, not {file.key!r}")
+        folder, _, name = file.key.rpartition("/")
+        try:
+            return resolve(folder or "/", self.store.config), SourceFile(name, UNKNOWN_SIZE, "")
+        except ConfigError as error:
+            return Reject("unreadable", str(error))
+
+
+def open_list(name: str, store: Store, file: SourceFile, config: IngestConfig) -> UriListSource | None:
+    """None when the file is no list; its labels are read once. Raises Unfit, StorageError."""
+    try:
+        labels = {label for _, label in _entries(store, file, config) if label is not None}
+    except Unfit as error:
+        if error.refusal.reason == "wrong-schema":
+            return None
+        raise
+    return UriListSource(name, store, file, config, class_names(labels))
+
+
+def _entries(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[tuple[SourceFile, str | None]]:
+    """(place, label) of every line, in order. Raises Unfit ("wrong-schema" for what is no list), StorageError."""
+    for number, row in enumerate(_table(store, file, config)):
+        if isinstance(row, str):
+            yield SourceFile(f"{file.key}#{number}", _BAD_LINE, row), None
+        elif not row[0]:
+            yield SourceFile(f"{file.key}#{number}", _BAD_LINE, "no place in this line"), None
+        else:
+            yield SourceFile(row[0], 0, row[1] or ""), row[1]
+
+
+Row = tuple[str, str | None] | str
+"""Place and label, or what is wrong with the line."""
+
+
+def _table(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row]:
+    with open_file(store, file) as raw:
+        if raw.peek(4)[:4] == b"PAR1":
+            yield from _parquet(store, file, config)
+            return
+        try:
+            with _text(raw) as text:
+                line = text.readline(_LONGEST_LINE)
+                text.seek(0)
+                yield from _json_lines(text, config) if line.lstrip().startswith("{") else _csv(text, line, config)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise Unfit("damaged-container", f"{store.location(file.key)} is no list in UTF-8: {error}") from error
+
+
+@contextmanager
+def _text(raw: IO[bytes]) -> Iterator[IO[str]]:
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()
+
+
+def _csv(text: IO[str], line: str, config: IngestConfig) -> Iterator[Row]:
+    delimiter = next((mark for mark in ("\t", ";") if mark in line), ",")
+    lines = csv.reader(text, delimiter=delimiter, strict=True)
+    header = next(lines, [])
+    columns = uri_columns(header, header, config)
+    if columns is None:
+        raise Unfit("wrong-schema", f"no column with places among {', '.join(header[:20])[:200]}")
+    for fields in lines:
+        if fields:
+            record = dict(zip(header, fields, strict=False))
+            yield _row(record, columns) if len(fields) == len(header) else f"{len(fields)} fields, not {len(header)}"
+
+
+def _json_lines(text: IO[str], config: IngestConfig) -> Iterator[Row]:
+    columns: UriColumns | None = None
+    while line := text.readline(_LONGEST_LINE):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield f"no JSON: {error}"
+            continue
+        columns = columns or (uri_columns(list(record), list(record), config) if isinstance(record, dict) else None)
+        if columns is None:
+            raise Unfit("wrong-schema", f"no field with places in {line[:200]!r}")
+        yield _row(record, columns) if isinstance(record, dict) else "no JSON object"
+
+
+def _parquet(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row]:
+    with opened_parquet(store, file) as parquet:
+        schema = parquet.schema_arrow
+        texts = [
+            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+        columns = uri_columns(texts, schema.names, config)
+        if columns is None:
+            raise Unfit("wrong-schema", f"no column with places among {', '.join(schema.names[:20])}")
+        wanted = [columns.uri] + ([columns.label] if columns.label else [])
+        for batch in parquet.iter_batches(columns=wanted):
+            for record in batch.to_pylist():
+                yield _row(record, columns)
+
+
+def _row(record: dict[str, Any], columns: UriColumns) -> Row:
+    place, label = record.get(columns.uri), record.get(columns.label) if columns.label else None
+    if not isinstance(place, str):
+        return "no place in this line"
+    return place.strip(), label_name(label, None)

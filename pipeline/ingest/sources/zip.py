@@ -1,0 +1,101 @@
+"""Zip archives of images; the first folder is the class, below a folder that holds everything."""
+
+import lzma
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Final
+
+from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.archive_names import is_hidden, label_of, unsafe
+from pipeline.ingest.sources.containers import Unfit
+from pipeline.ingest.sources.read import open_file
+from pipeline.ingest.sources.source import SourceFile, SourceRow
+from pipeline.storage.store import Store
+
+__all__ = ["ZipReader", "opened_zip"]
+
+_ENCRYPTED: Final = 0x1
+_BAD: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA takes what memory it likes
+
+
+@dataclass(frozen=True)
+class ZipReader:
+    """A row for each member that is no folder and not hidden; a share is a range of the archive's directory."""
+
+    partition_rows: int
+    max_bytes: int
+
+    def shares(self, store: Store, file: SourceFile) -> Iterator[range | None]:
+        with opened_zip(store, file) as archive:
+            count = len(archive.infolist())
+        for start in range(0, count, self.partition_rows):
+            yield range(start, min(start + self.partition_rows, count))
+
+    def rows(self, store: Store, file: SourceFile, share: range | None) -> Iterator[SourceRow]:
+        with opened_zip(store, file) as archive:
+            members = archive.infolist()
+            root = common_root([member.filename for member in _files(members)])
+            for member in _files(members if share is None else members[share.start : share.stop]):
+                label = label_of(member.filename.removeprefix(root))
+                refusal = unsafe(member.filename) or self._refusal(member)
+                image = refusal or self._read(archive, member)
+                yield SourceRow(f"{file.key}!{member.filename}", image, None if refusal else label)
+
+    def labels(self, store: Store, file: SourceFile) -> set[str]:
+        """The classes that the directory names. Raises Unfit, StorageError."""
+        with opened_zip(store, file) as archive:
+            names = [member.filename for member in _files(archive.infolist()) if not unsafe(member.filename)]
+        root = common_root(names)
+        return {label for name in names if (label := label_of(name.removeprefix(root))) is not None}
+
+    def _refusal(self, member: zipfile.ZipInfo) -> Reject | None:
+        mode = member.external_attr >> 16
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            return Reject("unsafe-member", "a link or device, not a file")
+        if member.flag_bits & _ENCRYPTED:
+            return Reject("unreadable", "it is encrypted")
+        if member.compress_type not in _METHODS:
+            return Reject("unreadable", f"compression method {member.compress_type} is not stored, deflate or bzip2")
+        if member.file_size > self.max_bytes:
+            return Reject("too-many-bytes", f"{member.file_size} bytes are more than {self.max_bytes}")
+        return None
+
+    def _read(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Reject:
+        try:
+            with archive.open(member) as file:
+                data = file.read(self.max_bytes + 1)  # the directory may lie about the size
+        except (*_BAD, OSError) as error:
+            return Reject("damaged-container", f"the member cannot be unpacked: {error}")
+        if len(data) > self.max_bytes:
+            return Reject("too-many-bytes", f"more than {self.max_bytes} bytes, whatever the archive says")
+        return data
+
+
+@contextmanager
+def opened_zip(store: Store, file: SourceFile) -> Iterator[zipfile.ZipFile]:
+    """The archive, its directory read. Raises Unfit when it has none, StorageError."""
+    raw: IO[bytes] = open_file(store, file)
+    try:
+        archive = zipfile.ZipFile(raw)
+    except (*_BAD, OSError) as error:
+        raise Unfit("damaged-container", f"no whole zip archive: {error}") from error
+    with archive:
+        yield archive
+
+
+def common_root(names: list[str]) -> str:
+    """ "photos/" when every name lies in that one folder, else ""."""
+    roots = {name.partition("/")[0] for name in names}
+    return f"{roots.pop()}/" if len(roots) == 1 and all("/" in name for name in names) else ""
+
+
+def _files(members: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
+    for member in members:
+        member.filename = member.filename.removeprefix("./")
+        if not member.filename.endswith("/") and not is_hidden(member.filename):
+            yield member

@@ -1,0 +1,42 @@
+"""A checkpoint becomes a version of a registry: number, files, manifest, in that order and each by create-once."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.config.base import FileEntry
+from pipeline.config.root import Config
+from pipeline.model_store.load_model import find_model
+from pipeline.model_store.registry import Registry, Version
+from pipeline.storage.documents import without_credentials
+
+__all__ = ["Export", "register"]
+
+Export = Callable[[Config, str, str], dict[str, Any]]
+"""(config, URI of a run or checkpoint, URI of the folder): `pipeline.model_store.export.export`."""
+
+
+def register(config: Config, registry: Registry, export: Export, model: str, facts: dict[str, Any]) -> Version:
+    """The version of these weights, made if it is not there; an interrupted one is finished under its number.
+
+    model: URI of a run (its newest checkpoint) or of a checkpoint. Raises what `export` raises.
+    """
+    found = find_model(model, config.generate.weights, config.storage)
+    number = registry.claim(f"{without_credentials(found.uri)}#{found.weights}:{found.sha256}")
+    folder = registry.folder(number)
+    done = export(config, found.uri, folder.uri)
+    names = sorted(entry.key for entry in folder.list() if entry.key != "manifest.json")
+    return registry.commit(
+        Version(
+            number=number,
+            source=without_credentials(found.uri),
+            model_digest=done["digest"],
+            sha256=done["sha256"],
+            files=tuple(_entry(name, folder.read(name)) for name in names),
+            facts=facts,
+        )
+    )
+
+
+def _entry(key: str, data: bytes) -> FileEntry:
+    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,288 @@
+"""Models that have a number: versions that never change, and who is champion.
+
+    <registry>/claims/000001.json         created once: which source has this number
+    <registry>/v000001/                   a diffusers folder, then manifest.json, created once: the version exists
+    <registry>/promotions/00000001.json   created once, numbered without gaps: the newest says who is what
+
+A record holds the whole state after it, so two promoters race for one number and exactly one of them gets it; the
+other reads who was faster and decides again. Nothing is ever replaced: going back is a further record.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple
+
+from pipeline.config.base import FileEntry, Section
+from pipeline.config.root import StorageConfig
+from pipeline.errors import AlreadyExists, Busy, DataError, NotFound
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.storage.documents import parse
+from pipeline.storage.files import document
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["Change", "Record", "Registry", "Version", "champions", "is_registered", "named_version", "version_key"]
+
+Action = Literal["challenge", "promote", "rollback"]
+MANIFEST: Final = "manifest.json"
+CLAIMS: Final = "claims/"
+RECORDS: Final = "promotions/"
+_NAMED: Final = re.compile(r"^(.*[^/])@(champion|challenger|v?\d+)/?$")
+_RECORD: Final = re.compile(r"^promotions/(\d{8,})\.json$")
+_CLAIM: Final = re.compile(r"^claims/(\d{6,})\.json$")
+_VERSION: Final = re.compile(r"^v(\d{6,})/manifest\.json$")
+
+
+class Claim(Section):
+    """`claims/N.json`: the number belongs to this source, before its files are there."""
+
+    kind: Literal["claim"] = "claim"
+    source: str
+
+
+class Version(Section):
+    """`vN/manifest.json`. `facts`: what it was trained on and from, for people."""
+
+    kind: Literal["model-version"] = "model-version"
+    schema_version: int = SCHEMA_VERSION
+    number: int
+    source: str
+    model_digest: str  # of all that decides what the network computes
+    sha256: str  # of the weights' file
+    files: tuple[FileEntry, ...]  # relative to the version
+    facts: dict[str, Any]
+
+
+class Record(Section):
+    """`promotions/N.json`: the aliases from here on, and why. `at` is UTC, for people; order is the number's."""
+
+    kind: Literal["promotion"] = "promotion"
+    schema_version: int = SCHEMA_VERSION
+    number: int
+    action: Action
+    champion: int | None
+    challenger: int | None
+    reason: str
+    request: str  # one that is repeated with the same name is done once
+    at: str
+    metrics: dict[str, Any]
+
+
+class Change(NamedTuple):
+    """What is asked of a registry, whichever it does."""
+
+    reason: str
+    request: str
+    at: datetime
+    metrics: dict[str, Any]
+
+
+EMPTY: Final = Record(
+    number=0, action="promote", champion=None, challenger=None, reason="", request="", at="", metrics={}
+)
+
+
+def version_key(number: int) -> str:
+    """Folder of a version, relative to its registry."""
+    return f"v{number:06d}"
+
+
+def champions(records: Iterable[Record]) -> tuple[int, ...]:
+    """The champion (last) under it those that it would be rolled back to; a rollback takes off what it goes over."""
+    stack: list[int] = []
+    for record in records:
+        if record.champion is None or (stack and stack[-1] == record.champion):
+            continue
+        if record.action == "rollback" and record.champion in stack:
+            del stack[len(stack) - stack[::-1].index(record.champion) :]
+        else:
+            stack.append(record.champion)
+    return tuple(stack)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The versions of one model. A value."""
+
+    store: Store
+
+    # --- versions ----------------------------------------------------------------------------------------------------
+
+    def versions(self) -> list[int]:
+        """Numbers of the versions that exist, ascending."""
+        return sorted(int(match[1]) for entry in self.store.list("v") if (match := _VERSION.match(entry.key)))
+
+    def folder(self, number: int) -> Store:
+        return self.store.child(version_key(number))
+
+    def version(self, number: int) -> Version:
+        """Raises DataError when there is no such version."""
+        folder = self.folder(number)
+        try:
+            return parse(Version, folder.read(MANIFEST), folder.location(MANIFEST))
+        except NotFound as error:
+            known = ", ".join(map(str, self.versions())) or "none"
+            raise DataError(f"{self.store.uri} has no version {number}: it has {known}") from error
+
+    def claim(self, source: str) -> int:
+        """The number of this source: the one it has, or the next free one; of two who claim it both get the same."""
+        claims = self.claims()
+        for number in reversed(claims):
+            if self.claimed(number) == source:
+                return number
+        number = claims[-1] + 1 if claims else 1
+        while True:
+            try:
+                self.store.create_once(f"claims/{number:06d}.json", document(Claim(source=source)))
+                return number
+            except AlreadyExists:
+                if self.claimed(number) == source:
+                    return number
+                number += 1
+
+    def claims(self) -> list[int]:
+        """Numbers that were given away, ascending; the version of one may not exist yet."""
+        return sorted(int(match[1]) for entry in self.store.list(CLAIMS) if (match := _CLAIM.match(entry.key)))
+
+    def claimed(self, number: int) -> str:
+        """The source that a number was given to."""
+        key = f"claims/{number:06d}.json"
+        return parse(Claim, self.store.read(key), self.store.location(key)).source
+
+    def commit(self, version: Version) -> Version:
+        """Make a version exist. One that is there is what counts; another one of its number is an error."""
+        try:
+            self.folder(version.number).create_once(MANIFEST, document(version))
+        except AlreadyExists:
+            there = self.version(version.number)
+            if (there.source, there.model_digest, there.files) != (version.source, version.model_digest, version.files):
+                raise AlreadyExists(
+                    f"{self.folder(version.number).uri} is another model: versions never change"
+                ) from None
+            return there
+        return version
+
+    # --- promotions --------------------------------------------------------------------------------------------------
+
+    def head(self) -> Record:
+        """The newest record, or an empty one of number 0."""
+        numbers = self.record_numbers()
+        return self.record(numbers[-1]) if numbers else EMPTY
+
+    def records(self) -> list[Record]:
+        """All of them, oldest first."""
+        return [self.record(number) for number in self.record_numbers()]
+
+    def made(self, action: Action, request: str, since: int) -> Record | None:
+        """The record of a request that was carried out after record `since`."""
+        for number in reversed([number for number in self.record_numbers() if number > since]):
+            record = self.record(number)
+            if (record.request, record.action) == (request, action):
+                return record
+        return None
+
+    def challenge(self, version: int, change: Change, since: int = 0) -> Record:
+        """Name the challenger. since: number of a record that is older than the request."""
+        self.version(version)
+        return self._append("challenge", change, since, lambda head: (head.champion, version))
+
+    def promote(self, version: int, change: Change, expected: int | None, since: int = 0) -> Record:
+        """Make a version champion in the place of `expected` (None: there was none).
+
+        Raises DataError when there is no such version, Busy when the champion is another one by now.
+        """
+        self.version(version)
+        return self._append("promote", change, since, lambda head: (version, self._after(head, expected, version)))
+
+    def rollback(self, version: int | None, change: Change) -> Record:
+        """Make the champion before this one champion again, or an earlier one. Raises DataError when there is none."""
+        records = self.records()
+        stack = champions(records)
+        if not stack or (version is None and len(stack) < 2):
+            raise DataError(f"{self.store.uri} has no earlier champion: there is nothing to go back to")
+        target = stack[-2] if version is None else version
+        if target == stack[-1]:
+            return records[-1]  # asked again
+        if target not in stack:
+            raise DataError(f"version {target} was not champion before {stack[-1]}: ddpm promote makes it champion")
+        self.version(target)
+
+        def aliases(head: Record) -> tuple[int | None, int | None]:
+            self._after(head, stack[-1], target)
+            return target, head.challenger
+
+        return self._append("rollback", change, records[-1].number, aliases)
+
+    def _after(self, head: Record, expected: int | None, version: int) -> int | None:
+        """The challenger after a move of the champion. Raises Busy."""
+        if head.champion != expected:
+            raise Busy(
+                f"the champion of {self.store.uri} is {_spoken(head.champion)} since record {head.number}, not "
+                f"{_spoken(expected)} as when this was decided: look at ddpm models and decide again"
+            )
+        return None if head.challenger == version else head.challenger
+
+    def _append(
+        self, action: Action, change: Change, since: int, aliases: Callable[[Record], tuple[int | None, int | None]]
+    ) -> Record:
+        while True:
+            head = self.head()
+            done = self.made(action, change.request, since)
+            if done is not None:
+                return done
+            champion, challenger = aliases(head)
+            record = Record(
+                number=head.number + 1,
+                action=action,
+                champion=champion,
+                challenger=challenger,
+                reason=change.reason,
+                request=change.request,
+                at=change.at.isoformat(timespec="seconds"),
+                metrics=change.metrics,
+            )
+            try:
+                self.store.create_once(_record_key(record.number), document(record))
+                return record
+            except AlreadyExists:
+                continue  # somebody was faster, or it was us and the reply was lost: read, decide again
+
+    def record_numbers(self) -> list[int]:
+        """Ascending."""
+        return sorted(int(match[1]) for entry in self.store.list(RECORDS) if (match := _RECORD.match(entry.key)))
+
+    def record(self, number: int) -> Record:
+        """Raises NotFound, DataError."""
+        key = _record_key(number)
+        return parse(Record, self.store.read(key), self.store.location(key))
+
+
+def _record_key(number: int) -> str:
+    return f"promotions/{number:08d}.json"
+
+
+def _spoken(version: int | None) -> str:
+    return "none" if version is None else version_key(version)
+
+
+def is_registered(uri: str) -> bool:
+    """Whether a URI is REGISTRY@champion, @challenger or @N."""
+    return _NAMED.match(uri) is not None
+
+
+def named_version(uri: str, config: StorageConfig) -> tuple[Registry, Version] | None:
+    """The version that REGISTRY@champion, @challenger or @N means now; None for any other URI.
+
+    Raises DataError when there is none.
+    """
+    match = _NAMED.match(uri)
+    if match is None:
+        return None
+    registry, name = Registry(resolve(match[1], config)), match[2]
+    if name.lstrip("v").isdigit():
+        return registry, registry.version(int(name.lstrip("v")))
+    number: int | None = getattr(registry.head(), name)
+    if number is None:
+        raise DataError(f"{registry.store.uri} has no {name}: ddpm models shows what it has, ddpm promote chooses one")
+    return registry, registry.version(number)

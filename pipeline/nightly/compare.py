@@ -1,0 +1,94 @@
+"""Two evaluated samples folders -> what the gate judges; no Ray: it reads the sketches that `evaluate` left."""
+
+from typing import Any, NamedTuple
+
+from pipeline.config.base import digest_of
+from pipeline.config.root import Config
+from pipeline.errors import DataError
+from pipeline.evaluation.context import REFERENCE, EvaluationContext, Side
+from pipeline.evaluation.results import Evaluation, read_evaluation, read_sketches
+from pipeline.generation.commit import read_sealed
+from pipeline.ingest.dataset import read_dataset
+from pipeline.metrics.feature_stats import Score, merge_all_sketches
+from pipeline.metrics.paired_difference import paired_difference
+from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
+from pipeline.metrics.reservoir import Reservoir
+from pipeline.nightly.gate import Difference, Evidence, different_protocol
+from pipeline.storage.store import resolve
+
+__all__ = ["Comparison", "compare"]
+
+_OF_THE_MODEL = {"model_uri", "model_digest", "diffusion", "num_classes", "weights", "variance", "schema_version"}
+"""Fields of a plan that say which model drew the samples, not how."""
+
+
+class Comparison(NamedTuple):
+    """metrics: the challenger's scores by name, for the record."""
+
+    challenger: Evidence
+    champion: Evidence | None
+    difference: Difference | None
+    metrics: dict[str, float]
+
+
+class _Side(NamedTuple):
+    context: EvaluationContext
+    evaluation: Evaluation
+    evidence: Evidence
+
+
+def compare(config: Config, dataset: str, challenger: tuple[str, str], champion: tuple[str, str] | None) -> Comparison:
+    """challenger, champion: (name, URI of evaluated samples). Different protocols get no interval: the gate names them.
+
+    Raises DataError when samples were not evaluated on the newest generation of the dataset, or are too few.
+    """
+    one = _side(config, dataset, *challenger)
+    metrics = {s.metric: s.value for s in one.evaluation.scores if s.kind == "samples"}
+    if champion is None:
+        return Comparison(one.evidence, None, None, metrics)
+    other = _side(config, dataset, *champion)
+    difference = None
+    if not different_protocol(one.evidence, other.evidence):
+        difference = _difference(one.context, other.context, config.gate.confidence)
+    return Comparison(one.evidence, other.evidence, difference, metrics)
+
+
+def _side(config: Config, dataset: str, name: str, samples: str) -> _Side:
+    store, data = resolve(samples, config.storage), resolve(dataset, config.storage)
+    plan, sealed = read_sealed(store)
+    context = EvaluationContext(config, store, data, plan, sealed, read_dataset(data))
+    evaluation = read_evaluation(store, context.digest)
+    if evaluation is None:
+        raise DataError(f"{store.uri} has no evaluation against {data.uri} as it is now: ddpm evaluate makes one")
+    return _Side(context, evaluation, _evidence(name, context, evaluation))
+
+
+def _evidence(name: str, context: EvaluationContext, evaluation: Evaluation) -> Evidence:
+    scores = {s.kind: s for s in evaluation.scores if s.metric.startswith(("KD-", "KID"))}
+    of: Score = scores["samples"]
+    return Evidence(
+        model=name,
+        metric=of.metric,
+        value=of.value,
+        floor=scores["floor"].value,
+        ceilings={BLUR_NAME: scores["blurred"].value, NOISE_NAME: scores["noise"].value},
+        n=evaluation.n,
+        protocol=_protocol(context, evaluation),
+    )
+
+
+def _protocol(context: EvaluationContext, evaluation: Evaluation) -> dict[str, Any]:
+    plan = {k: v for k, v in context.plan.model_dump(mode="json").items() if k not in _OF_THE_MODEL}
+    names = ("dataset_digest", "reference", "failed", "extractor", "weights_sha256", "preprocessing", "feature_dim")
+    measured = evaluation.model_dump(mode="json", include=set(names))
+    return {**{f"samples.{k}": v for k, v in plan.items()}, **measured, "settings": digest_of(context.made_from)[:16]}
+
+
+def _difference(challenger: EvaluationContext, champion: EvaluationContext, confidence: float) -> Difference:
+    real = _reservoir(challenger, REFERENCE)
+    found = paired_difference(_reservoir(challenger, "samples"), _reservoir(champion, "samples"), real, confidence)
+    return Difference(**found._asdict(), confidence=confidence)
+
+
+def _reservoir(context: EvaluationContext, side: Side) -> Reservoir:
+    return merge_all_sketches(read_sketches((part.home, part.key) for part in context.parts(side))).reservoir

@@ -1,0 +1,106 @@
+"""Who is the better model: pure, from two evaluations made in the same way.
+
+The figure is a kernel distance (lower is better, unbiased at every n). Both models draw the same sample ids from the
+same noise, so what is judged is the difference of the two, with an interval from groups of ids.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pipeline.config.base import Section
+from pipeline.config.nightly import GateConfig
+from pipeline.errors import DataError
+
+__all__ = ["Difference", "Evidence", "Verdict", "different_protocol", "gate"]
+
+MOST_NAMED = 8
+
+
+class Evidence(Section):
+    """One model's figure between its anchors. `protocol`: all that decides it but the model itself."""
+
+    model: str
+    metric: str
+    value: float
+    floor: float
+    ceilings: dict[str, float]
+    n: int
+    protocol: dict[str, Any]
+
+
+class Difference(Section):
+    """Challenger minus champion over equal sample ids; low and high: its interval, by leaving out groups of ids."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+    groups: int
+
+
+class Verdict(Section):
+    decision: Literal["promote", "hold"]
+    reason: str
+
+
+def different_protocol(ours: Evidence, theirs: Evidence) -> list[str]:
+    """Names of what was not equal in the two evaluations, with both values."""
+    pairs: tuple[Mapping[str, Any], Mapping[str, Any]] = tuple(  # type: ignore[assignment]
+        {"metric": e.metric, "n": e.n, **e.protocol} for e in (ours, theirs)
+    )
+    return list(_unequal(*pairs))
+
+
+def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            yield f"{name}: {ours.get(name)!r}, champion {theirs.get(name)!r}"
+
+
+def gate(challenger: Evidence, champion: Evidence | None, difference: Difference | None, rules: GateConfig) -> Verdict:
+    """Promote or hold, and why. Raises DataError when the two were not measured in the same way, naming what differs.
+
+    Without a champion the challenger must be better than the ceiling; with one the whole interval of the difference
+    must lie below `tolerance` of the way from floor to ceiling.
+    """
+    ceiling = min(challenger.ceilings.values())
+    if champion is not None:
+        different = different_protocol(challenger, champion)
+        if different:
+            raise DataError(
+                f"{challenger.model} and champion {champion.model} were not measured alike and are not compared: "
+                + "; ".join(different[:MOST_NAMED])
+            )
+    if not challenger.floor < ceiling:
+        return Verdict(
+            decision="hold",
+            reason=f"{challenger.metric} ranks held-out real images ({challenger.floor:.4g}) no better than a ceiling "
+            f"({ceiling:.4g}): it cannot judge these images",
+        )
+    if champion is None:
+        return _first(challenger, ceiling if rules.ceiling is None else rules.ceiling)
+    if difference is None or difference.confidence != rules.confidence:
+        raise DataError(f"{challenger.model} is to be compared at confidence {rules.confidence}, and has no interval")
+    return _compared(challenger, champion, difference, rules.tolerance * (ceiling - challenger.floor))
+
+
+def _first(challenger: Evidence, ceiling: float) -> Verdict:
+    figures = f"{challenger.metric} {challenger.value:.4g} at n = {challenger.n:,}"
+    if challenger.value < ceiling:
+        return Verdict(
+            decision="promote", reason=f"{figures} is better than the ceiling {ceiling:.4g}; no champion yet"
+        )
+    return Verdict(decision="hold", reason=f"{figures} is not better than the ceiling {ceiling:.4g}; no champion yet")
+
+
+def _compared(challenger: Evidence, champion: Evidence, difference: Difference, margin: float) -> Verdict:
+    figures = (
+        f"{challenger.metric} {challenger.value:.4g} against {champion.value:.4g} of {champion.model} at n = "
+        f"{challenger.n:,}: difference {difference.value:+.4g}, {100 * difference.confidence:g} % interval "
+        f"{difference.low:+.4g} to {difference.high:+.4g}"
+    )
+    if difference.high <= margin:
+        what = "better beyond doubt" if difference.high < 0 else f"not worse by more than {margin:.4g}"
+        return Verdict(decision="promote", reason=f"{figures}: {what}")
+    what = "worse beyond doubt" if difference.low > 0 else f"it may be worse by more than {margin:.4g}"
+    return Verdict(decision="hold", reason=f"{figures}: {what}")

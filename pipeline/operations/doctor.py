@@ -1,0 +1,76 @@
+"""`ddpm doctor`: one line a check. Every check is asked, whatever another one found."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+
+from pipeline.cluster import cluster
+from pipeline.config.root import Config
+from pipeline.errors import PipelineError, StorageError
+from pipeline.operations import cluster_info, diagnosis, store_conformance
+from pipeline.operations.diagnosis import Finding
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["doctor", "of_cluster", "of_store"]
+
+STORE_CHECKS: Sequence[Callable[[Store], Finding]] = (
+    store_conformance.access,
+    store_conformance.create_once,
+    store_conformance.listing,
+    store_conformance.round_trip,
+    store_conformance.clock_skew,
+)
+
+
+def doctor(config: Config, root: str | None) -> dict[str, Any]:
+    """Exit code 1 when something fails. Raises ConfigError for a root that is no URI."""
+    store = None if root is None else resolve(root, config.storage)
+    findings = [*of_cluster(config), *([] if store is None else of_store(store)), _of_package()]
+    failed = sum(finding.level == "fail" for finding in findings)
+    return {
+        "findings": [finding._asdict() for finding in findings],
+        "exit_code": 1 if failed else 0,
+        "summary": "\n".join(map(str, findings)),
+    }
+
+
+def of_cluster(config: Config) -> list[Finding]:
+    """Versions, devices and dashboard; a local cluster is this machine, and is not started to be asked."""
+    local = config.ray.address == "local"
+    if not cluster_info.answers(config.ray.address):
+        advice = "start the head, or check host, port and firewall"
+        return [Finding("fail", "cluster", f"nothing answers at {config.ray.address}: {advice}")]
+    try:
+        if local:
+            nodes, url = [cluster_info.this_node("this machine")], None
+        else:
+            with cluster(config.ray, 1):
+                nodes, url = cluster_info.every_node(), cluster_info.dashboard_url()
+    except (PipelineError, RayError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0].partition(" (--address")[0]
+        advice = "compare the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN, ~/.ray/auth_token), then Ray and Python"
+        return [Finding("fail", "cluster", f"{first}: {advice}")]
+    answer = cluster_info.status_without_token(url) if url else None
+    return [
+        diagnosis.versions(nodes),
+        diagnosis.devices(nodes, config.ray.use_gpu, may_grow=not local),
+        diagnosis.dashboard(url, answer),
+    ]
+
+
+def of_store(store: Store) -> list[Finding]:
+    """A store that cannot be asked is one finding: the first question's."""
+    findings: list[Finding] = []
+    for check in STORE_CHECKS:
+        try:
+            findings.append(check(store))
+        except StorageError as error:
+            return [*findings, Finding("fail", "store", str(error))]
+    return findings
+
+
+def _of_package() -> Finding:
+    folder = Path.cwd()
+    return diagnosis.package(str(folder), *cluster_info.package_sizes(folder))

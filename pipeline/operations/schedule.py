@@ -1,0 +1,120 @@
+"""`ddpm schedule`: writes the schedule down for the program that will keep it, or keeps it in the foreground.
+
+A trigger only starts the command; what the command does twice, late or beside another is the command's own affair.
+The day is computed when the command starts, in the schedule's zone.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import jinja2
+import yaml
+
+from pipeline.config.cron import Cron
+from pipeline.config.operations import DATE, ScheduleConfig
+from pipeline.errors import ConfigError
+
+__all__ = ["TARGETS", "calendar_events", "keep", "render", "shell_line"]
+
+TARGETS = {
+    "systemd": {"systemd.service": "{name}.service", "systemd.timer": "{name}.timer"},
+    "cron": {"cron.crontab": "{name}.crontab"},
+    "k8s-cronjob": {"k8s-cronjob.yaml": "{name}.yaml"},
+    "raycronjob": {"raycronjob.yaml": "{name}.yaml"},
+    "airflow": {"airflow.py.txt": "{name}.py"},
+}
+"""Template -> file, by target."""
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"}
+_WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+
+
+def render(schedule: ScheduleConfig, target: str | None, out: str | None) -> dict[str, Any]:
+    """The files of `target`, printed, or written to the local folder `out`. Raises ConfigError."""
+    if target not in TARGETS:
+        raise ConfigError(f"ddpm schedule render needs --target, one of {', '.join(TARGETS)}")
+    templates = _templates()
+    values = _values(schedule, with_rayjob=target in ("k8s-cronjob", "raycronjob"))
+    files = {
+        file.format(name=schedule.name): templates.get_template(template).render(values)
+        for template, file in TARGETS[target].items()
+    }
+    if out is None:
+        return {"files": files, "summary": "\n".join(f"# {name}\n{text}" for name, text in files.items()).rstrip()}
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (Path(out) / name).write_text(text)
+    return {"files": files, "summary": "\n".join(str(Path(out) / name) for name in files)}
+
+
+def keep(schedule: ScheduleConfig, *, dry_run: bool) -> dict[str, Any]:
+    """Runs the command at its times until it is stopped. Raises ConfigError when APScheduler is not installed."""
+    if dry_run:
+        runs = Cron.parse(schedule.cron).runs(datetime.now(UTC), ZoneInfo(schedule.time_zone))
+        return {"next": (times := [run.isoformat() for run in islice(runs, 5)]), "summary": "\n".join(times)}
+    try:
+        from pipeline.operations.scheduler import run
+    except ModuleNotFoundError as error:
+        raise ConfigError("ddpm schedule run needs APScheduler: pip install 'ddpm-pipeline[schedule]'") from error
+    run(schedule)
+    return {"summary": "stopped"}
+
+
+def shell_line(words: Sequence[str], day: str) -> str:
+    """The command as one line of shell; `day` is shell, or a template, that yields YYYY-MM-DD: put in as it is."""
+    return " ".join(day.join(shlex.quote(part) if part else "" for part in word.split(DATE)) or "''" for word in words)
+
+
+def calendar_events(cron: Cron) -> list[str]:
+    """systemd's calendar events for the same times; it wants every condition, cron either of the two days."""
+    clock = f"{_list(cron.hours, 24)}:{_list(cron.minutes, 60)}:00"
+    months = _list(cron.months, 12)
+    events = [f"{','.join(_WEEKDAYS[day] for day in cron.weekdays)} *-{months}-* {clock}"] if cron.weekdays else []
+    if cron.days or not cron.weekdays:
+        events.append(f"*-{months}-{_list(cron.days, 31) if cron.days else '*'} {clock}")
+    return events
+
+
+def _list(values: Sequence[int], full: int) -> str:
+    return "*" if len(values) == full else ",".join(f"{value:02d}" for value in values)
+
+
+def _templates() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "schedules")
+    templates = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    templates.filters["quoted"] = json.dumps
+    templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, width=1000).rstrip()
+    templates.filters["systemd"] = lambda line: "".join(_ESCAPES.get(character, character) for character in line)
+    return templates
+
+
+def _values(schedule: ScheduleConfig, *, with_rayjob: bool) -> dict[str, Any]:
+    zone = schedule.time_zone
+    line = shell_line(schedule.command, f"$(TZ={zone} date +%F)")
+    values: dict[str, Any] = {
+        **schedule.model_dump(mode="json"),
+        "line": line,
+        "airflow_line": shell_line(schedule.command, f"{{{{ data_interval_end.in_timezone('{zone}') | ds }}}}"),
+        "events": calendar_events(Cron.parse(schedule.cron)),
+        "grace_seconds": round(schedule.grace_hours * 3600),
+    }
+    if with_rayjob:
+        job = _rayjob(Path(schedule.rayjob))
+        spec = {**job["spec"], "entrypoint": line}
+        values["rayjob"] = {**job, "metadata": {"generateName": f"{schedule.name}-"}, "spec": spec}
+    return values
+
+
+def _rayjob(path: Path) -> dict[str, Any]:
+    try:
+        manifest = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"schedule.rayjob: cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != "RayJob" or "spec" not in manifest:
+        raise ConfigError(f"schedule.rayjob: {path} must hold one RayJob with a spec")
+    return manifest

@@ -1,0 +1,107 @@
+"""Stores -> the parts of a report: a run, samples, a dataset, a night's ledger.
+
+Nothing is said that is not at rest, so an equal state of the stores gives an equal page.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.errors import DataError
+from pipeline.model_store.checkpoint import latest_checkpoint
+from pipeline.nightly.ledger import Night
+from pipeline.nightly.ledger_store import STATE
+from pipeline.report.nightly import night_facts, night_tables, night_verdict
+from pipeline.report.run_section import run_part, trained_on
+from pipeline.report.samples_section import dataset_part, samples_part
+from pipeline.report.section import Part, What
+from pipeline.storage.documents import parse
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["gather", "short_names"]
+
+
+def gather(stores: Sequence[Store]) -> list[Part]:
+    """One part a store, in order; a night brings its run and its samples, where they are still there.
+
+    Names are as short as tells those of a kind apart. Raises DataError for a store that holds nothing of the kind.
+    """
+    stores = list(dict.fromkeys(one for store in stores for one in (store, *_of_night(store))))
+    kinds = [_kind(store) for store in stores]
+    uris = {kind: [s.uri for s, k in zip(stores, kinds, strict=True) if k == kind] for kind in kinds}
+    datasets = [store for store, kind in zip(stores, kinds, strict=True) if kind == "dataset"]
+    datasets += [trained for s, k in zip(stores, kinds, strict=True) if k == "run" and (trained := trained_on(s))]
+    parts = []
+    for store, kind in zip(stores, kinds, strict=True):
+        name = _name(store.uri, uris[kind])
+        match kind:
+            case "samples":
+                parts.append(samples_part(store, name, datasets))
+            case "run":
+                parts.append(run_part(store, name))
+            case "dataset":
+                parts.append(dataset_part(store, name))
+            case "night":
+                parts.append(_night(store))
+    return parts
+
+
+def _kind(store: Store) -> What:
+    """Raises DataError when it is none of the four."""
+    if store.exists("plan.json"):
+        return "samples"
+    if store.exists("manifest.json") and store.read_json("manifest.json").get("kind") == "dataset":
+        return "dataset"
+    if store.exists("config.yaml") or latest_checkpoint(store) is not None:
+        return "run"
+    if store.exists(STATE):
+        return "night"
+    raise DataError(f"nothing to report at {store.uri}: give a run, a samples folder, a dataset or a night")
+
+
+def short_names(uris: Sequence[str]) -> list[str]:
+    """Of each URI, as many last parts as no other of them ends in."""
+    return [_name(uri, uris) for uri in uris]
+
+
+def _name(uri: str, others: Sequence[str]) -> str:
+    """As many last parts of a URI as no other of them ends in."""
+    pieces = uri.split("/")
+    for count in range(1, len(pieces)):
+        name = "/".join(pieces[-count:])
+        if sum(other == uri or other.endswith(f"/{name}") for other in others) == 1:
+            return name
+    return uri
+
+
+# --- nights ----------------------------------------------------------------------------------------------------------
+
+
+def _ledger(store: Store) -> Night:
+    return parse(Night, store.read(STATE), store.location(STATE))
+
+
+def _of_night(store: Store) -> Iterator[Store]:
+    """The run and the samples of a night's ledger at <root>/nightly/<name>/<date>; nothing for other stores."""
+    if not store.exists(STATE):
+        return
+    done, root = _ledger(store).done, resolve(store.uri.rsplit("/", 3)[0], store.config)
+    keys = [done.get("train", {}).get("run"), *done.get("samples", {}).values()]
+    yield from (one for key in keys if key and (one := root.child(key)) and _is_there(one))
+
+
+def _is_there(store: Store) -> bool:
+    """Whether retention has left it, and it was finished."""
+    try:
+        return _kind(store) == "samples" or latest_checkpoint(store) is not None
+    except DataError:
+        return False
+
+
+def _night(store: Store) -> Part:
+    night = _ledger(store)
+    return Part(
+        name=f"night of {night.date}",
+        what="night",
+        facts=tuple(night_facts(night)),
+        verdict=night_verdict(night),
+        leading=night_tables(night),
+    )

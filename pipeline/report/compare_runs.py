@@ -1,0 +1,65 @@
+"""Runs -> a page that compares them: the same axes, final figures, and the settings that differ."""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.errors import DataError
+from pipeline.evaluation.results import Evaluation, read_evaluations
+from pipeline.generation.commit import read_sealed
+from pipeline.report.collect import short_names
+from pipeline.report.comparison import ComparedRun, compared_verdict, final_figures
+from pipeline.report.curves import training_charts
+from pipeline.report.render.content import Report
+from pipeline.report.run_section import last_grid, read_run
+from pipeline.report.settings import different_settings
+from pipeline.storage.store import Store
+
+__all__ = ["side_by_side"]
+
+
+def side_by_side(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
+    """The page. samples: folders whose scores count for the run that their model is of.
+
+    Raises DataError, also when two runs were scored by different protocols.
+    """
+    names = short_names([store.uri for store in stores])
+    scored = _scored(dict(zip(names, stores, strict=True)), samples)
+    runs, configs = {}, {}
+    for store, name in zip(stores, names, strict=True):
+        checkpoint, curves = read_run(store)
+        scores = scored[name].scores if name in scored else ()
+        runs[name] = ComparedRun(curves, checkpoint.config, checkpoint.dataset_digest, scores)
+        configs[name] = checkpoint.config
+    grids = [last_grid(store, name) for store, name in zip(stores, names, strict=True)]
+    return Report(
+        title=f"{len(names)} runs compared",
+        subtitle=" · ".join(names),
+        verdict=compared_verdict(runs),
+        leading=(final_figures(runs), different_settings(configs)),
+        charts=training_charts({name: run.curves for name, run in runs.items()}),
+        grids=tuple(grid for grid in grids if grid is not None),
+    )
+
+
+def _scored(runs: Mapping[str, Store], samples: Sequence[Store]) -> dict[str, Evaluation]:
+    """Evaluations by the name of their run, all of one protocol. Raises DataError naming what differs between two."""
+    drawn = [found for folder in samples if (found := _evaluated(folder))]
+    scored = {}
+    for name, run in runs.items():
+        if evaluation := next((e for uri, e in drawn if uri.startswith(f"{run.uri}/")), None):
+            scored[name] = evaluation
+    first, *others = scored or [""]
+    for name in others:
+        try:
+            scored[first].require_comparable(scored[name])
+        except DataError as error:
+            raise DataError(
+                f"{first} beside {name}: {error}; leave out the samples of one, or score both alike"
+            ) from error
+    return scored
+
+
+def _evaluated(folder: Store) -> tuple[str, Evaluation] | None:
+    """URI of the model that drew the samples, and their evaluation of the most images; None without one."""
+    plan, sealed = read_sealed(folder)
+    found = [e for e in read_evaluations(folder) if e.samples_plan == sealed.plan]
+    return (plan.model_uri, max(found, key=lambda e: e.scores[0].n)) if found else None

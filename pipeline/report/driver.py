@@ -1,0 +1,176 @@
+"""Runs, samples, datasets and nights -> one HTML page: what their stores hold, or several runs side by side.
+
+Needs no cluster, and says nothing that is not at rest, so an equal state of the stores gives an equal page.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from pipeline.config.root import Config
+from pipeline.errors import ConfigError, VerificationFailed
+from pipeline.evaluation.results import Evaluation
+from pipeline.images.png import decode_pixels
+from pipeline.operations.verify import check_artefact
+from pipeline.report.collect import gather
+from pipeline.report.compare_runs import side_by_side
+from pipeline.report.curves import training_charts
+from pipeline.report.render.content import Fact, Report, Table, Verdict, Verification
+from pipeline.report.render.page import render
+from pipeline.report.run_history import cost_table
+from pipeline.report.scores import metric_rows, verdict
+from pipeline.report.section import Part
+from pipeline.storage.store import Store, resolve
+
+__all__ = ["compare", "report"]
+
+PAGE, COMPARISON = "report.html", "comparison.html"
+_MOST_FINDINGS: Final = 20
+
+
+def report(
+    config: Config,
+    uris: Sequence[str],
+    out: str | None = None,
+    verified: str | None = None,
+    dry_run: bool = False,
+    check: bool = False,
+) -> dict[str, Any]:
+    """Write the page beside the first URI, and to `out` (a path or URI of a file) when given.
+
+    verified: the summary of a `ddpm verify` that passed; check: verify all of it now, and say so on the page. Raises
+    ConfigError without a URI, DataError for a URI that holds no run, sealed samples, dataset or night.
+    """
+    stores = _stores(config, uris, "a URI: a run, a samples folder, a dataset or a night")
+    parts = gather(stores)
+    verification = Verification(True, verified) if verified else None
+    if check and not dry_run:
+        verification = _verified(config, stores)
+    page = _page(parts, verification, config.generate.price_per_hour)
+    result = _written(config, page, stores[0], PAGE, out, dry_run)
+    if verification is None or verification.ok:
+        return result
+    summary = f"{result['summary']}\nverification failed: {verification.text}"
+    return {**result, "summary": summary, "exit_code": VerificationFailed.exit_code}
+
+
+def compare(
+    config: Config, runs: Sequence[str], samples: Sequence[str] = (), out: str | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Runs on one page (`comparison.html` beside the first), with the scores of samples that their models drew.
+
+    Raises ConfigError for less than two runs, DataError for what is no run, or no samples.
+    """
+    stores = _stores(config, runs, "--runs with two runs or more", least=2)
+    page = side_by_side(stores, [resolve(uri, config.storage) for uri in samples])
+    return _written(config, page, stores[0], COMPARISON, out, dry_run)
+
+
+def _stores(config: Config, uris: Sequence[str], needed: str, least: int = 1) -> list[Store]:
+    stores = list(dict.fromkeys(resolve(uri, config.storage) for uri in uris))
+    if len(stores) < least:
+        raise ConfigError(f"ddpm report needs {needed}")
+    return stores
+
+
+def _written(config: Config, page: Report, beside: Store, key: str, out: str | None, dry_run: bool) -> dict[str, Any]:
+    html = render(page).encode()
+    targets = [(beside, key), *([_file(out, config)] if out else [])]
+    places = [store.location(key) for store, key in targets]
+    if dry_run:
+        return {"summary": f"would write {len(html):,} bytes to {' and '.join(places)}"}
+    for store, target in targets:
+        store.put(target, html)
+    return {
+        "uri": places[0],
+        "out": places[-1],
+        "bytes": len(html),
+        "charts": len(page.charts),
+        "pictures": len(page.samples) + len(page.neighbours) + len(page.grids),
+        "summary": f"report: {' and '.join(places)}",
+    }
+
+
+def _file(uri: str, config: Config) -> tuple[Store, str]:
+    """The store of a file's folder, and the file's key in it."""
+    folder, slash, name = uri.rpartition("/")
+    if not name:
+        raise ConfigError(f"--out {uri!r} names no file: give a path such as {uri}{PAGE}")
+    return resolve(folder or slash or ".", config.storage), name
+
+
+def _verified(config: Config, stores: Sequence[Store]) -> Verification:
+    """Every claim of the artefacts' manifests against what is there."""
+    found = [
+        check_artefact(store.uri, config.storage, lambda data: decode_pixels(data, config.ingest.max_image_pixels))
+        for store in stores
+    ]
+    wrong = sum(one.total_findings for one in found)
+    checks = [Fact(f"{one.kind} {one.uri.rsplit('/', 1)[-1]}", _counted(one.counts)) for one in found]
+    findings = [text for one in found for text in one.findings][:_MOST_FINDINGS]
+    text = f"{wrong:,} contradictions with the manifests." if wrong else "Nothing contradicts the manifests."
+    return Verification(not wrong, text, tuple(checks), tuple(findings))
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def _page(parts: Sequence[Part], verification: Verification | None, price: float | None) -> Report:
+    first = parts[0]
+    evaluations = [(part.name, evaluation) for part in parts for evaluation in part.evaluations]
+    several = len({name for name, _ in evaluations}) > 1
+    return Report(
+        title=first.name if first.what != "night" else first.name.capitalize(),
+        subtitle=" · ".join(part.name if part.what == "night" else f"{part.what} {part.name}" for part in parts),
+        verdict=_verdict(parts, verification),
+        facts=tuple(_facts(parts)),
+        leading=tuple(table for part in parts for table in part.leading),
+        samples=tuple(picture for part in parts for picture in part.samples),
+        neighbours=tuple(picture for part in parts for picture in part.neighbours),
+        metrics=tuple(
+            row for name, e in evaluations for row in metric_rows(e.scores, _protocol(e), name if several else "")
+        ),
+        charts=training_charts({part.name: part.curves for part in parts if part.curves is not None}),
+        grids=tuple(picture for part in parts for picture in part.grids),
+        throughput=tuple(row for part in parts for row in part.throughput),
+        running=tuple(_running(parts, price)),
+        verification=verification,
+        settings=tuple(table for part in parts for table in part.settings),
+        config_yaml="\n".join(part.config_yaml for part in parts if part.config_yaml),
+    )
+
+
+def _verdict(parts: Sequence[Part], verification: Verification | None) -> Verdict | None:
+    """A failed proof before all else, then a part's own, else that of the first evaluation."""
+    if verification is not None and not verification.ok:
+        return Verdict("bad", f"Verification failed: {verification.text}")
+    own = next((part.verdict for part in parts if part.verdict is not None), None)
+    evaluations = [evaluation for part in parts for evaluation in part.evaluations]
+    return own or (verdict(evaluations[0].scores, evaluations[0].warnings) if evaluations else None)
+
+
+def _running(parts: Sequence[Part], price: float | None) -> Iterator[Table]:
+    tables = [table for part in parts for table in part.running]
+    cost = cost_table([work for part in parts for work in part.works], price)
+    yield from (table for table in (*tables, cost) if table is not None)
+
+
+def _protocol(e: Evaluation) -> str:
+    return (
+        f"the {e.reference} split of dataset {e.dataset_digest[:8]} · features of {e.extractor} {e.weights_sha256[:8]}"
+        f", {e.preprocessing}"
+    )
+
+
+def _facts(parts: Sequence[Part]) -> Iterator[Fact]:
+    """Facts of all parts. Of several artefacts of a kind: once what holds for each, by name what does not."""
+    for part in parts:
+        alike = [other for other in parts if other.what == part.what]
+        for fact in part.facts:
+            if not all(fact in other.facts for other in alike):
+                yield Fact(f"{part.name}: {fact.name}", fact.value)
+            elif part is alike[0]:
+                yield fact

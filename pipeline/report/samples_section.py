@@ -1,0 +1,111 @@
+"""Samples and datasets at rest -> their part of a report: pictures, scores, shards."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import NotFound
+from pipeline.evaluation.image_ranking import feature_distances
+from pipeline.evaluation.results import Evaluation, read_evaluations
+from pipeline.generation.commit import read_sealed
+from pipeline.generation.manifest import SampleManifest, SamplePlan
+from pipeline.generation.shard_log import SHARD_LOG_KEY
+from pipeline.ingest.dataset import read_dataset
+from pipeline.model_store.load_model import checkpoint_place
+from pipeline.report.curves import generation_rates
+from pipeline.report.image_sheets import best_and_worst, by_class, first_images, pngs, random_pool, random_sheet
+from pipeline.report.memorisation import memorised
+from pipeline.report.render.content import Fact, Picture
+from pipeline.report.run_history import generation_work, shard_table
+from pipeline.report.run_section import trained_on
+from pipeline.report.section import Part, as_yaml
+from pipeline.storage.files import read_parquet
+from pipeline.storage.store import Store
+
+__all__ = ["dataset_part", "samples_part"]
+
+
+def samples_part(store: Store, name: str, datasets: Sequence[Store]) -> Part:
+    """datasets: where an evaluation's extractor may be. Raises DataError before the seal."""
+    plan, sealed = read_sealed(store)
+    # Scores of these samples only, the ones of the most images first: they make the verdict.
+    evaluations = sorted(
+        (e for e in read_evaluations(store) if e.samples_plan == sealed.plan), key=lambda e: e.scores[0].n, reverse=True
+    )
+    shards = _shard_log(store)
+    near_copies, closest_pairs = memorised(store, sealed.plan)
+    return Part(
+        name=name,
+        what="samples",
+        facts=(*_sample_facts(plan, sealed, evaluations), *near_copies),
+        samples=tuple(_sheets(store, name, plan, sealed, evaluations, [*datasets, *_datasets_of(plan, store)])),
+        neighbours=tuple(closest_pairs),
+        throughput=generation_rates(name, shards) if shards is not None else (),
+        running=(shard_table(name, shards),) if shards is not None else (),
+        works=(generation_work(name, shards),) if shards is not None else (),
+        evaluations=tuple(evaluations),
+        config_yaml=as_yaml(f"plan of samples {name}", plan),
+    )
+
+
+def _sample_facts(plan: SamplePlan, sealed: SampleManifest, evaluations: Sequence[Evaluation]) -> Iterator[Fact]:
+    failed = f", {sealed.failed:,} failed" if sealed.failed else ""
+    eta = f", eta {plan.eta:g}" if plan.sampler == "ddim" else ""
+    yield Fact("Samples", f"{sealed.rows:,}{failed}")
+    yield Fact("Sampler", f"{plan.sampler}, {plan.steps:,} steps{eta}")
+    yield Fact("Weights", plan.weights)
+    yield Fact("Seed", str(plan.seed))
+    yield Fact("Model digest", plan.model_digest[:16])
+    if evaluations:
+        e = evaluations[0]
+        right = "" if e.heldout_accuracy is None else f", {e.heldout_accuracy:.1%} right on held-out images"
+        yield Fact("Extractor", f"{e.extractor}{right}")
+
+
+def _sheets(
+    store: Store,
+    name: str,
+    plan: SamplePlan,
+    sealed: SampleManifest,
+    evaluations: Sequence[Evaluation],
+    datasets: Sequence[Store],
+) -> Iterator[Picture]:
+    pool = random_pool(store, plan, sealed)
+    if pool is None:
+        return
+    yield random_sheet(pool, name)
+    yield from by_class(pool, name)
+    figure = feature_distances(datasets, evaluations[0], pool.pixels) if evaluations else None
+    if figure is not None:
+        what = f"Mahalanobis distance from the training images ({evaluations[0].extractor} features)"
+        yield from best_and_worst(pool, figure, what, name)
+
+
+def _datasets_of(plan: SamplePlan, samples: Store) -> Iterator[Store]:
+    """Of the run that the samples' model is a checkpoint of, if it is one."""
+    place = checkpoint_place(plan.model_uri, samples.config)
+    dataset = None if place is None else trained_on(place[0])
+    if dataset is not None:
+        yield dataset
+
+
+def _shard_log(store: Store) -> pa.Table | None:
+    try:
+        return pq.read_table(pa.BufferReader(store.read(SHARD_LOG_KEY)))
+    except NotFound:
+        return None
+
+
+def dataset_part(store: Store, name: str) -> Part:
+    """The newest generation. Raises DataError."""
+    manifest = read_dataset(store)
+    rejected = sum(manifest.reject_counts.values())
+    images = (png for shard in manifest.split("train") for png in pngs(read_parquet(store, shard, ["image"])))
+    facts = (
+        Fact("Dataset", f"{manifest.rows('train'):,} training and {manifest.rows('heldout'):,} held-out images"),
+        Fact("Source", manifest.source),
+        *([Fact("Rejected images", f"{rejected:,}")] if rejected else []),
+    )
+    sheet = first_images(images, manifest.image_size, f"real training images of {name}")
+    return Part(name=name, what="dataset", facts=facts, samples=tuple(sheet))

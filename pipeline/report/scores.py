@@ -1,0 +1,71 @@
+"""Scores as a reader needs them: each between its floor and its ceilings, and one sentence for all."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from pipeline.metrics.feature_stats import Kind, Score
+from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
+from pipeline.report.render.content import Anchor, MetricRow, Verdict
+from pipeline.report.render.scales import figures
+
+__all__ = ["FLOOR_NAME", "metric_rows", "verdict"]
+
+FLOOR_NAME: Final = "held-out real"
+_MEANING: Final = {
+    "FD": "Frechet distance of features, lower is better. It falls with n: compare at equal n and protocol only.",
+    "FID": "Frechet distance of Inception-v3 features, lower is better. It falls with n: compare at equal n only.",
+    "KD": "Kernel distance of features, lower is better, unbiased at every n.",
+    "KID": "Kernel distance of Inception-v3 features, lower is better, unbiased at every n.",
+    "precision": "Share of samples that lie among real images: fidelity.",
+    "recall": "Share of real images that lie among samples: diversity.",
+    "density": "How deep among real images samples lie; real ones get about 1.",
+    "coverage": "Share of real images that have a sample nearby.",
+    "IS": "Inception Score: sure and varied classes, higher is better. It does not look at real images.",
+    "class": "Inception Score's formula on another classifier, higher is better; compare with the floor only.",
+    "bits/dim": "Variational bound on held-out images, lower is better: a property of the model, not of its samples.",
+    "pixel": "Grey levels 0 to 255: how far the histogram is from the real one, mean, deviation, share at 0 or 255.",
+}
+
+
+def metric_rows(scores: Sequence[Score], protocol: str, name: str = "") -> tuple[MetricRow, ...]:
+    """One row a metric, in the order of `scores`; `name` says which samples, where a page has several."""
+    by_metric: dict[str, dict[Kind, Score]] = {}
+    for score in scores:
+        by_metric.setdefault(score.metric, {})[score.kind] = score
+    return tuple(_row(kinds, protocol, name) for kinds in by_metric.values() if kinds.keys() & {"samples", "heldout"})
+
+
+def _row(kinds: dict[Kind, Score], protocol: str, name: str) -> MetricRow:
+    of: Score = kinds["samples"] if "samples" in kinds else kinds["heldout"]
+    spread = "" if of.spread is None else f" Standard deviation between subsets: {figures(of.spread)}."
+    interval = None if of.low is None or of.high is None else (of.low, of.high)
+    if interval:
+        spread += f" 95 % interval: {figures(interval[0])} to {figures(interval[1])}."
+    ceilings: tuple[tuple[Kind, str], ...] = (("blurred", BLUR_NAME), ("noise", NOISE_NAME))
+    return MetricRow(
+        name=f"{of.metric}, {name}" if name else of.metric,
+        value=of.value,
+        n=of.n,
+        protocol=f"against {of.reference_n:,} real images · {protocol}" if of.reference_n else protocol,
+        floor=Anchor(FLOOR_NAME, kinds["floor"].value) if "floor" in kinds else None,
+        ceilings=tuple(Anchor(label, kinds[kind].value) for kind, label in ceilings if kind in kinds),
+        interval=interval,
+        note=_MEANING.get(of.metric.partition("-")[0], "") + spread,
+    )
+
+
+def verdict(scores: Sequence[Score], warnings: Sequence[str] = ()) -> Verdict | None:
+    """About the first metric: good below both ceilings, bad above both, a warning between or when there is one."""
+    value = {score.kind: score.value for score in scores if score.metric == scores[0].metric}
+    if not {"samples", "floor", "blurred", "noise"} <= value.keys():
+        return None
+    text = (
+        f"{scores[0].metric} {figures(value['samples'])} at n = {scores[0].n:,}: {FLOOR_NAME} images get "
+        f"{figures(value['floor'])}, blurred ones {figures(value['blurred'])}, noise {figures(value['noise'])}."
+    )
+    low, high = sorted((value["blurred"], value["noise"]))
+    if value["samples"] >= high:
+        return Verdict("bad", text)
+    if warnings or value["samples"] >= low:
+        return Verdict("warning", " ".join([text, *(f"{line[0].upper()}{line[1:]}." for line in warnings)]))
+    return Verdict("good", text)

@@ -1,0 +1,136 @@
+"""Lanes of training images as Ray Data streams: planned reads, decoded ahead of the trainer, in exact order."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import DataContext, Dataset
+
+from pipeline.errors import PipelineError
+from pipeline.images.convert import to_model
+from pipeline.ingest.manifest import DatasetManifest
+from pipeline.model_store.checkpoint import usable_checkpoint
+from pipeline.storage.store import Store
+from pipeline.training.data_plan import Cursor, TrainPlan
+from pipeline.training.distributed.elastic import staying
+from pipeline.training.distributed.scheduler_throttle import Unhurried
+from pipeline.training.distributed.shard_reader import UNITS, batches_together, read_units
+from pipeline.training.inputs import MicroBatch
+
+__all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name", "micro_batches"]
+
+TASK_ROWS = 1024
+"""Small shards are read several to a task, so that a task is worth its start."""
+BLOCK_BYTES = 16 * 2**20
+"""Ray cuts a block that is half as large again."""
+LANE_BYTES = 4 * BLOCK_BYTES
+"""Decoded images that a lane may hold ahead of its worker, in the object store."""
+MOST_TASKS = 2000
+"""A lane of a long run: the driver keeps a little of every task from the start."""
+READ_CPUS = 0.25
+"""A lane's reader mostly waits: for storage, and for the trainer to take what it decoded."""
+PREFETCH_BATCHES = 2
+
+
+def lane_name(lane: int) -> str:
+    """Name of a lane among the trainer's datasets."""
+    return f"lane-{lane}"
+
+
+@dataclass(frozen=True)
+class LaneDataset:
+    """Called by Ray Train whenever its workers start: the lane from the run's latest checkpoint to its end."""
+
+    run: Store
+    dataset: Store
+    manifest: DatasetManifest
+    plan: TrainPlan
+    lane: int
+    total_steps: int
+    workers: int
+
+    def __call__(self) -> Dataset:
+        checkpoint = usable_checkpoint(self.run)
+        cursor = Cursor() if checkpoint is None else Cursor(checkpoint.epoch, checkpoint.batches, checkpoint.step)
+        units = [asdict(unit) for unit in self.plan.remaining(self.lane, cursor, self.total_steps)]
+        rows = self.manifest.split("train")[0].rows
+        units_per_task = max(1, TASK_ROWS // rows, -(-len(units) // MOST_TASKS))
+        context = DataContext.get_current()
+        context.target_max_block_size = self._block_bytes()
+        context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [Unhurried]
+        table = pa.Table.from_pylist(units, schema=UNITS)
+        blocks = [table.slice(start, units_per_task) for start in range(0, len(units), units_per_task)]
+        # Not from_arrow: that starts a task of one CPU a block, and the workers may hold all CPUs there are.
+        return ray.data.from_blocks(blocks or [table]).map_batches(
+            read_units,
+            fn_kwargs={"dataset": self.dataset, "manifest": self.manifest, "plan": self.plan},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=self._cpus(),
+            compute=ray.data.TaskPoolStrategy(1),
+        )
+
+    def _block_bytes(self) -> int:
+        """What a reader hands over is one block: Ray would copy several into one, and copy again what it cuts."""
+        images = batches_together(self.manifest, self.plan.micro_batch) * self.plan.micro_batch
+        handed_over = images * math.prod(self.manifest.shape)
+        return min(BLOCK_BYTES, handed_over * 3 // 4)  # less than is handed over, and more than two thirds of it
+
+    def _cpus(self) -> float:
+        """None where the cluster has no room beside the workers: a reader that is never started stops them all."""
+        needed = self.workers + self.plan.lanes * READ_CPUS
+        return READ_CPUS if sum(staying("CPU")) >= needed else 0
+
+
+Rows = dict[str, np.ndarray]
+
+
+def micro_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
+    """Blocks of any number of rows -> the same rows in the same order, `size` at a time; what is left over is an error.
+
+    Views of the blocks, where Ray's own cutting takes half a millisecond a micro-batch and copies it. Only the rows
+    of a micro-batch that lies in two blocks are copied.
+    """
+    rest: Rows = {}
+    for block in blocks:
+        rows = {name: np.concatenate([rest[name], column]) for name, column in block.items()} if rest else block
+        count = len(next(iter(rows.values())))
+        whole = count - count % size
+        for start in range(0, whole, size):
+            yield {name: column[start : start + size] for name, column in rows.items()}
+        rest = {name: column[whole:] for name, column in rows.items()} if whole < count else {}
+    if rest:
+        raise PipelineError(f"a lane ended inside a micro-batch of {size} images")
+
+
+class LaneStream:
+    """A lane's micro-batches on `device`, each checked to be the one that the plan has next."""
+
+    def __init__(self, iterator: Any, micro_batch: int, device: torch.device) -> None:
+        blocks = iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES)
+        self._batches = micro_batches(blocks, micro_batch)
+        self._device = device
+
+    def next(self) -> tuple[MicroBatch, int]:
+        """The next micro-batch and the number of its global batch in its epoch."""
+        rows = next(self._batches, None)
+        if rows is None:
+            raise PipelineError("a lane ended before its run: the feed and the plan disagree")
+        positions = set(zip(rows["epoch"].tolist(), rows["batch"].tolist(), strict=True))
+        if len(positions) != 1:
+            raise PipelineError(f"a micro-batch mixes global batches {sorted(positions)}")
+        epoch, number = positions.pop()
+        labels = torch.from_numpy(rows["label"].copy()).to(self._device)
+        batch = MicroBatch(
+            x_0=to_model(rows["image"]).to(self._device),
+            ids=torch.from_numpy(rows["sample_id"].copy()).to(self._device),
+            labels=labels,
+            epoch=epoch,
+        )
+        return batch, number

@@ -1,0 +1,56 @@
+"""What reads and decodes a lane, in a process of its own.
+
+It imports no torch, which would cost such a process seconds of its start and 200 MB.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.images.png import decode_batch
+from pipeline.ingest.manifest import DatasetManifest
+from pipeline.storage.files import read_parquet
+from pipeline.storage.retry import patiently
+from pipeline.storage.store import Store
+from pipeline.training.data_plan import TrainPlan, Unit
+
+__all__ = ["UNITS", "batches_together", "read_units"]
+
+HAND_OVER_BYTES = 8 * 2**20
+"""Decoded images that a reader hands over at a time, or one micro-batch where that is more."""
+
+UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "first_batch", "skip", "take")])
+
+
+def batches_together(manifest: DatasetManifest, micro_batch: int) -> int:
+    """Micro-batches that a reader hands over at a time: Ray takes about a millisecond for each thing it is given."""
+    return max(1, HAND_OVER_BYTES // (micro_batch * math.prod(manifest.shape)))
+
+
+def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
+    """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch."""
+    shards, together = manifest.split("train"), batches_together(manifest, plan.micro_batch)
+    for row in batch.to_pylist():
+        unit = Unit(**row)
+        table = patiently(
+            partial(read_parquet, dataset, shards[unit.shard], ["sample_id", "image", "label"]),
+            dataset.config.outage_seconds,
+            dataset.location(shards[unit.shard].key),
+        )
+        table = table.take(pa.array(plan.rows(unit)))
+        for number in range(0, unit.take - unit.skip, together):
+            part = table.slice(number * plan.micro_batch, together * plan.micro_batch)
+            pixels = decode_batch(pc.struct_field(part["image"], "bytes").to_pylist(), manifest.shape)
+            first = unit.first_batch + unit.skip + number
+            yield {
+                "image": pixels,
+                "sample_id": part["sample_id"].to_numpy(),
+                "label": part["label"].fill_null(-1).to_numpy().astype(np.int64),
+                "epoch": np.full(len(pixels), unit.epoch),
+                "batch": first + np.arange(len(pixels)) // plan.micro_batch,
+            }

@@ -1,0 +1,70 @@
+"""What a training step is given: images, and everything random about them.
+
+Timestep, noise, flip and dropout of an image are functions of (seed, epoch, sample id), so it does not matter which
+worker handles it, or how often the run was restarted.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.config.root import Config, TrainConfig
+from pipeline.diffusion.importance_sampling import ImportanceTimesteps
+from pipeline.diffusion.noise import integers, normal, stream_key, uniform
+from pipeline.models.dropout import DropoutKey
+
+__all__ = ["Inputs", "MicroBatch", "training_inputs", "training_labels"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """x_0 float32 [B, C, H, W] in [-1, 1]; ids int64 [B]; labels int64 [B] or None; the epoch they are drawn in."""
+
+    x_0: Tensor
+    ids: Tensor
+    labels: Tensor | None
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """x_0, possibly flipped; t int64 [B] and the weight [B] of its loss (None: all 1); eps like x_0; dropout key."""
+
+    x_0: Tensor
+    t: Tensor
+    weight: Tensor | None
+    eps: Tensor
+    dropout: DropoutKey
+
+
+def training_inputs(
+    batch: MicroBatch, config: TrainConfig, num_timesteps: int, importance: ImportanceTimesteps | None = None
+) -> Inputs:
+    """Functions of (seed, epoch, sample id), and of what importance sampling has learned so far if it is used."""
+    x_0, ids, epoch = batch.x_0, batch.ids, batch.epoch
+    if config.flip:
+        flipped = uniform(stream_key(config.seed, "flip"), ids, epoch, 1)[:, 0] < 0.5
+        x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
+    key, weight = stream_key(config.seed, "t"), None
+    if importance is None:
+        t = integers(key, ids, epoch, num_timesteps)
+    else:
+        t, weight = importance.draw(uniform(key, ids, epoch, 1)[:, 0])
+    eps = normal(stream_key(config.seed, "eps"), ids, epoch, tuple(x_0.shape[1:]))
+    return Inputs(x_0, t, weight, eps, DropoutKey(ids, stream_key(config.seed, "dropout"), epoch))
+
+
+def training_labels(labels: Tensor | None, ids: Tensor, epoch: int, config: Config) -> Tensor | None:
+    """int64 [B] in 0..num_classes, of which num_classes is "no label"; None for a network without classes.
+
+    labels, ids: int64 [B]; a negative label is that of an image without one. Which labels are dropped
+    (train.label_dropout, Ho & Salimans 2022, Algorithm 1) is a function of (seed, epoch, sample id).
+    """
+    null_label, share = config.model.num_classes, config.train.label_dropout
+    if null_label is None or labels is None:
+        return None
+    dropped = labels < 0
+    if share > 0:
+        dropped |= uniform(stream_key(config.train.seed, "label"), ids, epoch, 1)[:, 0] < share
+    return torch.where(dropped, null_label, labels)

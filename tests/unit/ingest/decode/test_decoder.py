@@ -1,0 +1,175 @@
+"""A codec that dies, hangs or eats the memory costs its own image, and nobody else's."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pytest
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import PipelineError, Transient
+from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.decode.decoder import Decoder
+from pipeline.ingest.decode.resize import prepare
+from pipeline.ingest.decode.subprocess_client import DecodingProcess
+
+pytestmark = pytest.mark.unit
+CONFIG = corpus.CONFIG
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """The decoding process has the faults of tests/planted in its codec."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "planted"))
+    return IngestConfig(**corpus.LIMITS | {"seed": 1})  # of its own, so that no plain process is taken over
+
+
+def decoded(config, images):
+    with Decoder(config) as decoder:
+        found = list(decoder.prepare(enumerate(images)))
+    assert [number for number, _ in found] == list(range(len(images)))
+    return [image for _, image in found]
+
+
+def process_of(decoder):
+    return decoder._process._process
+
+
+def test_every_kind_of_image_ends_as_stated():
+    items = list(corpus.images().items())
+    for (name, item), found in zip(items, decoded(CONFIG, [item.data for _, item in items]), strict=True):
+        if item.reason is not None:
+            assert isinstance(found, Reject), name
+            assert found.reason == item.reason, (name, found)
+            assert found.detail, name
+        else:
+            assert found.shape == (16, 16, 3), (name, found)
+            np.testing.assert_array_equal(found, prepare(item.data, CONFIG), err_msg=name)
+            if item.shade is not None:
+                np.testing.assert_allclose(found.reshape(-1, 3).mean(0), item.shade, atol=1, err_msg=name)
+
+
+def test_a_fault_of_the_codec_costs_one_image_of_its_batch(planted):
+    faults = corpus.planted_faults()
+    good = [corpus.encoded(corpus.photo(seed)) for seed in range(200)]
+    expected = {7 + 23 * n: item for n, item in enumerate(faults.values())}  # several in one batch, others alone
+    images = [expected[n].data if n in expected else data for n, data in enumerate(good)]
+    for number, found in enumerate(decoded(planted, images)):
+        if number in expected:
+            assert isinstance(found, Reject)
+            assert found.reason == expected[number].reason, found
+        else:
+            np.testing.assert_array_equal(found, prepare(good[number], planted))
+
+
+def test_a_batch_of_nothing_but_crashes_ends(planted):
+    found = decoded(planted, [corpus.planted("EXIT")] * 5)
+    assert [image.reason for image in found] == ["decoder-crashed"] * 5
+
+
+def test_a_crash_that_does_not_come_again_costs_nothing(planted, tmp_path):
+    """The system may have killed the process for reasons of its own."""
+    (tmp_path / "once").mkdir()
+    data = corpus.planted(f"ONCE {tmp_path / 'once'}")
+    (found,) = decoded(planted, [data])
+    assert not (tmp_path / "once").exists()
+    np.testing.assert_array_equal(found, prepare(data, planted))
+
+
+def test_a_process_killed_between_batches_costs_nothing():
+    image = corpus.encoded(corpus.photo())
+    with Decoder(CONFIG) as decoder:
+        rows = decoder.prepare((n, image) for n in range(300))
+        next(rows)
+        os.kill(process_of(decoder).pid, signal.SIGKILL)
+        assert all(isinstance(found, np.ndarray) for _, found in rows)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5])
+def test_a_process_that_says_nonsense_is_replaced(planted, monkeypatch, late):
+    """Whether it is still at that image when this is noticed, or has long ended the batch."""
+    ended = DecodingProcess._death
+
+    def noticed(process, *count):
+        time.sleep(late)
+        return ended(process, *count)
+
+    monkeypatch.setattr(DecodingProcess, "_death", noticed)
+    good = corpus.encoded(corpus.photo())
+    found = decoded(planted, [good, corpus.planted("NONSENSE"), good])
+    assert isinstance(found[1], Reject)
+    assert found[1].reason == "decoder-crashed"
+    np.testing.assert_array_equal(found[0], prepare(good, planted))
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_a_process_that_stands_still_is_killed(planted, monkeypatch):
+    monkeypatch.setattr("pipeline.ingest.decode.subprocess_client._STANDSTILL_FACTOR", 0.0)
+    monkeypatch.setattr("pipeline.ingest.decode.subprocess_client._STANDSTILL_SECONDS", 1.5)
+    config = planted.model_copy(update={"seed": 4})
+    start = time.monotonic()
+    found = decoded(config, [corpus.planted("SLEEP"), corpus.encoded(corpus.photo())])
+    assert found[0].reason == "decoder-crashed"
+    assert isinstance(found[1], np.ndarray)
+    assert time.monotonic() - start < 60
+
+
+def test_the_process_is_handed_on_and_sees_no_credentials(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-codecs")
+    config = IngestConfig(**corpus.LIMITS | {"seed": 2})
+    image = corpus.encoded(corpus.photo())
+    pids = set()
+    for _ in range(3):
+        with Decoder(config) as decoder:
+            list(decoder.prepare((n, image) for n in range(100)))
+            pids.add(process_of(decoder).pid)
+    (pid,) = pids
+    assert b"not-for-codecs" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_an_error_of_the_source_comes_through_and_leaves_no_half_read_answers():
+    image = corpus.encoded(corpus.photo())
+
+    def rows():
+        yield from ((n, image) for n in range(100))
+        raise Transient("the store is away")
+
+    with Decoder(CONFIG) as decoder, pytest.raises(Transient, match="away"):
+        list(decoder.prepare(rows()))
+    other = corpus.encoded(corpus.photo(5))
+    (found,) = decoded(CONFIG, [other])
+    np.testing.assert_array_equal(found, prepare(other, CONFIG))
+
+
+def test_refusals_and_pixels_pass_by_the_process():
+    pixels = corpus.random_pixels(16, 16, 3)
+    refusal = Reject("missing", "gone")
+    grey = np.full((40, 16), 7, np.uint8)
+    five = np.zeros((4, 4, 5), np.uint8)
+    with Decoder(CONFIG) as decoder:
+        found = [image for _, image in decoder.prepare(enumerate([refusal, pixels, grey, five]))]
+        assert decoder._process is None
+    assert found[0] is refusal
+    np.testing.assert_array_equal(found[1], pixels)
+    assert (found[2] == 7).all()
+    assert found[3].reason == "unsupported-mode"
+
+
+def test_a_process_that_does_not_start_says_why(monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit('no such codec')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        Decoder(IngestConfig(seed=3)) as decoder,
+        pytest.raises(PipelineError, match="does not start: SystemExit: no such codec"),
+    ):
+        list(decoder.prepare([(0, b"x")]))
+
+
+def test_large_results_travel_one_by_one():
+    config = IngestConfig(image_size=2048, max_image_pixels=10**7)
+    images = [corpus.encoded(corpus.photo(seed)) for seed in range(3)]
+    for data, found in zip(images, decoded(config, images), strict=True):
+        np.testing.assert_array_equal(found, prepare(data, config))

@@ -1,0 +1,64 @@
+"""A run gives back the images of any slots, from byte ranges alone."""
+
+import hashlib
+
+import pytest
+
+from pipeline.config.root import StorageConfig
+from pipeline.errors import VerificationFailed
+from pipeline.ingest.sorted_runs import PreparedImage, RunFile, gather, run_bytes
+from pipeline.storage.files import put_file
+from pipeline.storage.store import resolve
+
+pytestmark = pytest.mark.unit
+SLOTS, CHANNELS = 10, 3
+
+
+def image(number, slot):
+    digest = hashlib.sha256(str(number).encode()).digest()
+    label = None if number % 3 == 0 else f"größe {number % 3}"
+    sums = (number, 1, 2, 2**40 + number, 4, 5)
+    return PreparedImage(slot, number * 977 % 101, digest, 4, number, sums, f"a {number}.png", label, b"p" * number)
+
+
+@pytest.fixture
+def stored(store):
+    """Images by slot, and the two runs that hold them: all slots but 0, 4 and 9."""
+    images = [image(number, (1, 2, 3, 5, 6, 7, 8)[number % 7]) for number in range(40)]
+    runs = []
+    for number, part in enumerate((images[:25], images[25:])):
+        data, text = run_bytes(part[::-1], SLOTS, CHANNELS)
+        file = put_file(store, f"work/{number}.run", data)
+        runs.append(RunFile(**file.model_dump(), rows=len(part), text_bytes=text))
+    return store, runs, images
+
+
+@pytest.mark.parametrize("slots", [range(10), range(1), range(1, 2), range(3, 7), range(8, 10), range(4, 5)])
+def test_a_range_of_slots_holds_its_images_and_no_others(stored, slots):
+    store, runs, images = stored
+    found = gather(store, runs, slots, (SLOTS, CHANNELS), images=True)
+    expected = {i.row: i for i in images if i.slot in slots}
+    assert sorted(found.records["row"].tolist()) == sorted(expected)
+    for place, record in enumerate(found.records):
+        wanted = expected[int(record["row"])]
+        assert found.images[place] == wanted.png
+        assert (found.sources[place], found.labels[place]) == (wanted.source, wanted.label)
+        assert record["sha256"].tobytes() == wanted.sha256
+        assert tuple(record["sums"]) == wanted.sums
+        assert (record["key"], record["partition"]) == (wanted.key, 4)
+    assert gather(store, runs, slots, (SLOTS, CHANNELS), images=False).images is None
+
+
+def test_no_runs_hold_nothing():
+    store = resolve("memory://runs", StorageConfig())
+    assert len(gather(store, [], range(3), (SLOTS, 1), images=True).records) == 0
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_changed_run_is_not_taken(stored, damage):
+    store, runs, _ = stored
+    data = bytearray(store.read(runs[0].key))
+    data[-3] ^= 1
+    store.put(runs[0].key, bytes(data if damage == "flipped" else data[:-30]))
+    with pytest.raises(VerificationFailed):
+        gather(store, runs, range(10), (SLOTS, CHANNELS), images=True)

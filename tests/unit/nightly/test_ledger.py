@@ -1,0 +1,121 @@
+"""The policy over nights: which are run, which are missed, and when there is nothing to train on."""
+
+from datetime import date, timedelta
+
+import pytest
+
+from pipeline.nightly.ledger import STAGES, Night, nights_due, overtaken, unchanged
+
+pytestmark = pytest.mark.unit
+
+D = date(2026, 11, 24)
+
+
+def day(offset: int) -> date:
+    return D + timedelta(days=offset)
+
+
+def ledgers(**states: str) -> dict[date, Night]:
+    """ledgers(m3="held"): the night three days before D."""
+    found = {}
+    for name, state in states.items():
+        when = day(-int(name[1:]))
+        done = {stage: {} for stage in STAGES}
+        found[when] = Night(name="n", date=when.isoformat(), state=state, done=done)
+    return found
+
+
+def days(*offsets: int) -> tuple[date, ...]:
+    return tuple(day(offset) for offset in offsets)
+
+
+@pytest.mark.parametrize(
+    ("known", "policy", "run", "missed"),
+    [
+        ({}, "latest", days(0), ()),
+        ({}, "all", days(0), ()),
+        ({"m1": "promoted"}, "latest", days(0), ()),
+        ({"m3": "held"}, "latest", days(0), days(-2, -1)),
+        ({"m3": "held"}, "none", days(0), days(-2, -1)),
+        ({"m3": "held"}, "all", days(-2, -1, 0), ()),
+        ({"m3": "held", "m2": "failed"}, "all", days(-2, -1, 0), ()),
+        ({"m3": "held", "m2": "failed"}, "latest", days(0), days(-2, -1)),
+        ({"m2": "running"}, "all", days(-2, -1, 0), ()),
+        ({"m2": "running"}, "latest", days(0), days(-2, -1)),
+        ({"m3": "failed", "m1": "skipped"}, "all", days(0), ()),
+        ({"m0": "held"}, "all", (), ()),
+        ({"m0": "missed"}, "latest", (), ()),
+        ({"m0": "failed"}, "latest", days(0), ()),
+    ],
+)
+def test_what_is_due_today(known, policy, run, missed):
+    assert nights_due(D, D, ledgers(**known), policy) == (run, missed)
+
+
+@pytest.mark.parametrize(
+    ("known", "policy", "run", "missed"),
+    [
+        ({}, "none", (), days(0)),
+        ({"m2": "held"}, "none", (), days(-1, 0)),
+        ({"m0": "running"}, "none", days(0), ()),
+        ({"m0": "failed"}, "none", days(0), ()),
+        ({"m2": "held"}, "latest", days(0), days(-1)),
+        ({"m2": "held"}, "all", days(-1, 0), ()),
+    ],
+)
+def test_what_is_due_the_day_after(known, policy, run, missed):
+    assert nights_due(D, day(1), ledgers(**known), policy) == (run, missed)
+
+
+def test_a_night_without_its_report_is_finished_when_asked_for():
+    night = Night(name="n", date=D.isoformat(), state="promoted", done={stage: {} for stage in STAGES[:-2]})
+    assert nights_due(D, day(3), {D: night}, "none") == (days(0), ())
+    assert (night.is_settled, night.is_complete, night.next_stage) == (True, False, "report")
+
+
+def test_a_scheduler_that_was_off_for_a_year_catches_up_with_a_month():
+    due = nights_due(D, D, ledgers(m365="held"), "all")
+    assert (due.run[0], due.run[-1], len(due.run)) == (day(-31), D, 32)
+
+
+def test_an_older_night_is_overtaken():
+    assert overtaken(D, ledgers(m1="held")) is None
+    later = {day(1): Night(name="n", date="2026-11-25", state="failed")}
+    assert overtaken(D, later) is None
+    later[day(2)] = Night(name="n", date="2026-11-26", state="skipped")
+    assert overtaken(D, later) == day(2)
+
+
+def night(offset: int, state: str, data: str, settings: str = "s") -> Night:
+    done = {"snapshot": {"digest": data}}
+    return Night(name="n", date=day(offset).isoformat(), state=state, settings=settings, done=done)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "same"),
+    [
+        ([], False),
+        ([night(-1, "promoted", "a")], True),
+        ([night(-1, "held", "a")], True),
+        ([night(-1, "failed", "a")], False),
+        ([night(-1, "promoted", "b")], False),
+        ([night(-1, "promoted", "a", "other")], False),
+        ([night(-3, "promoted", "a"), night(-1, "skipped", "a")], True),
+        ([night(-3, "promoted", "a"), night(-1, "held", "b")], False),
+        ([night(1, "promoted", "a")], False),
+    ],
+)
+def test_unchanged_is_against_the_last_night_that_trained(earlier, same):
+    found = unchanged(night(0, "running", "a"), {n.day: n for n in earlier})
+    assert (found is not None) == same
+    if same:
+        assert "nothing changed since the night of 2026-11-2" in found
+
+
+def test_the_next_stage_is_the_first_that_is_not_done():
+    ledger = Night(name="n", date=D.isoformat())
+    seen = []
+    while (stage := ledger.next_stage) is not None:
+        seen.append(stage)
+        ledger = ledger.after(stage, {})
+    assert tuple(seen) == STAGES
