@@ -30,13 +30,13 @@ from synthetic import plan_of
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.root import Config, StorageConfig
 from pipeline.evaluation.context import EvaluationContext
-from pipeline.evaluation.tasks import sketch_of
+from pipeline.evaluation.tasks import feature_stats_of
 from pipeline.generation.commit import commit_shard, create_plan, read_sealed, seal
 from pipeline.images.png import decode_pixels, encode_png
 from pipeline.ingest.dataset import read_dataset, write_dataset
 from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.metrics.classifier import Classifier, train_classifier
-from pipeline.metrics.feature_stats import Score, Sketch
+from pipeline.metrics.feature_stats import FeatureStats, Score
 from pipeline.metrics.features import fingerprint_of, one_thread
 from pipeline.metrics.scoring import score
 from pipeline.schema import DATASET, SAMPLES, STATUS_OK
@@ -101,19 +101,19 @@ def opened(folder: str, rows: int) -> EvaluationContext:
     return EvaluationContext(config, samples, dataset, *read_sealed(samples), read_dataset(dataset))
 
 
-def sketched(extractor: Classifier, context: EvaluationContext) -> Sketch:
+def sketched(extractor: Classifier, context: EvaluationContext) -> FeatureStats:
     """Every part read, verified, decoded, measured and packed; merged as it comes back from bytes."""
-    whole: Sketch | None = None
+    whole: FeatureStats | None = None
     fingerprint = fingerprint_of(extractor, context.reference)
     for part in context.parts("samples"):
-        sketch = Sketch.from_bytes(sketch_of(extractor, fingerprint, context, part).to_bytes())
+        sketch = FeatureStats.from_bytes(feature_stats_of(extractor, fingerprint, context, part).to_bytes())
         whole = sketch if whole is None else whole.merge(sketch)
     assert whole is not None
     assert whole.moments.n == context.n
     return whole
 
 
-def scored(reference: Sketch, sketch: Sketch) -> list[Score]:
+def scored(reference: FeatureStats, sketch: FeatureStats) -> list[Score]:
     return list(score(reference, {"samples": sketch}))
 
 

@@ -3,7 +3,8 @@
     python benchmarks/shuffle.py [--epochs 20] [--quick] [--json] [--check] [--save]
 
 On the plans that training itself follows (pipeline.training.data_plan.TrainPlan); nothing is read. Distances are
-between the places that a pair of images has in an epoch, in steps (global batches) and in images, for three kinds of pairs:
+between the places that a pair of images has in an epoch, in steps (global batches) and in images, for three kinds of
+pairs:
 
     adjacent     rows that are neighbours in storage
     shard-mates  two rows of one shard, drawn anew each epoch

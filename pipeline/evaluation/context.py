@@ -15,7 +15,7 @@ from pipeline.config.base import FileEntry, digest_of
 from pipeline.config.root import Config
 from pipeline.errors import DataError
 from pipeline.evaluation.pretrained_weights import given_weights
-from pipeline.evaluation.results import extractor_folder, sketch_name
+from pipeline.evaluation.results import extractor_folder, feature_stats_name
 from pipeline.generation.commit import read_sealed
 from pipeline.generation.manifest import Marker, SampleManifest, SamplePlan
 from pipeline.ingest.dataset import read_dataset
@@ -126,7 +126,7 @@ class EvaluationContext:
     def _noise(self, folder: str) -> list[Part]:
         source = digest_of([self.config.evaluate.seed, self.shape])
         return [
-            Part("noise", first, take, None, self.dataset, f"{folder}/{sketch_name('noise', i, take, source)}")
+            Part("noise", first, take, None, self.dataset, f"{folder}/{feature_stats_name('noise', i, take, source)}")
             for i, first in enumerate(range(0, self.n, _NOISE_ROWS))
             for take in [min(_NOISE_ROWS, self.n - first)]
         ]
@@ -156,6 +156,6 @@ def _cut(
     for number, (shard, rows) in enumerate(zip(shards, usable, strict=True)):
         take = min(rows, n)
         if take:
-            key = f"{folder}/{sketch_name(side, number, take, shard.sha256)}"
+            key = f"{folder}/{feature_stats_name(side, number, take, shard.sha256)}"
             yield Part(side, shard.first_id, take, shard.file, home, key)
         n -= take

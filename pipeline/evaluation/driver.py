@@ -29,11 +29,11 @@ from pipeline.evaluation.results import (
     Evaluation,
     ExtractorRecord,
     evaluation_key,
-    present_sketches,
     read_evaluation,
+    stored_feature_stats,
     write_evaluation,
 )
-from pipeline.evaluation.tasks import score_sketches, sketch_part
+from pipeline.evaluation.tasks import compute_feature_stats, score_feature_stats
 from pipeline.metrics.feature_stats import Kind, Score
 from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
 from pipeline.progress import Progress
@@ -58,7 +58,7 @@ def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) 
     with cluster(config.ray, config.ray.max_workers + 1):
         record = extractor_of(context)
         images = _sketch(context, record.weights_sha256)
-        scores: tuple[Score, ...] = ray.get(ray.remote(num_cpus=1)(score_sketches).remote(context, record))
+        scores: tuple[Score, ...] = ray.get(ray.remote(num_cpus=1)(score_feature_stats).remote(context, record))
         scores += tuple(heldout_bits(context))
     evaluation = write_evaluation(context.samples, scores, _protocol(context, record, scores))
     return {**_result(context, evaluation, "evaluated"), "images": images, "seconds": time.monotonic() - started}
@@ -69,7 +69,8 @@ def _open(config: Config, samples: str, dataset: str) -> EvaluationContext:
     if context.n < 2:
         raise DataError(
             f"scores need 2 images a side: {context.samples.uri} has {context.num_usable} usable samples, "
-            f"{context.dataset.uri} has {context.manifest.rows('heldout')} held-out images (ingest.heldout_share keeps more)"
+            f"{context.dataset.uri} has {context.manifest.rows('heldout')} held-out images "
+            "(ingest.heldout_share keeps more)"
         )
     asked = config.evaluate.num_images
     if asked is not None and context.n < asked:  # scores at another n are other scores
@@ -85,15 +86,15 @@ def _sketch(context: EvaluationContext, weights_sha256: str) -> int:
     """Make the sketches that are not there yet; returns how many images that took."""
     parts = [part for side in (REFERENCE, *MEASURED) for part in context.parts(side)]
     folders = {(part.home, part.key.rpartition("/")[0]) for part in parts}
-    present = {(home, key) for home, folder in folders for key in present_sketches(home, folder)}
+    present = {(home, key) for home, folder in folders for key in stored_feature_stats(home, folder)}
     missing = [part for part in parts if (part.home, part.key) not in present]
     total = sum(part.take for part in missing)
     if not missing:
         return 0
     items = [{"part": pickle.dumps(part)} for part in missing]
     made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        sketch_part,
-        fn_kwargs={"job": context, "weights_sha256": weights_sha256},
+        compute_feature_stats,
+        fn_kwargs={"context": context, "weights_sha256": weights_sha256},
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(context.config.ray.max_workers),

@@ -10,11 +10,11 @@ from pipeline.evaluation.results import (
     Evaluation,
     ExtractorRecord,
     extractor_folder,
-    present_sketches,
     read_extractor,
-    read_sketches,
+    read_feature_stats,
+    stored_feature_stats,
 )
-from pipeline.metrics.feature_stats import merge_all_sketches
+from pipeline.metrics.feature_stats import merge_feature_stats
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.moments import Moments
 from pipeline.storage.documents import parse
@@ -52,8 +52,8 @@ def feature_distances(
 def training_moments(dataset: Store, record: ExtractorRecord) -> Moments:
     """Of the training split's features, from the sketches that `evaluate` left. Raises DataError without them."""
     folder = extractor_folder(record.id)
-    keys = sorted(key for key in present_sketches(dataset, folder) if key.startswith(f"{folder}/train-"))
-    return merge_all_sketches(read_sketches((dataset, key) for key in keys)).moments
+    keys = sorted(key for key in stored_feature_stats(dataset, folder) if key.startswith(f"{folder}/train-"))
+    return merge_feature_stats(read_feature_stats((dataset, key) for key in keys)).moments
 
 
 def features_of(extractor: Extractor, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -72,7 +72,7 @@ def heldout_bits(context: EvaluationContext) -> Iterator[Score]:
     items = list(_batches(context, wanted))
     found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _bound,
-        fn_kwargs={"job": context, "model": model},
+        fn_kwargs={"context": context, "model": model},
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(context.config.ray.max_workers),

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.config.base import FileEntry, Section
 from pipeline.errors import AlreadyExists, DataError
 from pipeline.metrics.classifier import Classifier
-from pipeline.metrics.feature_stats import Kind, Score, Sketch
+from pipeline.metrics.feature_stats import FeatureStats, Kind, Score
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.pretrained import TRAINED_HERE, load_extractor
 from pipeline.metrics.protocol import Fingerprint
@@ -34,19 +34,19 @@ __all__ = [
     "ExtractorRecord",
     "evaluation_key",
     "extractor_folder",
+    "feature_stats_name",
     "keep_pretrained",
     "keep_weights",
-    "present_sketches",
     "read_evaluation",
     "read_evaluations",
     "read_extractor",
+    "read_feature_stats",
     "read_record",
-    "read_sketches",
     "score_table",
-    "sketch_name",
+    "stored_feature_stats",
     "write_evaluation",
     "write_extractor",
-    "write_sketch",
+    "write_feature_stats",
 ]
 
 SCORES = pa.schema(
@@ -193,24 +193,24 @@ def read_extractor(dataset: Store, extractor_id: str) -> tuple[ExtractorRecord, 
 # --- sketches --------------------------------------------------------------------------------------------------------
 
 
-def sketch_name(side: str, number: int, take: int, source: str) -> str:
+def feature_stats_name(side: str, number: int, take: int, source: str) -> str:
     """File name of the sketch of the first `take` images of a source with this sha256 (hex)."""
     return f"{side}-{number:09d}-{take}-{source[:16]}.safetensors"
 
 
-def write_sketch(store: Store, key: str, sketch: Sketch) -> None:
+def write_feature_stats(store: Store, key: str, sketch: FeatureStats) -> None:
     """Store one sketch; whoever does it again writes the same bytes."""
     store.put(key, sketch.to_bytes())
 
 
-def present_sketches(store: Store, folder: str) -> set[str]:
+def stored_feature_stats(store: Store, folder: str) -> set[str]:
     """Keys of the sketches in a folder."""
     return {entry.key for entry in store.list(f"{folder}/") if entry.key.endswith(".safetensors")}
 
 
-def read_sketches(places: Iterable[tuple[Store, str]]) -> Iterator[Sketch]:
+def read_feature_stats(places: Iterable[tuple[Store, str]]) -> Iterator[FeatureStats]:
     """One at a time, in the order given."""
-    return (Sketch.from_bytes(store.read(key)) for store, key in places)
+    return (FeatureStats.from_bytes(store.read(key)) for store, key in places)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

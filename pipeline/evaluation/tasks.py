@@ -19,11 +19,11 @@ from pipeline.evaluation.results import (
     ExtractorRecord,
     extractor_folder,
     read_extractor,
-    read_sketches,
-    write_sketch,
+    read_feature_stats,
+    write_feature_stats,
 )
 from pipeline.images.png import decode_batch
-from pipeline.metrics.feature_stats import Kind, Score, Sketch, merge_all_sketches
+from pipeline.metrics.feature_stats import FeatureStats, Kind, Score, merge_feature_stats
 from pipeline.metrics.features import Answer, Extractor, fingerprint_of
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reference_images import blurred, noise_images
@@ -33,7 +33,7 @@ from pipeline.storage.files import read_parquet
 from pipeline.storage.sample_shards import read_samples
 from pipeline.storage.store import Store
 
-__all__ = ["score_sketches", "sketch_of", "sketch_part"]
+__all__ = ["compute_feature_stats", "feature_stats_of", "score_feature_stats"]
 
 
 Fillers = list[tuple[int, Callable[[], None]]]
@@ -45,16 +45,18 @@ _DECODE_ROWS: Final = 256
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def sketch_part(batch: pa.Table, context: EvaluationContext, weights_sha256: str) -> pa.Table:
+def compute_feature_stats(batch: pa.Table, context: EvaluationContext, weights_sha256: str) -> pa.Table:
     """Column part (a pickled Part) -> column images (how many it has); its sketch is stored."""
     part: Part = pickle.loads(batch["part"][0].as_py())
     extractor = _extractor(context.dataset, context.extractor_id, weights_sha256)
-    sketch = sketch_of(extractor, fingerprint_of(extractor, context.reference), context, part)
-    write_sketch(part.home, part.key, sketch)
+    sketch = feature_stats_of(extractor, fingerprint_of(extractor, context.reference), context, part)
+    write_feature_stats(part.home, part.key, sketch)
     return pa.table({"images": [part.take]})
 
 
-def sketch_of(extractor: Extractor, fingerprint: Fingerprint, context: EvaluationContext, part: Part) -> Sketch:
+def feature_stats_of(
+    extractor: Extractor, fingerprint: Fingerprint, context: EvaluationContext, part: Part
+) -> FeatureStats:
     """Of the images of one part, decoded on a thread of its own while the extractor is at those before."""
     ids, images, fillers = _images(context, part)
     answers: list[Answer] = []
@@ -68,7 +70,7 @@ def sketch_of(extractor: Extractor, fingerprint: Fingerprint, context: Evaluatio
     features = np.concatenate([answer.features for answer in answers])
     probabilities = [answer.probabilities for answer in answers if answer.probabilities is not None]
     answer = Answer(features, np.concatenate(probabilities) if probabilities else None)
-    return Sketch.of(fingerprint, context.config.evaluate.seed, ids, images, answer)
+    return FeatureStats.of(fingerprint, context.config.evaluate.seed, ids, images, answer)
 
 
 @lru_cache(maxsize=1)
@@ -119,14 +121,14 @@ def _rows(context: EvaluationContext, part: Part, shard: FileEntry) -> pa.Table:
     return table
 
 
-def score_sketches(context: EvaluationContext, record: ExtractorRecord) -> tuple[Score, ...]:
+def score_feature_stats(context: EvaluationContext, record: ExtractorRecord) -> tuple[Score, ...]:
     """A task: every measured side against the training split, from the merged sketches of its parts.
 
     As a task it has one compute thread, wherever it runs. Raises DataError when the sketches were made with
     other weights than the extractor's.
     """
     merged = {
-        side: merge_all_sketches(read_sketches((part.home, part.key) for part in context.parts(side)))
+        side: merge_feature_stats(read_feature_stats((part.home, part.key) for part in context.parts(side)))
         for side in (REFERENCE, *MEASURED)
     }
     if merged[REFERENCE].moments.fingerprint.weights_sha256 != record.weights_sha256:
@@ -134,5 +136,5 @@ def score_sketches(context: EvaluationContext, record: ExtractorRecord) -> tuple
             f"{context.dataset.location(extractor_folder(record.id))} holds sketches of another training of "
             f"{record.name}: delete that folder, and the samples' metrics"
         )
-    kinds: dict[Kind, Sketch] = {kind: merged[kind] for kind in MEASURED}
+    kinds: dict[Kind, FeatureStats] = {kind: merged[kind] for kind in MEASURED}
     return tuple(score(merged[REFERENCE], kinds, context.config.evaluate.extrapolate))

@@ -22,7 +22,7 @@ from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reservoir import Reservoir
 from pipeline.metrics.serialization import pack, unpack
 
-__all__ = ["CONSTANTS", "LAYOUT", "Kind", "Score", "Sketch", "merge_all_sketches"]
+__all__ = ["CONSTANTS", "LAYOUT", "FeatureStats", "Kind", "Score", "merge_feature_stats"]
 
 Kind = Literal["samples", "floor", "blurred", "noise", "heldout"]
 """`heldout`: of the model itself, on held-out images."""
@@ -64,7 +64,7 @@ class Score(Section):
 
 
 @dataclass(frozen=True, eq=False)
-class Sketch:
+class FeatureStats:
     """A value: methods return a new one."""
 
     moments: Moments
@@ -75,7 +75,7 @@ class Sketch:
     @classmethod
     def of(
         cls, fingerprint: Fingerprint, seed: int, ids: NDArray[np.int64], images: NDArray[np.uint8], answer: Answer
-    ) -> "Sketch":
+    ) -> "FeatureStats":
         """Of images uint8 [B, H, W, C] with their `ids` [B] and the extractor's answer; `seed` chooses samples."""
         probabilities = answer.probabilities
         return cls(
@@ -85,11 +85,11 @@ class Sketch:
             None if probabilities is None else ClassSums.of(seed, ids, probabilities),
         )
 
-    def merge(self, other: "Sketch") -> "Sketch":
+    def merge(self, other: "FeatureStats") -> "FeatureStats":
         """Of both sets of images. Raises DataError on different protocols."""
         if (self.classes is None) != (other.classes is None):
             raise DataError("a sketch with classes and one without are not of one extractor")
-        return Sketch(
+        return FeatureStats(
             self.moments.merge(other.moments),
             self.reservoir.merge(other.reservoir),
             self.pixels.merge(other.pixels),
@@ -104,7 +104,7 @@ class Sketch:
         return pack("sketch", {"layout": LAYOUT}, {**arrays, "pixels": self.pixels.counts, **classes})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Sketch":
+    def from_bytes(cls, data: bytes) -> "FeatureStats":
         """Inverse of `to_bytes`, bit for bit. Raises DataError, also on another layout."""
         header, parts = unpack("sketch", data)
         layout = header.get("layout", 1)
@@ -119,9 +119,9 @@ class Sketch:
         )
 
 
-def merge_all_sketches(parts: Iterable[Sketch]) -> Sketch:
+def merge_feature_stats(parts: Iterable[FeatureStats]) -> FeatureStats:
     """All of them, one at a time; in any order the bits are the same. Raises DataError without any."""
-    merged: Sketch | None = None
+    merged: FeatureStats | None = None
     for part in parts:
         merged = part if merged is None else merged.merge(part)
     if merged is None:

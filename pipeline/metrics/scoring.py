@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.metrics.feature_stats import NEIGHBOURS, NUM_SUBSETS, SUBSET_ROWS, Kind, Score, Sketch
+from pipeline.metrics.feature_stats import NEIGHBOURS, NUM_SUBSETS, SUBSET_ROWS, FeatureStats, Kind, Score
 from pipeline.metrics.frechet import FrechetTo
 from pipeline.metrics.intervals import (
     Interval,
@@ -24,10 +24,10 @@ __all__ = ["BITS_PER_DIM", "bits_score", "score"]
 
 BITS_PER_DIM = "bits/dim"
 _WITH_INTERVAL: tuple[Kind, ...] = ("samples", "floor")
-Measured = Mapping[Kind, Sketch]
+Measured = Mapping[Kind, FeatureStats]
 
 
-def score(reference: Sketch, measured: Measured, extrapolate: bool = False) -> Iterator[Score]:
+def score(reference: FeatureStats, measured: Measured, extrapolate: bool = False) -> Iterator[Score]:
     """Frechet distances first, then kernel distances, neighbour scores, class scores and pixels.
 
     Intervals are of samples and floor. Raises DataError below 2 images a side and on different protocols.
@@ -45,7 +45,7 @@ def _ends(interval: Interval | None) -> dict[str, float]:
     return {} if interval is None else interval._asdict()
 
 
-def _frechet(reference: Sketch, measured: Measured, extrapolate: bool) -> Iterator[Score]:
+def _frechet(reference: FeatureStats, measured: Measured, extrapolate: bool) -> Iterator[Score]:
     to = FrechetTo(reference.moments)
     name = reference.moments.fingerprint.frechet_name
     for kind, sketch in measured.items():
@@ -59,7 +59,7 @@ def _frechet(reference: Sketch, measured: Measured, extrapolate: bool) -> Iterat
             yield Score(metric=f"{name}-infinity", kind=kind, value=found.value, spread=found.error, **counts)
 
 
-def _kernel(reference: Sketch, measured: Measured, subset_rows: int) -> Iterator[Score]:
+def _kernel(reference: FeatureStats, measured: Measured, subset_rows: int) -> Iterator[Score]:
     samples = {kind: sketch.reservoir for kind, sketch in measured.items()}
     found = kernel_distances(samples, reference.reservoir, NUM_SUBSETS, subset_rows)
     for kind, kernel in found.items():
@@ -69,7 +69,7 @@ def _kernel(reference: Sketch, measured: Measured, subset_rows: int) -> Iterator
         yield Score(metric=kernel.name, kind=kind, value=kernel.value, spread=kernel.spread, **counts, **ends)
 
 
-def _neighbours(reference: Sketch, measured: Measured, rows: int) -> Iterator[Score]:
+def _neighbours(reference: FeatureStats, measured: Measured, rows: int) -> Iterator[Score]:
     """They depend on how many points there are, so both sides give their first `rows` of the random sample."""
     real = _first(reference.reservoir, rows)
     by_kind: dict[Kind, dict[str, Any]] = {
@@ -98,7 +98,7 @@ def _classes(measured: Measured) -> Iterator[Score]:
             )
 
 
-def _pixels(reference: Sketch, measured: Measured) -> Iterator[Score]:
+def _pixels(reference: FeatureStats, measured: Measured) -> Iterator[Score]:
     """Means over channels, in levels 0..255 (saturation: a share), and how far the histogram is from the real one."""
     for kind, sketch in measured.items():
         distance = histogram_distance(sketch.pixels, reference.pixels)

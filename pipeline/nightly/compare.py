@@ -6,10 +6,10 @@ from pipeline.config.base import digest_of
 from pipeline.config.root import Config
 from pipeline.errors import DataError
 from pipeline.evaluation.context import REFERENCE, EvaluationContext, Side
-from pipeline.evaluation.results import Evaluation, read_evaluation, read_sketches
+from pipeline.evaluation.results import Evaluation, read_evaluation, read_feature_stats
 from pipeline.generation.commit import read_sealed
 from pipeline.ingest.dataset import read_dataset
-from pipeline.metrics.feature_stats import Score, merge_all_sketches
+from pipeline.metrics.feature_stats import Score, merge_feature_stats
 from pipeline.metrics.paired_difference import paired_difference
 from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
 from pipeline.metrics.reservoir import Reservoir
@@ -91,4 +91,4 @@ def _difference(challenger: EvaluationContext, champion: EvaluationContext, conf
 
 
 def _reservoir(context: EvaluationContext, side: Side) -> Reservoir:
-    return merge_all_sketches(read_sketches((part.home, part.key) for part in context.parts(side))).reservoir
+    return merge_feature_stats(read_feature_stats((part.home, part.key) for part in context.parts(side))).reservoir

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics.feature_stats import Sketch, merge_all_sketches
+from pipeline.metrics.feature_stats import FeatureStats, merge_feature_stats
 from pipeline.metrics.features import Answer
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments, merge_all
@@ -59,13 +59,13 @@ def test_a_reservoir_is_the_same_bits_for_any_split(case, capacity, seed):
     assert merged.to_bytes() == whole.to_bytes()
 
 
-def sketched(rows: np.ndarray, ids: np.ndarray) -> Sketch:
+def sketched(rows: np.ndarray, ids: np.ndarray) -> FeatureStats:
     """Of the images `ids`, whose pixels and class probabilities follow from their features."""
     some = rows[ids]
     images = (some.view(np.uint8).reshape(len(ids), 4, DIM, 1)).copy()
     weights = 1 / (1 + np.abs(some.astype(np.float64)))
     answer = Answer(some, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
-    return Sketch.of(FINGERPRINT, 5, ids, images, answer)
+    return FeatureStats.of(FINGERPRINT, 5, ids, images, answer)
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,10 +76,10 @@ def test_a_sketch_is_the_same_bits_for_any_split_order_and_tree(case, random):
     whole = sketched(rows, np.arange(len(rows)))
     sketches = [sketched(rows, part) for part in parts]
     random.shuffle(sketches)
-    assert merge_all_sketches(sketches).to_bytes() == whole.to_bytes()
+    assert merge_feature_stats(sketches).to_bytes() == whole.to_bytes()
     while len(sketches) > 1:
         a, b = (sketches.pop(random.randrange(len(sketches))) for _ in range(2))
-        sketches.append(Sketch.from_bytes(a.merge(b).to_bytes()))
+        sketches.append(FeatureStats.from_bytes(a.merge(b).to_bytes()))
     assert sketches[0].to_bytes() == whole.to_bytes()
     assert list(score(whole, {"samples": sketches[0]})) == list(score(whole, {"samples": whole}))
 

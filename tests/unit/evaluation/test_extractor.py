@@ -16,7 +16,7 @@ from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.extractor import extractor_of
 from pipeline.evaluation.pretrained_weights import given_weights
 from pipeline.evaluation.results import read_extractor, read_record
-from pipeline.evaluation.tasks import sketch_of
+from pipeline.evaluation.tasks import feature_stats_of
 from pipeline.generation.commit import commit_shard, create_plan, read_sealed, seal
 from pipeline.images.png import encode_png
 from pipeline.ingest.dataset import read_dataset, write_dataset
@@ -81,7 +81,9 @@ def test_weights_of_others_are_kept_beside_the_dataset(tmp_path: Path, weights: 
     assert "32x32" in record.preprocessing
     parts = context.parts("samples")
     assert sum(part.take for part in parts) == context.n == HELDOUT
-    sketches = [sketch_of(found[1], fingerprint_of(found[1], context.reference), context, part) for part in parts]
+    sketches = [
+        feature_stats_of(found[1], fingerprint_of(found[1], context.reference), context, part) for part in parts
+    ]
     merged = sketches[1].merge(sketches[0])
     assert merged.moments.n == HELDOUT
     assert merged.classes is not None

@@ -15,19 +15,19 @@ from pipeline.evaluation.results import (
     SCORES,
     ExtractorRecord,
     evaluation_key,
+    feature_stats_name,
     keep_weights,
-    present_sketches,
     read_evaluation,
     read_evaluations,
     read_extractor,
-    read_sketches,
-    sketch_name,
+    read_feature_stats,
+    stored_feature_stats,
     write_evaluation,
     write_extractor,
-    write_sketch,
+    write_feature_stats,
 )
 from pipeline.metrics.classifier import train_classifier
-from pipeline.metrics.feature_stats import Score, Sketch, merge_all_sketches
+from pipeline.metrics.feature_stats import FeatureStats, Score, merge_feature_stats
 from pipeline.metrics.features import Answer
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.scoring import bits_score, score
@@ -55,15 +55,15 @@ def features(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=(n, DIM)) + shift).astype(np.float32)
 
 
-def sketched(ids: np.ndarray, rows: np.ndarray, fingerprint: Fingerprint = FINGERPRINT) -> Sketch:
+def sketched(ids: np.ndarray, rows: np.ndarray, fingerprint: Fingerprint = FINGERPRINT) -> FeatureStats:
     """Images and class probabilities follow from the ids."""
     images = np.stack([np.random.default_rng(int(i)).integers(0, 256, (2, 2, 1), np.uint8) for i in ids])
     logits = np.stack([np.random.default_rng(int(i)).normal(size=5) for i in ids])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return Sketch.of(fingerprint, 0, ids, images, Answer(rows, probabilities.astype(np.float32)))
+    return FeatureStats.of(fingerprint, 0, ids, images, Answer(rows, probabilities.astype(np.float32)))
 
 
-def sketch(n: int, seed: int, shift: float = 0.0, first: int = 0) -> Sketch:
+def sketch(n: int, seed: int, shift: float = 0.0, first: int = 0) -> FeatureStats:
     return sketched(np.arange(first, first + n), features(n, seed, shift))
 
 
@@ -110,20 +110,20 @@ def test_weights_that_are_not_those_of_the_record_are_refused(store: Store):
 def test_sketches_are_found_by_what_they_are_of_and_merge_to_the_whole(store: Store):
     bounds = [0, 50, 51, 120]
     rows = features(120, seed=1)
-    keys = [f"m/{sketch_name('samples', i, b - a, 'f' * 64)}" for i, (a, b) in enumerate(pairwise(bounds))]
+    keys = [f"m/{feature_stats_name('samples', i, b - a, 'f' * 64)}" for i, (a, b) in enumerate(pairwise(bounds))]
     for key, (a, b) in zip(keys, pairwise(bounds), strict=True):
-        write_sketch(store, key, sketched(np.arange(a, b), rows[a:b]))
+        write_feature_stats(store, key, sketched(np.arange(a, b), rows[a:b]))
     store.put("m/notes.txt", b"")
-    assert present_sketches(store, "m") == set(keys)
-    merged = merge_all_sketches(read_sketches((store, key) for key in keys))
+    assert stored_feature_stats(store, "m") == set(keys)
+    merged = merge_feature_stats(read_feature_stats((store, key) for key in keys))
     whole = sketched(np.arange(120), rows)
     assert merged.moments.n == 120
     np.testing.assert_allclose(merged.moments.covariance, np.cov(rows.astype(float).T), rtol=1e-7, atol=1e-9)
     assert merged.to_bytes() == whole.to_bytes()
-    assert merge_all_sketches(read_sketches((store, key) for key in keys[::-1])).to_bytes() == whole.to_bytes()
-    assert sketch_name("samples", 1, 50, "f" * 64) != sketch_name("samples", 1, 50, "e" * 64)
+    assert merge_feature_stats(read_feature_stats((store, key) for key in keys[::-1])).to_bytes() == whole.to_bytes()
+    assert feature_stats_name("samples", 1, 50, "f" * 64) != feature_stats_name("samples", 1, 50, "e" * 64)
     with pytest.raises(DataError, match="no sketches"):
-        merge_all_sketches([])
+        merge_feature_stats([])
 
 
 def test_scores_come_back_in_both_forms(store: Store):
@@ -198,7 +198,7 @@ def test_a_sketch_of_another_layout_is_not_misread():
     assert b'\\"layout\\": 2' in data
     for old in (data.replace(b'\\"layout\\": 2', b'\\"layout\\": 1'), data.replace(b'\\"layout\\"', b'\\"l_yout\\"')):
         with pytest.raises(DataError, match="layout 1, not 2"):
-            Sketch.from_bytes(old)
+            FeatureStats.from_bytes(old)
 
 
 @pytest.mark.unit
