@@ -22,7 +22,7 @@ from synthetic import marker_of, peak_mb, plan_of, reset_peak
 from pipeline.generation.manifest import SampleManifest
 from pipeline.generation.sample_plan import Assignments, missing_shards
 from pipeline.ingest.manifest import DatasetManifest, ShardEntry
-from pipeline.storage.files import document
+from pipeline.storage.documents import to_json
 from pipeline.training.data_plan import TrainPlan
 
 DECISION_BAR_SECONDS = 10.0
@@ -68,7 +68,7 @@ def markers(count: int) -> dict[str, float]:
         marker.model_copy(update={"shard": n, "key": f"data/shard-{n:09d}-{n:032x}.parquet", "sha256": f"{n:064x}"})
         for n in range(count)
     )
-    data = document(SampleManifest(plan=f"{0:064x}", rows=count * 512, failed=0, shards=entries))
+    data = to_json(SampleManifest(plan=f"{0:064x}", rows=count * 512, failed=0, shards=entries))
     assert len(SampleManifest.model_validate_json(data).shards) == count
     return {"bytes": len(data)}
 
@@ -92,7 +92,7 @@ def dataset(count: int) -> dict[str, float]:
     values: dict[str, Any] = {"source": "s", "source_rows": count * SHARD_ROWS, "image_size": 32, "channels": 3}
     values |= {"classes": None, "shards": entries, "rejects": (), "reject_counts": {}, "ingest": {}}
     manifest = DatasetManifest(**values, channel_mean=(0.0,) * 3, channel_std=(1.0,) * 3)
-    data = document(manifest)
+    data = to_json(manifest)
     assert DatasetManifest.model_validate_json(data).digest() == manifest.digest()
     return {"bytes": len(data)}
 

@@ -29,7 +29,7 @@ from pipeline.config.root import StorageConfig
 from pipeline.generation.commit import committed_shards, create_plan, marker_key, read_plan, seal
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.sample_plan import missing_shards
-from pipeline.storage.files import document
+from pipeline.storage.documents import to_json
 from pipeline.storage.store import Store, resolve
 
 DECISION_BAR_SECONDS = 10.0
@@ -49,7 +49,7 @@ def mark(job: Store, plan: SamplePlan, shards: range) -> None:
         ids, attempt = range(shard * plan.shard_size, (shard + 1) * plan.shard_size), f"{shard:032x}"
         same = {"shard": shard, "first_id": ids.start, "last_id": ids.stop - 1, "attempt": attempt}
         key = f"data/shard-{shard:09d}-{attempt}.parquet"
-        data = document(first.model_copy(update={**same, "key": key, "sha256": f"{shard:064x}"}))
+        data = to_json(first.model_copy(update={**same, "key": key, "sha256": f"{shard:064x}"}))
         if folder is None:
             job.put(marker_key(shard), data)
         else:

@@ -21,8 +21,7 @@ from tiny_samples import shard_table
 import pipeline.storage.s3  # noqa: F401  (imported once, by the server)
 from pipeline.config.root import StorageConfig
 from pipeline.errors import Transient
-from pipeline.generation import commit
-from pipeline.storage import local
+from pipeline.storage import create_once, local
 from pipeline.storage.store import Store
 
 __all__ = ["EXIT_CODE", "STEPS", "Fault", "Player"]
@@ -155,7 +154,7 @@ def _within(step: str, breaker: _Breaker) -> None:
 
 def _main(uri: str, config: StorageConfig, environment: dict, fault: Fault | None, variant: int, pipe: Any) -> None:
     os.environ.update(environment)
-    commit.FIRST_PAUSE_SECONDS = 0.01
+    create_once.FIRST_PAUSE_SECONDS = 0.01
     breaker = _Breaker(fault, pipe)
     if fault is not None and fault.when == "within":
         _within(fault.step, breaker)

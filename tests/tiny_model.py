@@ -6,7 +6,7 @@ from tiny_run import checkpoint_manifest
 from pipeline.config.root import Config
 from pipeline.model_store.checkpoint import checkpoint_key, write_checkpoint, write_tensors
 from pipeline.model_store.manifest import RunPlan
-from pipeline.storage.files import document
+from pipeline.storage.documents import to_json
 from pipeline.storage.store import resolve
 from pipeline.training.trainer import Trainer
 
@@ -24,7 +24,7 @@ def write_model(uri: str, config: Config, step: int = 1, size: int = SIZE) -> st
             weight.data += SPREAD * torch.randn(weight.shape, generator=generator)
     run.create_once(
         "run.json",
-        document(RunPlan(dataset_uri="d", dataset_digest="digest", config=config.model_dump(mode="json"))),
+        to_json(RunPlan(dataset_uri="d", dataset_digest="digest", config=config.model_dump(mode="json"))),
     )
     manifest = checkpoint_manifest(
         step,

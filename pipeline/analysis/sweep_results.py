@@ -8,10 +8,10 @@ sweep.parquet       schema.SWEEP, a row a point        report.html     the same 
 from typing import Any, Literal
 
 from pipeline.config.base import Section
-from pipeline.errors import AlreadyExists, ConfigError, NotFound
+from pipeline.errors import ConfigError, NotFound
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.create_once import try_create
+from pipeline.storage.documents import find_document, to_json
 from pipeline.storage.store import Store
 
 __all__ = ["PAGE", "POINTS", "TABLE", "SweepPlan", "check_sweep", "join_sweep", "keep"]
@@ -51,11 +51,8 @@ class SweepPlan(Section):
 
 def check_sweep(out: Store, plan: SweepPlan) -> None:
     """Raises ConfigError when the folder holds a sweep of something else; nothing is fine."""
-    try:
-        there = parse(SweepPlan, out.read(SWEEP_PLAN), out.location(SWEEP_PLAN))
-    except NotFound:
-        return
-    if different := there.differences(plan):
+    there = find_document(out, SWEEP_PLAN, SweepPlan)
+    if there is not None and (different := there.differences(plan)):
         raise ConfigError(
             f"{out.uri} holds another sweep ({'; '.join(different)}): choose another --out or ask for the same"
         )
@@ -63,9 +60,7 @@ def check_sweep(out: Store, plan: SweepPlan) -> None:
 
 def join_sweep(out: Store, plan: SweepPlan) -> None:
     """Fix what the points share, or join the sweep that is there. Raises ConfigError as `check_sweep` does."""
-    try:
-        out.create_once(SWEEP_PLAN, document(plan))
-    except AlreadyExists:
+    if not try_create(out, SWEEP_PLAN, to_json(plan)):
         check_sweep(out, plan)
 
 

@@ -17,7 +17,7 @@ from pipeline.evaluation.results import (
 from pipeline.metrics.feature_stats import merge_feature_stats
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.moments import Moments
-from pipeline.storage.documents import parse
+from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store
 
 __all__ = ["feature_distances", "features_of", "stored_extractors", "training_moments"]
@@ -29,7 +29,7 @@ _RIDGE = 1e-3
 def stored_extractors(dataset: Store) -> list[ExtractorRecord]:
     """Every extractor that the dataset has, in order of id."""
     keys = sorted(entry.key for entry in dataset.list("extractors/") if entry.key.endswith(".json"))
-    return [parse(ExtractorRecord, dataset.read(key), dataset.location(key)) for key in keys]
+    return [read_document(dataset, key, ExtractorRecord) for key in keys]
 
 
 def feature_distances(

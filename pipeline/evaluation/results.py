@@ -11,20 +11,20 @@ whatever is there under the name can be used without reading an image.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any, Final, Literal
 
 import pyarrow as pa
 
 from pipeline.config.base import FileEntry, Section
-from pipeline.errors import AlreadyExists, DataError
+from pipeline.errors import DataError
 from pipeline.metrics.classifier import Classifier
 from pipeline.metrics.feature_stats import FeatureStats, Kind, Score
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.pretrained import TRAINED_HERE, load_extractor
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.create_once import keep_document, keep_file, read_document, read_documents
+from pipeline.storage.create_once import create_or_read, create_or_read_document, create_or_read_file, try_create
+from pipeline.storage.documents import find_document, read_documents
 from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store
 
@@ -146,23 +146,18 @@ def extractor_folder(extractor_id: str) -> str:
 
 def keep_weights(dataset: Store, extractor_id: str, weights: bytes) -> Classifier:
     """Store an extractor's weights once; whoever comes later gets the first ones, which may be of another machine."""
-    key = f"{extractor_folder(extractor_id)}.safetensors"
-    try:
-        dataset.create_once(key, weights)
-    except AlreadyExists:
-        weights = dataset.read(key)
-    return Classifier.from_bytes(weights)
+    return Classifier.from_bytes(create_or_read(dataset, f"{extractor_folder(extractor_id)}.safetensors", weights))
 
 
 def write_extractor(dataset: Store, record: ExtractorRecord) -> ExtractorRecord:
     """Make the extractor exist; returns the record that does, ours or a faster writer's."""
-    return keep_document(dataset, f"{extractor_folder(record.id)}.json", record)
+    return create_or_read_document(dataset, f"{extractor_folder(record.id)}.json", record)
 
 
 def keep_pretrained(dataset: Store, record: ExtractorRecord, weights: bytes) -> ExtractorRecord:
     """Make an extractor exist whose `weights` came from elsewhere, so that every worker finds it beside the data."""
-    with suppress(AlreadyExists):  # the id holds the hash of the weights, and readers check them
-        dataset.create_once(_weights_key(record.id, record.name), weights)
+    # Weights that exist already are equal: the id holds their hash, and readers check them.
+    try_create(dataset, _weights_key(record.id, record.name), weights)
     return write_extractor(dataset, record)
 
 
@@ -172,7 +167,7 @@ def _weights_key(extractor_id: str, name: str) -> str:
 
 def read_record(dataset: Store, extractor_id: str) -> ExtractorRecord | None:
     """The record, or None."""
-    return read_document(dataset, f"{extractor_folder(extractor_id)}.json", ExtractorRecord)
+    return find_document(dataset, f"{extractor_folder(extractor_id)}.json", ExtractorRecord)
 
 
 def read_extractor(dataset: Store, extractor_id: str) -> tuple[ExtractorRecord, Extractor] | None:
@@ -226,13 +221,13 @@ def write_evaluation(samples: Store, scores: tuple[Score, ...], protocol: dict[s
     key = evaluation_key(protocol["id"])
     rows = score_table(scores, protocol)
     # A table that is there already differs from ours in rounding at most.
-    table = keep_file(samples, key.replace(".json", ".parquet"), parquet_bytes(rows, max(len(rows), 1)))
-    return keep_document(samples, key, Evaluation(scores=scores, table=table, **protocol))
+    table = create_or_read_file(samples, key.replace(".json", ".parquet"), parquet_bytes(rows, max(len(rows), 1)))
+    return create_or_read_document(samples, key, Evaluation(scores=scores, table=table, **protocol))
 
 
 def read_evaluation(samples: Store, evaluation_id: str) -> Evaluation | None:
     """One result, or None."""
-    return read_document(samples, evaluation_key(evaluation_id), Evaluation)
+    return find_document(samples, evaluation_key(evaluation_id), Evaluation)
 
 
 def read_evaluations(samples: Store) -> list[Evaluation]:

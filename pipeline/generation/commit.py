@@ -16,20 +16,19 @@ the old set until the new manifest is there. The newest plan or manifest is the 
 
 import hashlib
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound, Transient
+from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.generation.manifest import Marker, SampleManifest, SamplePlan
 from pipeline.generation.sample_plan import Assignments
 from pipeline.schema import STATUS_OK
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document, parquet_bytes, viewer_rows
+from pipeline.storage.create_once import COMMIT_ATTEMPTS, create_or_read_document, try_create
+from pipeline.storage.documents import find_document, read_document, to_json
+from pipeline.storage.files import parquet_bytes, viewer_rows
 from pipeline.storage.sample_shards import TAR, tar_bytes
 from pipeline.storage.store import Store
 
@@ -58,8 +57,6 @@ SUCCESS = "_SUCCESS"
 CARD = "README.md"
 _MARKER = re.compile(r"^commits/shard-(\d{9,})\.json$")
 _DATA = re.compile(r"^data/shard-(\d{9,})-")
-CREATE_ATTEMPTS = 6
-FIRST_PAUSE_SECONDS = 0.1
 MARKER_READERS = 16
 
 
@@ -95,17 +92,14 @@ def create_plan(job: Store, plan: SamplePlan, requests: bytes = b"") -> SamplePl
     there makes something else, or can not be extended.
     """
     if plan.requests is not None and requests and not job.exists(PLAN):
-        with suppress(AlreadyExists):  # its key names its content
-            _create(job, plan.requests.file.key, requests)
+        try_create(job, plan.requests.file.key, requests, COMMIT_ATTEMPTS)  # the key names the content
     wanted = plan
     while True:
-        try:
-            _create(job, _numbered(PLAN, wanted.generation), document(wanted))
+        if try_create(job, _numbered(PLAN, wanted.generation), to_json(wanted), COMMIT_ATTEMPTS):
             return wanted
-        except AlreadyExists:
-            wanted = join_plan(job, plan)
-            if job.exists(_numbered(PLAN, wanted.generation)):
-                return wanted
+        wanted = join_plan(job, plan)
+        if job.exists(_numbered(PLAN, wanted.generation)):
+            return wanted
 
 
 def join_plan(job: Store, plan: SamplePlan) -> SamplePlan:
@@ -142,17 +136,14 @@ def read_plan(job: Store, generation: int | None = None) -> SamplePlan:
     """The newest plan, or that of a generation. Raises DataError when there is no job."""
     key = _numbered(PLAN, max(0, newest(job, PLAN)) if generation is None else generation)
     try:
-        return parse(SamplePlan, job.read(key), job.location(key))
+        return read_document(job, key, SamplePlan)
     except NotFound as error:
         raise DataError(f"no samples at {job.uri}: {PLAN} is missing (ddpm generate makes them)") from error
 
 
 def read_marker(job: Store, shard: int) -> Marker | None:
     """The marker of a committed shard, or None."""
-    try:
-        return parse(Marker, job.read(marker_key(shard)), job.location(marker_key(shard)))
-    except NotFound:
-        return None
+    return find_document(job, marker_key(shard), Marker)
 
 
 def committed_shards(job: Store) -> Iterator[int]:
@@ -190,35 +181,10 @@ def commit_shard(
         attempt=attempt,
     )
     job.put(marker.key, data)
-    owner = _mark(job, marker)
+    owner = create_or_read_document(job, marker_key(shard), marker, COMMIT_ATTEMPTS)
     if owner.attempt != attempt:
         job.delete(marker.key)
     return owner
-
-
-def _mark(job: Store, marker: Marker) -> Marker:
-    """Create the marker, or read whose it is: a lost reply may hide that it was ours. Same bytes at each attempt."""
-    try:
-        _create(job, marker_key(marker.shard), document(marker))
-        return marker
-    except AlreadyExists:
-        owner = read_marker(job, marker.shard)
-    if owner is None:
-        raise Transient(f"{job.location(marker_key(marker.shard))} exists and cannot be read: try again")
-    return owner
-
-
-def _create(job: Store, key: str, data: bytes) -> None:
-    """Create-once, asked again with the same bytes while the store does not say whether it did.
-
-    Raises AlreadyExists, also when an attempt of ours whose reply was lost made the object: the caller reads it.
-    """
-    for attempt in range(CREATE_ATTEMPTS - 1):
-        try:
-            return job.create_once(key, data)
-        except Transient:
-            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-    return job.create_once(key, data)
 
 
 def seal(job: Store, plan: SamplePlan) -> SampleManifest:
@@ -239,12 +205,8 @@ def seal(job: Store, plan: SamplePlan) -> SampleManifest:
         shards=tuple(markers),
     )
     key = _numbered(MANIFEST, plan.generation)
-    try:
-        _create(job, key, document(manifest))
-    except AlreadyExists:
-        sealed = read_manifest(job, plan.generation)
-        if sealed != manifest:
-            raise DataError(f"{job.location(key)} is sealed with other shards than its markers name") from None
+    if create_or_read_document(job, key, manifest, COMMIT_ATTEMPTS) != manifest:
+        raise DataError(f"{job.location(key)} is sealed with other shards than its markers name")
     job.put(SUCCESS, b"")
     return manifest
 
@@ -259,7 +221,7 @@ def read_manifest(job: Store, generation: int | None = None) -> SampleManifest:
     """The newest manifest, or that of a generation. Raises DataError before the seal."""
     key = _numbered(MANIFEST, max(0, newest(job, MANIFEST)) if generation is None else generation)
     try:
-        return parse(SampleManifest, job.read(key), job.location(key))
+        return read_document(job, key, SampleManifest)
     except NotFound as error:
         raise DataError(f"{job.uri} is not sealed: {MANIFEST} is missing (run the same ddpm generate again)") from error
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound
+from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.generation.commit import CARD, SUCCESS, marker_key, read_sealed, sealed_documents
 from pipeline.generation.manifest import MergedManifest, MergedPart, SampleManifest, SamplePlan
 from pipeline.generation.verify import verify_samples
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document, read_verified
+from pipeline.storage.create_once import create_or_read, try_create
+from pipeline.storage.documents import read_document, to_json
+from pipeline.storage.files import read_verified
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import Store
 
@@ -64,7 +65,7 @@ def _part(job: Store, plan: SamplePlan, manifest: SampleManifest) -> MergedPart:
         source=job.uri,
         plan=plan.fingerprint,
         generation=plan.generation,
-        manifest_sha256=hashlib.sha256(document(manifest)).hexdigest(),
+        manifest_sha256=hashlib.sha256(to_json(manifest)).hexdigest(),
         rows=manifest.rows,
         failed=manifest.failed,
     )
@@ -107,25 +108,20 @@ def copy_part(source: Store, target: Store, tell: Callable[[int], None]) -> None
 
 def _copy_once(source: Store, target: Store, key: str) -> None:
     data = source.read(key)
-    try:
-        target.create_once(key, data)
-    except AlreadyExists:
-        if target.read(key) != data:
-            raise DataError(f"{target.location(key)} is not that of {source.uri}: choose another --out") from None
+    if create_or_read(target, key, data) != data:
+        raise DataError(f"{target.location(key)} is not that of {source.uri}: choose another --out")
 
 
 def seal_merged(out: Store, merged: MergedManifest) -> None:
     """Commit the merge, once."""
-    try:
-        out.create_once(MERGED, document(merged))
-    except AlreadyExists:
+    if not try_create(out, MERGED, to_json(merged)):
         _check_folder(out, merged)
 
 
 def read_merged(out: Store) -> MergedManifest:
     """Raises DataError when there is no merge."""
     try:
-        return parse(MergedManifest, out.read(MERGED), out.location(MERGED))
+        return read_document(out, MERGED, MergedManifest)
     except NotFound as error:
         raise DataError(f"no merged samples at {out.uri}: {MERGED} is missing (ddpm merge makes them)") from error
 

@@ -8,8 +8,8 @@ A generation exists from the moment that its file in manifests/ does.
 
 from pipeline.errors import AlreadyExists, DataError, NotFound
 from pipeline.ingest.manifest import DatasetManifest
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.create_once import create_or_read
+from pipeline.storage.documents import find_document, parse, to_json
 from pipeline.storage.store import Store
 
 __all__ = ["dataset_version_key", "finish_commit", "read_dataset", "read_dataset_version", "write_dataset"]
@@ -46,21 +46,14 @@ def read_dataset(store: Store, digest: str | None = None) -> DatasetManifest:
 
 def read_dataset_version(store: Store, generation: int) -> DatasetManifest | None:
     """The manifest of one generation, or None."""
-    key = dataset_version_key(generation)
-    try:
-        return parse(DatasetManifest, store.read(key), store.location(key))
-    except NotFound:
-        return None
+    return find_document(store, dataset_version_key(generation), DatasetManifest)
 
 
 def write_dataset(store: Store, manifest: DatasetManifest) -> None:
     """Commit a generation. Raises AlreadyExists when there is another one of its number."""
-    key, data = dataset_version_key(manifest.generation), document(manifest)
-    try:
-        store.create_once(key, data)
-    except AlreadyExists:
-        if store.read(key) != data:  # else it was us, or an equal ingest
-            raise
+    key, data = dataset_version_key(manifest.generation), to_json(manifest)
+    if create_or_read(store, key, data) != data:
+        raise AlreadyExists(f"{store.location(key)} exists already with other content: another ingest was faster")
     finish_commit(store, manifest)
 
 
@@ -74,7 +67,7 @@ def finish_commit(store: Store, manifest: DatasetManifest) -> None:
         except NotFound:
             version = None
         try:
-            store.compare_and_swap(MANIFEST, document(manifest), version)
+            store.compare_and_swap(MANIFEST, to_json(manifest), version)
             return
         except AlreadyExists:
             continue

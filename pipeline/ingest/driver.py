@@ -14,12 +14,11 @@ markers; an ingest of a source that has grown adds a dataset version.
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from pipeline.cluster import cluster
 from pipeline.config.root import Config
-from pipeline.errors import AlreadyExists, ConfigError, DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.ingest.dataset import MANIFEST, dataset_version_key, finish_commit, read_dataset, read_dataset_version
 from pipeline.ingest.journal import IngestPlan, Work, claim, different_settings, read_plan, sweep, withdraw
 from pipeline.ingest.manifest import DatasetManifest
@@ -29,8 +28,9 @@ from pipeline.ingest.source_listing import KnownFiles, Snapshot, write_snapshot
 from pipeline.ingest.sources.label_map import with_label_map
 from pipeline.ingest.sources.open import open_source
 from pipeline.ingest.sources.source import Partition, Source
-from pipeline.storage.documents import without_credentials
-from pipeline.storage.files import document
+from pipeline.storage.create_once import try_create
+from pipeline.storage.credentials import without_credentials
+from pipeline.storage.documents import to_json
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["ingest"]
@@ -119,8 +119,7 @@ def _plan(config: Config, store: Store, source: Source, head: DatasetManifest | 
             raise DataError(f"no images at {source.name}")
         return None, removed
     if head is not None and read_dataset_version(store, head.generation) is None:
-        with suppress(AlreadyExists):
-            store.create_once(dataset_version_key(head.generation), document(head))
+        try_create(store, dataset_version_key(head.generation), to_json(head))
     if existing is not None and existing.snapshot == snapshot.digest:
         return existing, removed
     if existing is not None:

@@ -11,7 +11,6 @@ A part is data first, then its marker; of two attempts the first marker counts. 
 comes last, and only then is anything deleted.
 """
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ from typing import Any, Literal, TypeVar
 
 from pipeline.config.base import FileEntry, Section, digest_of
 from pipeline.config.ingest import IngestConfig
-from pipeline.errors import AlreadyExists, ConfigError, NotFound, Transient
+from pipeline.errors import ConfigError
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.ingest.partitioning import Slots
 from pipeline.ingest.sorted_runs import RunFile
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.create_once import COMMIT_ATTEMPTS, create_or_read_document
+from pipeline.storage.documents import find_document
 from pipeline.storage.store import Store
 
 __all__ = ["IngestPlan", "Prepared", "Settled", "Work", "claim", "different_settings", "read_plan", "sweep", "withdraw"]
@@ -36,8 +35,6 @@ Kind = Literal["prepared", "settled", "written"]
 FREE_TO_CHANGE = ("partition_rows", "max_reject_share", "max_decode_seconds")
 """Settings that may differ when an ingest goes on or a dataset grows: they do not touch what an image becomes."""
 WORKERS = 16
-CREATE_ATTEMPTS = 6
-FIRST_PAUSE_SECONDS = 0.1
 
 
 class IngestPlan(Section):
@@ -89,10 +86,7 @@ def _plan_key(generation: int) -> str:
 
 def read_plan(store: Store, generation: int) -> IngestPlan | None:
     """The plan that claims a generation, or None."""
-    try:
-        return parse(IngestPlan, store.read(_plan_key(generation)), store.location(_plan_key(generation)))
-    except NotFound:
-        return None
+    return find_document(store, _plan_key(generation), IngestPlan)
 
 
 def claim(store: Store, plan: IngestPlan) -> IngestPlan:
@@ -101,7 +95,7 @@ def claim(store: Store, plan: IngestPlan) -> IngestPlan:
     Raises ConfigError naming the differences when that one is of another source or other settings. Another state of
     the source is none: what the plan lists is ingested, and what came since belongs to the next generation.
     """
-    existing = create_or_read(store, _plan_key(plan.generation), plan)
+    existing = create_or_read_document(store, _plan_key(plan.generation), plan, COMMIT_ATTEMPTS)
     names = different_settings(existing.settings, plan.settings)
     details = [f"{name} {existing.settings.get(name)!r} there, {plan.settings.get(name)!r} asked" for name in names]
     details += [
@@ -125,21 +119,6 @@ def different_settings(there: dict[str, Any], asked: dict[str, Any]) -> list[str
         for name in asked
         if name not in FREE_TO_CHANGE and repr(there.get(name, defaults.get(name))) != repr(asked[name])
     ]
-
-
-def create_or_read(store: Store, key: str, value: M) -> M:
-    """`value`, now stored under `key`, or what another writer had put there first."""
-    for attempt in range(CREATE_ATTEMPTS):
-        try:
-            store.create_once(key, document(value))
-            return value
-        except AlreadyExists:
-            return parse(type(value), store.read(key), store.location(key))
-        except Transient:
-            if attempt == CREATE_ATTEMPTS - 1:
-                raise
-            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-    raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True)
@@ -168,15 +147,11 @@ class Work:
 
     def read(self, model: type[M], kind: Kind, name: str) -> M | None:
         """A marker, or None."""
-        key = self.marker(kind, name)
-        try:
-            return parse(model, self.dataset.read(key), self.dataset.location(key))
-        except NotFound:
-            return None
+        return find_document(self.dataset, self.marker(kind, name), model)
 
     def mark(self, value: M, kind: Kind, name: str) -> M:
         """Create a marker; returns the one that counts."""
-        return create_or_read(self.dataset, self.marker(kind, name), value)
+        return create_or_read_document(self.dataset, self.marker(kind, name), value, COMMIT_ATTEMPTS)
 
     def refuse(self) -> None:
         """Note that the ingest ended because of what its source holds."""

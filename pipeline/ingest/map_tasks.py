@@ -20,7 +20,7 @@ from pipeline.ingest.partitioning import shuffle_key
 from pipeline.ingest.sorted_runs import PreparedImage, RunFile, run_bytes
 from pipeline.ingest.sources.source import Partition, Source, SourceRow
 from pipeline.schema import REJECTS
-from pipeline.storage.documents import without_credentials
+from pipeline.storage.credentials import without_credentials
 from pipeline.storage.files import parquet_bytes, put_file
 
 __all__ = ["MAX_DETAIL", "IngestContext", "partition_name", "prepare"]

@@ -21,8 +21,9 @@ from torch import Tensor
 from pipeline.config.base import FileEntry
 from pipeline.errors import AlreadyExists, DataError, NotFound, VerificationFailed
 from pipeline.model_store.manifest import CheckpointManifest, RunSuccess
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document, put_file, read_verified
+from pipeline.storage.create_once import create_or_read_document
+from pipeline.storage.documents import find_document, read_document
+from pipeline.storage.files import put_file, read_verified
 from pipeline.storage.store import Store
 
 __all__ = [
@@ -77,13 +78,10 @@ def write_tensors(run: Store, step: int, tensors: Mapping[str, Mapping[str, Tens
 def write_checkpoint(run: Store, manifest: CheckpointManifest) -> None:
     """Make a checkpoint exist. One that is there already with other content is an error, with equal content is not."""
     key = f"{checkpoint_key(manifest.step)}/{MANIFEST}"
-    try:
-        run.create_once(key, document(manifest))
-    except AlreadyExists:
-        if parse(CheckpointManifest, run.read(key), run.location(key)) != manifest:
-            raise AlreadyExists(
-                f"{run.location(key)} exists with other content: another process trains this run; stop it first"
-            ) from None
+    if create_or_read_document(run, key, manifest) != manifest:
+        raise AlreadyExists(
+            f"{run.location(key)} exists with other content: another process trains this run; stop it first"
+        )
 
 
 def committed_steps(run: Store) -> list[int]:
@@ -105,7 +103,7 @@ def read_checkpoint(run: Store, step: int) -> CheckpointManifest:
     """Manifest of one checkpoint. Raises DataError when it does not exist."""
     key = f"{checkpoint_key(step)}/{MANIFEST}"
     try:
-        return parse(CheckpointManifest, run.read(key), run.location(key))
+        return read_document(run, key, CheckpointManifest)
     except NotFound as error:
         raise DataError(
             f"{run.uri} has no checkpoint at step {step}: it has {committed_steps(run) or 'none'}"
@@ -237,7 +235,4 @@ def _remove(run: Store, step: int, files: Mapping[str, int]) -> None:
 
 def read_success(run: Store) -> RunSuccess | None:
     """The finished run's record, or None."""
-    try:
-        return parse(RunSuccess, run.read(SUCCESS), run.location(SUCCESS))
-    except NotFound:
-        return None
+    return find_document(run, SUCCESS, RunSuccess)

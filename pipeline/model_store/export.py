@@ -10,10 +10,11 @@ from typing import Any
 
 from pipeline.config.root import Config, StorageConfig
 from pipeline.diffusion.schedule import make_schedule
-from pipeline.errors import AlreadyExists, ConfigError, NotFound
+from pipeline.errors import ConfigError, NotFound
 from pipeline.model_store.checkpoint import checkpoint_key
 from pipeline.model_store.load_model import StoredModel, checkpoint_place, find_model, load_unet
 from pipeline.models.diffusers_format import INDEX_FILE, WEIGHTS_FILE, model_files
+from pipeline.storage.create_once import try_create
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["export"]
@@ -88,9 +89,7 @@ def _is_there(folder: Store, name: str, data: bytes) -> bool:
 
 
 def _write(folder: Store, name: str, data: bytes) -> None:
-    try:
-        folder.create_once(name, data)
-    except AlreadyExists:
+    if not try_create(folder, name, data):
         _is_there(folder, name, data)  # another export of the same weights is no conflict
 
 

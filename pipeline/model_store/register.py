@@ -1,14 +1,13 @@
 """A checkpoint becomes a version of a registry: number, files, manifest, in that order and each by create-once."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.config.base import FileEntry
 from pipeline.config.root import Config
 from pipeline.model_store.load_model import find_model
 from pipeline.model_store.registry import Registry, Version
-from pipeline.storage.documents import without_credentials
+from pipeline.storage.credentials import without_credentials
+from pipeline.storage.files import file_entry
 
 __all__ = ["Export", "register"]
 
@@ -32,11 +31,7 @@ def register(config: Config, registry: Registry, export: Export, model: str, fac
             source=without_credentials(found.uri),
             model_digest=done["digest"],
             sha256=done["sha256"],
-            files=tuple(_entry(name, folder.read(name)) for name in names),
+            files=tuple(file_entry(name, folder.read(name)) for name in names),
             facts=facts,
         )
     )
-
-
-def _entry(key: str, data: bytes) -> FileEntry:
-    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -18,8 +18,8 @@ from pipeline.config.base import FileEntry, Section
 from pipeline.config.root import StorageConfig
 from pipeline.errors import AlreadyExists, Busy, DataError, NotFound
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.create_once import create_or_read_document, try_create
+from pipeline.storage.documents import read_document, to_json
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["Change", "Record", "Registry", "Version", "champions", "is_registered", "named_version", "version_key"]
@@ -120,7 +120,7 @@ class Registry:
         """Raises DataError when there is no such version."""
         folder = self.folder(number)
         try:
-            return parse(Version, folder.read(MANIFEST), folder.location(MANIFEST))
+            return read_document(folder, MANIFEST, Version)
         except NotFound as error:
             known = ", ".join(map(str, self.versions())) or "none"
             raise DataError(f"{self.store.uri} has no version {number}: it has {known}") from error
@@ -132,14 +132,9 @@ class Registry:
             if self.claimed(number) == source:
                 return number
         number = claims[-1] + 1 if claims else 1
-        while True:
-            try:
-                self.store.create_once(f"claims/{number:06d}.json", document(Claim(source=source)))
-                return number
-            except AlreadyExists:
-                if self.claimed(number) == source:
-                    return number
-                number += 1
+        while create_or_read_document(self.store, _claim_key(number), Claim(source=source)).source != source:
+            number += 1
+        return number
 
     def claims(self) -> list[int]:
         """Numbers that were given away, ascending; the version of one may not exist yet."""
@@ -147,21 +142,14 @@ class Registry:
 
     def claimed(self, number: int) -> str:
         """The source that a number was given to."""
-        key = f"claims/{number:06d}.json"
-        return parse(Claim, self.store.read(key), self.store.location(key)).source
+        return read_document(self.store, _claim_key(number), Claim).source
 
     def commit(self, version: Version) -> Version:
         """Make a version exist. One that is there is what counts; another one of its number is an error."""
-        try:
-            self.folder(version.number).create_once(MANIFEST, document(version))
-        except AlreadyExists:
-            there = self.version(version.number)
-            if (there.source, there.model_digest, there.files) != (version.source, version.model_digest, version.files):
-                raise AlreadyExists(
-                    f"{self.folder(version.number).uri} is another model: versions never change"
-                ) from None
-            return there
-        return version
+        there = create_or_read_document(self.folder(version.number), MANIFEST, version)
+        if (there.source, there.model_digest, there.files) != (version.source, version.model_digest, version.files):
+            raise AlreadyExists(f"{self.folder(version.number).uri} is another model: versions never change")
+        return there
 
     # --- promotions --------------------------------------------------------------------------------------------------
 
@@ -242,11 +230,9 @@ class Registry:
                 at=change.at.isoformat(timespec="seconds"),
                 metrics=change.metrics,
             )
-            try:
-                self.store.create_once(_record_key(record.number), document(record))
+            if try_create(self.store, _record_key(record.number), to_json(record)):
                 return record
-            except AlreadyExists:
-                continue  # somebody was faster, or it was us and the reply was lost: read, decide again
+            # The number is taken, by another writer or by an earlier request of ours: read the records, decide again.
 
     def record_numbers(self) -> list[int]:
         """Ascending."""
@@ -255,7 +241,11 @@ class Registry:
     def record(self, number: int) -> Record:
         """Raises NotFound, DataError."""
         key = _record_key(number)
-        return parse(Record, self.store.read(key), self.store.location(key))
+        return read_document(self.store, key, Record)
+
+
+def _claim_key(number: int) -> str:
+    return f"claims/{number:06d}.json"
 
 
 def _record_key(number: int) -> str:

@@ -19,7 +19,7 @@ from pipeline.model_store.checkpoint import (
 from pipeline.model_store.load_model import RAW_GROUP, StoredModel
 from pipeline.model_store.manifest import CheckpointManifest, RunPlan
 from pipeline.schema import METRICS
-from pipeline.storage.documents import parse
+from pipeline.storage.documents import read_document
 from pipeline.storage.findings import Findings
 from pipeline.storage.store import Store
 
@@ -33,7 +33,7 @@ def verify_run(run: Store, found: Findings) -> None:
     steps = committed_steps(run)
     if not steps:
         raise DataError(f"{run.uri} has no checkpoint yet: there is nothing to verify")
-    plan = found.attempt(lambda: parse(RunPlan, run.read(RUN), run.location(RUN)))
+    plan = found.attempt(lambda: read_document(run, RUN, RunPlan))
     for step in steps:
         with found.noting():
             verify_checkpoint(run, step, found)

@@ -15,8 +15,7 @@ from itertools import islice
 from pipeline.config.nightly import as_date
 from pipeline.errors import AlreadyExists, Busy, DataError, NotFound
 from pipeline.nightly.ledger import MOST_MISSED, TRAINED, Night
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.documents import parse, read_document, to_json
 from pipeline.storage.lease import LEASE
 from pipeline.storage.lease_owner import Holder
 from pipeline.storage.store import Store
@@ -75,7 +74,7 @@ class Ledgers:
     def write(self, night: Night) -> Night:
         """Raises Busy when the ledger is not as this process left it: somebody else runs this night."""
         try:
-            version = self.store.compare_and_swap(_key(night.day), document(night), self.versions.get(night.day))
+            version = self.store.compare_and_swap(_key(night.day), to_json(night), self.versions.get(night.day))
         except AlreadyExists as error:
             where = self.store.location(_key(night.day))
             if self.read(night.day) == night:  # it was us, and the reply was lost
@@ -89,7 +88,7 @@ class Ledgers:
     def ask_to_stop(self) -> None:
         """Whoever holds the lease now."""
         try:
-            holder = parse(Holder, self.store.read(LEASE), self.store.location(LEASE))
+            holder = read_document(self.store, LEASE, Holder)
         except (NotFound, DataError):
             return
         self.store.put_json(STOP, {"token": holder.token})

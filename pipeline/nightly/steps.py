@@ -24,8 +24,8 @@ from pipeline.model_store.register import Export, register
 from pipeline.model_store.registry import Registry, version_key
 from pipeline.nightly.compare import compare
 from pipeline.nightly.ledger import Night
-from pipeline.storage.create_once import remove_artefact
-from pipeline.storage.documents import parse
+from pipeline.storage.documents import read_document
+from pipeline.storage.files import remove_artefact
 from pipeline.storage.store import Store
 from pipeline.training.distributed.data_loader import READ_CPUS
 
@@ -110,7 +110,7 @@ class NightWork:
             "step": checkpoint.step,
             "images": checkpoint.images,
             "loss": checkpoint.loss,
-            "dataset_digest": parse(RunPlan, run.read(RUN), run.location(RUN)).dataset_digest,
+            "dataset_digest": read_document(run, RUN, RunPlan).dataset_digest,
             "parent": night.champion,
             "state": state,
         }

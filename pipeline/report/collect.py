@@ -13,7 +13,7 @@ from pipeline.report.nightly import night_facts, night_tables, night_verdict
 from pipeline.report.run_section import run_part, trained_on
 from pipeline.report.samples_section import dataset_part, samples_part
 from pipeline.report.section import Part, What
-from pipeline.storage.documents import parse
+from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["gather", "short_names"]
@@ -76,7 +76,7 @@ def _name(uri: str, others: Sequence[str]) -> str:
 
 
 def _ledger(store: Store) -> Night:
-    return parse(Night, store.read(STATE), store.location(STATE))
+    return read_document(store, STATE, Night)
 
 
 def _of_night(store: Store) -> Iterator[Store]:

@@ -19,7 +19,7 @@ from pipeline.report.render.content import Fact, Picture
 from pipeline.report.run_history import starts_table, training_work
 from pipeline.report.section import Part, as_yaml
 from pipeline.report.settings import changed_settings
-from pipeline.storage.documents import parse
+from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store, resolve
 from pipeline.training.metrics_table import read_metrics
 
@@ -77,7 +77,7 @@ def _starts(store: Store) -> list[dict[str, Any]]:
 def trained_on(run: Store) -> Store | None:
     """The dataset that a run says it was trained on."""
     try:
-        uri = parse(RunPlan, run.read(RUN), run.location(RUN)).dataset_uri
+        uri = read_document(run, RUN, RunPlan).dataset_uri
         return resolve(uri, run.config)
     except PipelineError:
         return None

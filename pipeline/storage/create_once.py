@@ -1,59 +1,84 @@
-"""Results at rest: their files, then the document that makes them exist. Each is written once and never replaced."""
+"""Create an object once, or read the one that exists: the base of every commit that several writers may attempt.
 
-import hashlib
+`Store.create_once` alone leaves two questions open. AlreadyExists does not say who made the object: the reply to our
+own earlier request may have been lost. Transient does not say whether the object was made. Both have one answer: the
+content decides. The functions here return the content that exists now, and the caller compares:
+
+    existing = create_or_read_document(store, key, ours)
+    if existing != ours:
+        raise ConfigError(...)    # another writer committed something else
+
+So a repeated call is safe, and of several writers of equal content each one succeeds.
+
+attempts: how often to send the request while the store answers Transient. Repeating is safe, because every request
+has the same bytes. Use COMMIT_ATTEMPTS where giving up costs much work; the default of 1 leaves retries to the caller.
+"""
+
+import time
+from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.config.base import FileEntry, Section
-from pipeline.errors import AlreadyExists, NotFound
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.errors import AlreadyExists, NotFound, Transient
+from pipeline.storage.documents import parse, to_json
+from pipeline.storage.files import file_entry
 from pipeline.storage.store import Store
 
-__all__ = ["keep_document", "keep_file", "read_document", "read_documents", "remove_artefact"]
+__all__ = ["COMMIT_ATTEMPTS", "create_or_read", "create_or_read_document", "create_or_read_file", "try_create"]
 
+T = TypeVar("T")
 Document = TypeVar("Document", bound=Section)
 
-
-def keep_file(store: Store, key: str, data: bytes) -> FileEntry:
-    """The entry of what is there now: ours, or what was there before, since a document may already name it."""
-    try:
-        store.create_once(key, data)
-    except AlreadyExists:
-        data = store.read(key)
-    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+COMMIT_ATTEMPTS = 6
+FIRST_PAUSE_SECONDS = 0.1
 
 
-def keep_document(store: Store, key: str, ours: Document) -> Document:
-    """The document that exists now: ours, or that of a faster writer of the same."""
-    try:
-        store.create_once(key, document(ours))
-    except AlreadyExists:
-        return parse(type(ours), store.read(key), store.location(key))
-    return ours
+def try_create(store: Store, key: str, data: bytes, attempts: int = 1) -> bool:
+    """Whether this call created the object; False when the object existed, even if a lost earlier request made it."""
+
+    def create() -> bool:
+        try:
+            store.create_once(key, data)
+        except AlreadyExists:
+            return False
+        return True
+
+    return _repeated(create, attempts)
 
 
-def read_document(store: Store, key: str, kind: type[Document]) -> Document | None:
-    """One document, or None. Raises DataError when it is no `kind`."""
-    try:
-        return parse(kind, store.read(key), store.location(key))
-    except NotFound:
-        return None
+def create_or_read(store: Store, key: str, data: bytes, attempts: int = 1) -> bytes:
+    """The bytes that exist at `key` now: `data`, or those of an earlier writer.
+
+    Raises Transient when the object exists and vanishes before it is read.
+    """
+
+    def create() -> bytes:
+        if try_create(store, key, data):
+            return data
+        try:
+            return store.read(key)
+        except NotFound as error:
+            raise Transient(f"{store.location(key)} exists and cannot be read: try again") from error
+
+    return _repeated(create, attempts)
 
 
-def read_documents(store: Store, prefix: str, kind: type[Document]) -> list[Document]:
-    """Every document under a prefix, in order of key."""
-    keys = [entry.key for entry in store.list(prefix) if entry.key.endswith(".json")]
-    return [parse(kind, store.read(key), store.location(key)) for key in keys]
+def create_or_read_document(store: Store, key: str, ours: Document, attempts: int = 1) -> Document:
+    """The document that exists at `key` now: `ours`, or that of an earlier writer. Raises DataError for other kinds."""
+    data = to_json(ours)
+    existing = create_or_read(store, key, data, attempts)
+    return ours if existing == data else parse(type(ours), existing, store.location(key))
 
 
-def remove_artefact(folder: Store) -> int:
-    """Delete a run or a samples folder; how many objects there were."""
-    keys = sorted((entry.key for entry in folder.list()), key=lambda key: (not _is_document(key), key))
-    for key in keys:
-        folder.delete(key)
-    return len(keys)
+def create_or_read_file(store: Store, key: str, data: bytes) -> FileEntry:
+    """The entry of the file that exists at `key` now; an earlier file stays, since a document may already name it."""
+    return file_entry(key, create_or_read(store, key, data))
 
 
-def _is_document(key: str) -> bool:
-    name = key.rpartition("/")[2]
-    return name.startswith("_SUCCESS") or name.endswith(".json")
+def _repeated(request: Callable[[], T], attempts: int) -> T:
+    for attempt in range(attempts - 1):
+        try:
+            return request()
+        except Transient:
+            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+    return request()

@@ -1,35 +1,38 @@
-"""Files at rest: JSON documents and Parquet tables, written whole with their sha256 and read back against it."""
+"""Files at rest: written whole, with size and sha256 in a FileEntry, and verified against that entry when read."""
 
 import hashlib
 import io
-import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.base import FileEntry, Section
+from pipeline.config.base import FileEntry
 from pipeline.errors import NotFound, VerificationFailed
 from pipeline.storage.store import Store
 
-__all__ = ["document", "parquet_bytes", "put_file", "put_hashed", "read_parquet", "read_verified", "viewer_rows"]
-
+__all__ = [
+    "file_entry",
+    "parquet_bytes",
+    "put_file",
+    "put_hashed",
+    "read_parquet",
+    "read_verified",
+    "remove_artefact",
+    "viewer_rows",
+]
 
 MAX_GROUP_BYTES = 32 * 2**20
-
-
 MAX_GROUP_ROWS = 1000
-
-
 NAME_DIGITS = 12
 
 
-def document(model: Section) -> bytes:
-    """A manifest as indented JSON, keys in the model's order."""
-    return (json.dumps(model.model_dump(mode="json"), indent=1) + "\n").encode()
+def file_entry(key: str, data: bytes) -> FileEntry:
+    """Key, size in bytes and sha256 (hex) of a file."""
+    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int) -> bytes:
-    """A Parquet file in memory, so that it is put whole. Image bytes are compressed already: no dictionary for them."""
+    """A Parquet file in memory (zstd). The image column gets no dictionary: its bytes are compressed already."""
     sink = io.BytesIO()
     plain = [name for name in table.column_names if name != "image"]
     pq.write_table(table, sink, row_group_size=row_group_rows, use_dictionary=plain, compression="zstd")
@@ -37,24 +40,24 @@ def parquet_bytes(table: pa.Table, row_group_rows: int) -> bytes:
 
 
 def viewer_rows(table: pa.Table) -> int:
-    """Rows of a row group that a dataset viewer pages through: at most 1000, and 32 MiB on the average."""
+    """Rows per row group for dataset viewers: at most 1000 rows, and 32 MiB at the table's mean row size."""
     mean = table.nbytes / max(table.num_rows, 1)
     return int(max(1, min(MAX_GROUP_ROWS, MAX_GROUP_BYTES // max(mean, 1))))
 
 
 def put_file(store: Store, key: str, data: bytes) -> FileEntry:
-    """Store bytes and say what was stored."""
+    """Store a file, replacing an earlier one; its entry."""
     store.put(key, data)
-    return FileEntry(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return file_entry(key, data)
 
 
 def put_hashed(store: Store, stem: str, data: bytes) -> FileEntry:
-    """Store a Parquet file under a name with its hash: whoever writes it again writes the same bytes, or elsewhere."""
+    """Store a Parquet file under STEM-HASH.parquet, so that a second writer never changes the bytes of a name."""
     return put_file(store, f"{stem}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}.parquet", data)
 
 
 def read_verified(store: Store, entry: FileEntry) -> bytes:
-    """The bytes of a manifest's file. Raises VerificationFailed when they are not those that were written."""
+    """The bytes of a manifest's file. Raises VerificationFailed when the file is missing or differs from its entry."""
     try:
         data = store.read(entry.key)
     except NotFound as error:
@@ -70,3 +73,19 @@ def read_verified(store: Store, entry: FileEntry) -> bytes:
 def read_parquet(store: Store, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
     """A verified Parquet file as a table."""
     return pq.read_table(pa.BufferReader(read_verified(store, entry)), columns=columns)
+
+
+def remove_artefact(folder: Store) -> int:
+    """Delete every object of a run or a samples folder; the number of objects.
+
+    Documents go first: an interrupted removal leaves data without a manifest, which no reader takes for an artefact.
+    """
+    keys = sorted((entry.key for entry in folder.list()), key=lambda key: (not _is_document(key), key))
+    for key in keys:
+        folder.delete(key)
+    return len(keys)
+
+
+def _is_document(key: str) -> bool:
+    name = key.rpartition("/")[2]
+    return name.startswith("_SUCCESS") or name.endswith(".json")

@@ -19,8 +19,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from pipeline.errors import AlreadyExists, Busy, DataError, NotFound, StorageError
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.documents import parse, to_json
 from pipeline.storage.lease_owner import Holder, described, process_state, this_process
 from pipeline.storage.store import Store
 
@@ -154,7 +153,7 @@ class Lease:
         """Replace our own document, wherever an earlier request with an unknown outcome left it."""
         while True:
             try:
-                self._version = self._hasty_store.compare_and_swap(self._key, document(holder), self._version)
+                self._version = self._hasty_store.compare_and_swap(self._key, to_json(holder), self._version)
                 return True
             except AlreadyExists:
                 found = _read(self._hasty_store, self._key)
@@ -181,7 +180,7 @@ class Lease:
         began = _now()
         _tokens_of_this_process.add(self.token)  # first: whoever reads the document must find it living
         try:
-            self._version = self._store.compare_and_swap(self._key, document(self._holder), found.version)
+            self._version = self._store.compare_and_swap(self._key, to_json(self._holder), found.version)
         except AlreadyExists:
             _tokens_of_this_process.discard(self.token)
             return False  # another contender, or a holder that lives

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound, StorageError
+from pipeline.storage.credentials import without_credentials
 
 __all__ = ["Backend", "Entry", "Kind", "State", "Store", "resolve"]
 
@@ -209,7 +210,7 @@ def resolve(uri: str, config: StorageConfig) -> Store:
         return Store(_local_root(uri) if scheme else _absolute(uri), config)
     if scheme not in ("s3", "memory") or not uri.lower().startswith(f"{scheme}://"):
         raise ConfigError(
-            f"cannot use '{_without_secrets(uri)}': give a local path, file:///path or s3://bucket/prefix"
+            f"cannot use '{without_credentials(uri)}': give a local path, file:///path or s3://bucket/prefix"
         )
     root, _, prefix = uri[len(scheme) + 3 :].partition("/")
     if "@" in root:
@@ -259,10 +260,6 @@ def _checked(key: str, root: str) -> str:
 
 def _join(root: str, key: str) -> str:
     return root + key if root.endswith("/") else f"{root}/{key}"
-
-
-def _without_secrets(uri: str) -> str:
-    return re.sub(r"//[^/]*@", "//***@", uri)
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -7,14 +7,14 @@ from typing import Any
 from pipeline.cluster import cluster
 from pipeline.config.layers import to_yaml
 from pipeline.config.root import Config
-from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound
+from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.ingest.dataset import read_dataset
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.model_store.checkpoint import RUN, SUCCESS, checkpoint_key, latest_checkpoint, read_success, rewind
 from pipeline.model_store.load_model import find_model
 from pipeline.model_store.manifest import CheckpointManifest, RunPlan, RunSuccess
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.create_once import create_or_read_document
+from pipeline.storage.documents import find_document, to_json
 from pipeline.storage.lease import LEASE, Lease
 from pipeline.storage.store import Store, resolve
 from pipeline.training.data_plan import TrainPlan
@@ -78,13 +78,13 @@ def _record(store: Store, config: Config) -> tuple[RunSuccess, CheckpointManifes
         batch_digest=checkpoint.batch_digest,
         config_digest=checkpoint.config_digest,
     )
-    store.put(SUCCESS, document(success))
+    store.put(SUCCESS, to_json(success))
     return success, checkpoint
 
 
 def _begun(store: Store) -> RunPlan | None:
     """What the run was started with, if it was."""
-    return parse(RunPlan, store.read(RUN), store.location(RUN)) if store.exists(RUN) else None
+    return find_document(store, RUN, RunPlan)
 
 
 def _dataset(source: Store, begun: RunPlan | None) -> DatasetManifest:
@@ -160,9 +160,7 @@ def _describe(config: Config, manifest: DatasetManifest, plan: TrainPlan) -> str
 
 def _join(store: Store, asked: RunPlan, config: Config) -> None:
     """Claim the run's folder, or go on with the run that is there if it is the same one."""
-    with suppress(AlreadyExists):
-        store.create_once(RUN, document(asked))
-    existing = parse(RunPlan, store.read(RUN), store.location(RUN))
+    existing = create_or_read_document(store, RUN, asked)
     different = existing.differences(asked)
     if different:
         raise ConfigError(

@@ -128,7 +128,7 @@ def test_a_lost_reply_is_not_a_second_writer(small, monkeypatch):
     for at in range(1, count + 1):
         target = f"memory://lost/{at}"
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.ingest.journal.FIRST_PAUSE_SECONDS", 0)
+            patch.setattr("pipeline.storage.create_once.FIRST_PAUSE_SECONDS", 0)
             Line(patch, at, True, Transient)
             with suppress(Transient):
                 ingest(small, uri, target)

@@ -27,7 +27,6 @@ from tiny_samples import sample_plan, shard_table
 
 from pipeline.config.root import Config, StorageConfig
 from pipeline.errors import AlreadyExists, DataError, PipelineError, Transient
-from pipeline.generation import commit
 from pipeline.generation.commit import (
     collect_garbage,
     commit_shard,
@@ -38,10 +37,11 @@ from pipeline.generation.commit import (
     seal,
 )
 from pipeline.operations.verify import verify
+from pipeline.storage import create_once
 from pipeline.storage.store import Store, resolve
 
 pytestmark = pytest.mark.property
-commit.FIRST_PAUSE_SECONDS = 0.0  # thousands of lost replies: the order matters here, not the patience
+create_once.FIRST_PAUSE_SECONDS = 0.0  # thousands of lost replies: the order matters here, not the patience
 
 PLAN = sample_plan()
 SHARDS = PLAN.num_shards

@@ -13,7 +13,8 @@ import pyarrow as pa
 from pipeline.config.base import FileEntry, Section
 from pipeline.metrics.memorisation import Space, SpaceResult
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.create_once import keep_document, keep_file, read_document, read_documents
+from pipeline.storage.create_once import create_or_read_document, create_or_read_file
+from pipeline.storage.documents import find_document, read_documents
 from pipeline.storage.files import parquet_bytes, read_verified
 from pipeline.storage.store import Store
 
@@ -104,14 +105,14 @@ def write_memorisation(
     """
     key = memorisation_key(fields["id"])
     stem = key.removesuffix(".json")
-    table = keep_file(samples, f"{stem}.parquet", parquet_bytes(neighbours, _ROW_GROUP))
-    files = {space: keep_file(samples, f"{stem}-{space}.png", png) for space, png in sheets.items()}
-    return keep_document(samples, key, Memorisation(table=table, sheets=files, **fields))
+    table = create_or_read_file(samples, f"{stem}.parquet", parquet_bytes(neighbours, _ROW_GROUP))
+    files = {space: create_or_read_file(samples, f"{stem}-{space}.png", png) for space, png in sheets.items()}
+    return create_or_read_document(samples, key, Memorisation(table=table, sheets=files, **fields))
 
 
 def read_memorisation(samples: Store, memorisation_id: str) -> Memorisation | None:
     """One result, or None."""
-    return read_document(samples, memorisation_key(memorisation_id), Memorisation)
+    return find_document(samples, memorisation_key(memorisation_id), Memorisation)
 
 
 def read_memorisations(samples: Store) -> list[Memorisation]:

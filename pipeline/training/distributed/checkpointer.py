@@ -28,7 +28,7 @@ from pipeline.model_store.checkpoint import (
 )
 from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.model_store.manifest import CheckpointManifest, RunPlan
-from pipeline.storage.documents import parse
+from pipeline.storage.documents import read_document
 from pipeline.storage.lease import LEASE, held_by
 from pipeline.storage.retry import patiently
 from pipeline.storage.store import Store
@@ -105,7 +105,7 @@ class Checkpointer:
         settings = self.config.train
         assert settings.init_from is not None
         found = find_model(settings.init_from, settings.init_weights, self.config.storage)
-        pinned = parse(RunPlan, self.run.read(RUN), self.run.location(RUN)).init_digest
+        pinned = read_document(self.run, RUN, RunPlan).init_digest
         if found.sha256 != pinned:
             raise DataError(
                 f"train.init_from {settings.init_from} has other weights now than when {self.run.uri} was started: "

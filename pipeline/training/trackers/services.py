@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.errors import NotFound
 from pipeline.model_store.checkpoint import RUN
 from pipeline.model_store.manifest import RunPlan
-from pipeline.storage.documents import parse
+from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store
 from pipeline.training.metrics_table import Row, charts
 
@@ -43,7 +43,7 @@ def _title(run: Store) -> str:
 def _settings(run: Store) -> dict[str, Any]:
     """What decides the weights; not where the run's storage is."""
     try:
-        config = parse(RunPlan, run.read(RUN), run.location(RUN)).config
+        config = read_document(run, RUN, RunPlan).config
     except NotFound:
         return {}
     return {name: config[name] for name in ("model", "diffusion", "train") if name in config}

@@ -12,7 +12,7 @@ from pipeline.generation.commit import committed_shards, create_plan, marker_key
 from pipeline.generation.sample_plan import Assignments, missing_shards
 from pipeline.ingest import map_tasks, phases
 from pipeline.ingest.sorted_runs import record_type
-from pipeline.storage.files import document
+from pipeline.storage.documents import to_json
 from pipeline.storage.store import resolve
 
 pytestmark = pytest.mark.unit
@@ -61,10 +61,10 @@ def test_a_sealed_job_has_the_stated_size_and_markers(tmp_path):
     job = resolve(str(tmp_path), StorageConfig())
     plan = create_plan(job, plan_of(shards))
     for shard in range(shards):
-        job.put(marker_key(shard), document(marker_of(plan, shard)))
+        job.put(marker_key(shard), to_json(marker_of(plan, shard)))
     assert not len(missing_shards(plan.num_shards, committed_shards(job)))
     seal(job, plan)
-    one = len(document(marker_of(plan, 7)))
+    one = len(to_json(marker_of(plan, 7)))
     costs = dataclasses.replace(COSTS, marker_bytes=one)
     stated = generation_needs(plan.num_samples, plan.shard_size, costs, 1, 1).manifest_bytes
     assert job.size("manifest.json") == pytest.approx(stated, rel=0.2)

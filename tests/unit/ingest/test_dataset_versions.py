@@ -16,7 +16,7 @@ from pipeline.ingest.dataset import (
 )
 from pipeline.ingest.journal import IngestPlan, Prepared, Work, claim, read_plan, sweep, withdraw
 from pipeline.ingest.manifest import DatasetManifest, ShardEntry
-from pipeline.storage.documents import parse, without_credentials
+from pipeline.storage.documents import parse
 from pipeline.storage.files import put_hashed
 
 pytestmark = pytest.mark.unit
@@ -93,23 +93,6 @@ def test_digests_of_datasets_made_before_generations_are_kept(store):
 
 def shard(key, first=0):
     return ShardEntry(key=key, bytes=1, sha256="0" * 64, split="train", rows=1, first_id=first)
-
-
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        ("https://me:pass@host/x.png", "https://***@host/x.png"),
-        (
-            "https://h/x?X-Amz-Credential=AK%2F1&X-Amz-Signature=ab&v=1",
-            "https://h/x?X-Amz-Credential=***&X-Amz-Signature=***&v=1",
-        ),
-        ("https://h/x?token=1;sig=2", "https://h/x?token=***;sig=***"),
-        ("s3://bucket/a@b/c d?.png", "s3://bucket/a@b/c d?.png"),
-        ("/home/me/signature=1/x", "/home/me/signature=1/x"),
-    ],
-)
-def test_no_credentials_in_names(given, shown):
-    assert without_credentials(given) == shown
 
 
 # The claim

@@ -21,7 +21,7 @@ from pipeline.model_store.checkpoint import (
     write_tensors,
 )
 from pipeline.model_store.manifest import RunSuccess
-from pipeline.storage.files import document
+from pipeline.storage.documents import to_json
 from pipeline.storage.store import Store
 
 TENSORS = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "ema": {"w": torch.ones(2, 3)}}
@@ -170,7 +170,7 @@ def recording(store):
 def test_rewinding_deletes_success_then_later_checkpoints_newest_and_manifest_first(recording):
     manifests = {step: write(recording, step) for step in (10, 20, 30)}
     success = RunSuccess(step=30, images=120, checkpoint=checkpoint_key(30), batch_digest="", config_digest="")
-    recording.put(SUCCESS, document(success))
+    recording.put(SUCCESS, to_json(success))
     write_tensors(recording, 40, TENSORS)  # not yet committed when the driver ended
     assert rewind(recording, 10) == manifests[10]
     assert committed_steps(recording) == [10]

@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import Busy
 from pipeline.nightly.ledger import Night
 from pipeline.nightly.ledger_store import Ledgers
-from pipeline.storage.create_once import remove_artefact
+from pipeline.storage.files import remove_artefact
 
 DAY = date(2026, 11, 24)
 

@@ -25,7 +25,8 @@ from pipeline.model_store.checkpoint import checkpoint_key
 from pipeline.model_store.manifest import RunSuccess
 from pipeline.operations.verify import verify
 from pipeline.schema import DATASET, REJECTS
-from pipeline.storage.files import document, parquet_bytes, put_file, put_hashed
+from pipeline.storage.documents import to_json
+from pipeline.storage.files import parquet_bytes, put_file, put_hashed
 from pipeline.storage.store import resolve
 from tiny import config
 
@@ -526,11 +527,11 @@ def test_success_must_agree_with_its_checkpoint(run):
     values = {"step": 2, "images": 64, "checkpoint": checkpoint_key(2), "config_digest": config().digest()}
     manifest_digest = hashlib.sha256(b"[]").hexdigest()
     success = RunSuccess(**values, batch_digest=manifest_digest)
-    run.put("_SUCCESS.json", document(success))
+    run.put("_SUCCESS.json", to_json(success))
     check(run)
-    run.put("_SUCCESS.json", document(success.model_copy(update={"images": 65})))
+    run.put("_SUCCESS.json", to_json(success.model_copy(update={"images": 65})))
     fails(run, "images is 65, its checkpoint says 64")
-    run.put("_SUCCESS.json", document(success.model_copy(update={"step": 9})))
+    run.put("_SUCCESS.json", to_json(success.model_copy(update={"step": 9})))
     fails(run, "which is not there")
 
 

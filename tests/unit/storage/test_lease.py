@@ -13,7 +13,7 @@ from processes import wait_for
 
 from pipeline.errors import Busy, Transient
 from pipeline.storage import lease as leases
-from pipeline.storage.files import document
+from pipeline.storage.documents import to_json
 from pipeline.storage.lease import LEASE, Lease, held_by
 from pipeline.storage.lease_owner import Holder
 from pipeline.storage.store import Store
@@ -83,7 +83,7 @@ def document_at(store) -> Holder:
 def left_by_the_dead(store, **changed) -> str:
     """A lease whose holder beats no more and is on another machine; its token."""
     holder = leases.this_process("dead").model_copy(update={"host": "elsewhere", **changed})
-    store.put(LEASE, document(holder))
+    store.put(LEASE, to_json(holder))
     return holder.token
 
 
@@ -251,10 +251,10 @@ def test_a_holder_that_was_away_learns_from_the_store_that_another_came(leaky, s
 def test_a_heartbeat_whose_reply_was_lost_is_recognised(store):
     lease = Lease(store, ttl_seconds=SHORT).acquire()
     landed = document_at(store).model_copy(update={"beat": 1000})
-    store.put(LEASE, document(landed))  # another version, by the same token
+    store.put(LEASE, to_json(landed))  # another version, by the same token
     wait_for(lambda: document_at(store).beat != 1000, PATIENCE)
     lease.check()
-    store.put(LEASE, document(landed))
+    store.put(LEASE, to_json(landed))
     lease.release()
     assert document_at(store).state == "released"
 
@@ -264,7 +264,7 @@ def test_acquire_may_be_repeated_after_a_lost_reply(store, monkeypatch):
     # Also where the system tells no boot id, so that a process cannot be looked up.
     monkeypatch.setattr(leases, "this_process", lambda token: here(token).model_copy(update={"boot": ""}))
     lease = Lease(store, ttl_seconds=60)
-    store.put(LEASE, document(leases.this_process(lease.token)))
+    store.put(LEASE, to_json(leases.this_process(lease.token)))
     began = time.monotonic()
     with lease:
         assert held_by(store, LEASE, lease.token)

@@ -15,7 +15,7 @@ from tiny_run import metric_row
 from pipeline.config.root import Config, StorageConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.model_store.manifest import RunPlan
-from pipeline.storage.files import document
+from pipeline.storage.documents import to_json
 from pipeline.storage.store import Store, resolve
 from pipeline.training.trackers import tracker as trackers
 from pipeline.training.trackers.services import MLflow, WandB, tracker_id
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
 def run(tmp_path):
     store = resolve(str(tmp_path / "runs" / "r1"), StorageConfig())
     plan = RunPlan(dataset_uri="d", dataset_digest="d", config=Config().model_dump(mode="json"))
-    store.put("run.json", document(plan))
+    store.put("run.json", to_json(plan))
     return store
 
 
