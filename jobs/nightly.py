@@ -11,7 +11,7 @@ def _run(call: Call) -> Result:
     from pipeline.ingest.driver import ingest
     from pipeline.model_store.export import export
     from pipeline.nightly.driver import nightly
-    from pipeline.nightly.steps import Actions, NightWork
+    from pipeline.nightly.steps import Drivers, NightStages
     from pipeline.report.driver import report
     from pipeline.storage.store import resolve
     from pipeline.training.driver import train
@@ -23,8 +23,8 @@ def _run(call: Call) -> Result:
         day = None if given.date is None else as_date(given.date)
     except ValueError as error:
         raise ConfigError(f"--date: {error}") from error
-    work = NightWork(config, resolve(root, config.storage), Actions(ingest, train, export, generate, evaluate, report))
-    return nightly(config, root, work, day, dry_run=call.dry_run)
+    drivers = Drivers(ingest, train, export, generate, evaluate, report)
+    return nightly(config, root, NightStages(config, resolve(root, config.storage), drivers), day, dry_run=call.dry_run)
 
 
 VERB = Verb(

@@ -6,14 +6,14 @@ from pipeline.errors import ConfigError
 
 def _run(call: Call) -> Result:
     from pipeline.model_store.export import export
-    from pipeline.nightly.promote import Evaluated, promote
+    from pipeline.nightly.promote import GateInputs, promote
 
     given = call.arguments
     by = None
     if given.samples or given.against or given.dataset:
         if not (given.samples and given.dataset):
             raise ConfigError("the gate needs --samples and --dataset, and --against when there is a champion")
-        by = Evaluated(given.dataset, given.samples, given.against)
+        by = GateInputs(given.dataset, given.samples, given.against)
     return promote(call.config, given.model, export, given.reason, by)
 
 

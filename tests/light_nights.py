@@ -1,12 +1,13 @@
-"""Nights whose stages take no time but keep their promises: an artefact on the store, made once, found again.
+"""Simulated nights: stages that only commit a JSON artefact by create-once and find it again when repeated.
 
-Every effect on the store (an artefact, a ledger entry, a record of the registry) can be the last one of a process.
+A test can kill the process before or after every write: artefact, ledger entry, registry record.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from typing import TypeVar
 
 from pipeline.config.base import FileEntry
 from pipeline.config.root import Config
@@ -15,26 +16,60 @@ from pipeline.model_store.registry import Registry, Version
 from pipeline.nightly.driver import nightly
 from pipeline.nightly.ledger import Night
 from pipeline.nightly.ledger_store import Ledgers
-from pipeline.nightly.run_night import World
+from pipeline.nightly.run_night import Effects
+from pipeline.nightly.stage_results import (
+    Comparison,
+    ExportResult,
+    ReportResult,
+    RetentionResult,
+    SamplesResult,
+    SnapshotResult,
+    StageResult,
+    StageResults,
+    TrainResult,
+)
 from pipeline.storage.store import Store
 
 NAME = "light"
+T = TypeVar("T", bound=StageResult)
+
+
+def trained(run: str = "runs/r", step: int = 1, parent: int | None = None) -> TrainResult:
+    """Result of a training stage."""
+    return TrainResult(run=run, checkpoint=f"{run}/c", step=step, images=step, dataset_digest="d", parent=parent)
+
+
+ANCHORS = {"floor": 0.0, "ceilings": {"blurred": 1.0}, "n": 100, "protocol": {}}
+EVIDENCE = {"model": "v", "metric": "KD-light", "value": 0.5, **ANCHORS}
+ALL_DONE = StageResults.model_validate(
+    {
+        "snapshot": {"digest": "d"},
+        "train": trained().model_dump(),
+        "export": {"version": 1},
+        "samples": {"challenger": "samples/1", "champion": None},
+        "evaluate": {"challenger": EVIDENCE, "champion": None, "difference": None, "metrics": {}},
+        "gate": {"decision": "promote", "reason": ""},
+        "promote": {"state": "promoted", "reason": "", "champion": 1, "record": 2},
+        "report": {"uri": "r"},
+        "retention": {"removed": []},
+    }
+)
 
 
 class Killed(BaseException):
-    """As by SIGKILL: nothing is done about it."""
+    """Stands for SIGKILL: no product code handles it."""
 
 
 @dataclass
 class Source:
-    """Data and how good each night's model turns out, by date."""
+    """Data digest and score of each night's model, by date."""
 
     data: dict[str, str] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
-class LightWork:
+class LightStages:
     root: Store
     source: Source
     today: Callable[[], date]
@@ -48,39 +83,41 @@ class LightWork:
     def settings(self) -> str:
         return self.used
 
-    def _once(self, stage: str, night: Night, value: dict) -> dict:
-        """The artefact of a stage, committed once."""
+    def _once(self, stage: str, night: Night, result: T) -> T:
+        """The result of a stage, committed once as its artefact."""
         self.calls.append(stage)
         self.before(stage, night)
         key = f"artefacts/{night.date}/{night.settings}-{stage}.json"
         try:
-            self.root.create_json(key, value)
+            self.root.create_json(key, result.model_dump(mode="json", exclude_unset=True))
             if stage == "train":
                 self.trained.append(night.date)
         except AlreadyExists:
             pass
         self.after(stage, night)
-        return self.root.read_json(key)
+        return type(result).model_validate(self.root.read_json(key))
 
-    def snapshot(self, night: Night) -> dict:
-        return self._once("snapshot", night, {"digest": self.source.data.get(night.date, f"data of {night.date}")})
+    def snapshot(self, night: Night) -> SnapshotResult:
+        digest = self.source.data.get(night.date, f"data of {night.date}")
+        return self._once("snapshot", night, SnapshotResult(digest=digest))
 
-    def train(self, night: Night) -> dict:
-        return self._once("train", night, {"run": f"runs/{night.date}", "parent": night.champion})
+    def train(self, night: Night) -> TrainResult:
+        return self._once("train", night, trained(f"runs/{night.date}", parent=night.champion))
 
-    def export(self, night: Night) -> dict:
+    def export(self, night: Night) -> ExportResult:
         registry = Registry(self.root.child("models", NAME))
         number = registry.claim(night.date + night.settings)
         file = FileEntry(key="weights", bytes=1, sha256="0" * 64)
         registry.commit(
             Version(number=number, source=night.date, model_digest="d", sha256="0" * 64, files=(file,), facts={})
         )
-        return self._once("export", night, {"version": number})
+        return self._once("export", night, ExportResult(version=number))
 
-    def samples(self, night: Night) -> dict:
-        return self._once("samples", night, {"challenger": f"samples/{night.date}", "champion": night.champion})
+    def samples(self, night: Night) -> SamplesResult:
+        champion = None if night.champion is None else f"samples/v{night.champion}"
+        return self._once("samples", night, SamplesResult(challenger=f"samples/{night.date}", champion=champion))
 
-    def evaluate(self, night: Night) -> dict:
+    def evaluate(self, night: Night) -> Comparison:
         mine = self._value(night.date)
         theirs = None if night.champion is None else self._value(self._night_of(night.champion))
         difference = None
@@ -93,7 +130,7 @@ class LightWork:
             "difference": difference,
             "metrics": {"KD-light": mine},
         }
-        return self._once("evaluate", night, value)
+        return self._once("evaluate", night, Comparison.model_validate(value))
 
     def _night_of(self, version: int) -> str:
         return Registry(self.root.child("models", NAME)).version(version).source
@@ -102,19 +139,18 @@ class LightWork:
         return self.source.quality.get(when, 0.5)
 
     def _evidence(self, model: str, value: float) -> dict:
-        anchors = {"floor": 0.0, "ceilings": {"blurred": 1.0}, "n": 100}
-        return {"model": model, "metric": "KD-light", "value": value, **anchors, "protocol": {}}
+        return {**EVIDENCE, "model": model, "value": value}
 
-    def report(self, night: Night) -> dict:
-        return self._once("report", night, {"uri": f"report of {night.date}"})
+    def report(self, night: Night) -> ReportResult:
+        return self._once("report", night, ReportResult(uri=f"report of {night.date}"))
 
-    def retention(self, night: Night, old: list[Night]) -> dict:
-        return self._once("retention", night, {"removed": [other.date for other in old]})
+    def retention(self, night: Night, old: list[Night]) -> RetentionResult:
+        return self._once("retention", night, RetentionResult(removed=tuple(other.date for other in old)))
 
 
 @dataclass
 class Simulation:
-    """A root, a clock that a test sets, and what was told to hooks. Nights begin at 03:00 UTC."""
+    """A storage root, a clock set by the test, and the events sent to hooks. Nights begin at 03:00 UTC."""
 
     root: Store
     source: Source = field(default_factory=Source)
@@ -126,7 +162,7 @@ class Simulation:
     sleep: Callable[[float], None] = lambda seconds: None
 
     def __post_init__(self) -> None:
-        self.work = LightWork(self.root, self.source, lambda: self.time.date())
+        self.stages = LightStages(self.root, self.source, lambda: self.time.date())
 
     @property
     def registry(self) -> Registry:
@@ -136,15 +172,15 @@ class Simulation:
         self.time = datetime(2026, 11, 1, hour, tzinfo=UTC) + timedelta(days=day - 1)
         return self
 
-    def run(self, day: int | None = None, work: LightWork | None = None, **settings) -> dict:
+    def run(self, day: int | None = None, stages: LightStages | None = None, **settings) -> dict:
         """One invocation of ddpm nightly, by default for today."""
         values = {"name": NAME, **self.settings, **settings}
         config = Config.model_validate({"nightly": values, "gate": {"tolerance": 0.02}, **self.sections})
-        world = World(lambda: self.time, self.sleep, self.interrupt, self._tell)
+        effects = Effects(lambda: self.time, self.sleep, self.interrupt, self._notify)
         asked = None if day is None else date(2026, 11, day)
-        return nightly(config, self.root.uri, work or self.work, asked, world)
+        return nightly(config, self.root.uri, stages or self.stages, asked, effects)
 
-    def _tell(self, config, event: dict) -> None:
+    def _notify(self, config, event: dict) -> None:
         self.told.append((event["date"], event["event"]))
 
     def ledger(self, day: int) -> Night | None:

@@ -1,6 +1,6 @@
-"""A night as a process of its own, on a cluster that is there: its clock is given, and it may be told where to die.
+"""Runs a night in its own process on an existing cluster, with a given clock and an optional point of SIGKILL.
 
-Drivers are forked from a server that has imported everything, so that a night costs no imports.
+Drivers are forked from a server that has imported everything, so a night costs no imports.
 """
 
 import multiprocessing
@@ -22,20 +22,20 @@ from pipeline.generation.driver import generate
 from pipeline.ingest.driver import ingest
 from pipeline.model_store.export import export
 from pipeline.nightly import driver, watchdog
-from pipeline.nightly.run_night import NightRun, World
-from pipeline.nightly.steps import Actions, NightWork
+from pipeline.nightly.run_night import Effects, NightRun
+from pipeline.nightly.steps import Drivers, NightStages
 from pipeline.report.driver import report
 from pipeline.storage.store import Store, resolve
 from pipeline.training.driver import train
 
-__all__ = ["ACTIONS", "Death", "Driver", "Order"]
+__all__ = ["DRIVERS", "Death", "Driver", "Order"]
 
-ACTIONS = Actions(ingest, train, export, generate, evaluate, report)
+DRIVERS = Drivers(ingest, train, export, generate, evaluate, report)
 
 
 @dataclass(frozen=True)
 class Death:
-    """SIGKILL in a stage: at the first new key under a folder that matches, at the latest after the stage's work."""
+    """SIGKILL in a stage: at the first new key below `under` that matches `key`, at the latest after the stage."""
 
     stage: str
     under: str = ""
@@ -55,7 +55,7 @@ class Order:
 
 
 class Driver:
-    """A running order; `result` waits for it."""
+    """A night running in its own process; `result` waits for its end."""
 
     def __init__(self, order: Order) -> None:
         here, there = multiprocessing.get_context("forkserver").Pipe(duplex=False)
@@ -65,7 +65,7 @@ class Driver:
         there.close()
 
     def result(self, seconds: float = 1200) -> dict[str, Any]:
-        """What nightly returned and `told`, or `error`, `exit_code`; {"killed": True} after SIGKILL."""
+        """Result of nightly and `told` (events for hooks), or `error`, `exit_code`; {"killed": True} after SIGKILL."""
         try:
             assert self._answer.poll(seconds), f"no answer in {seconds} s"
             found = self._answer.recv()
@@ -78,14 +78,14 @@ class Driver:
 
 def _drive(order: Order, answer: Connection) -> None:
     os.environ.update(order.environment)
-    watchdog.LOOK_SECONDS, driver.QUEUE_LOOK_SECONDS = 0.2, 0.2
+    watchdog.POLL_SECONDS, driver.QUEUE_POLL_SECONDS = 0.2, 0.2
     config = Config.model_validate(order.sections)
     root, told = resolve(order.root, config.storage), []
     if order.death is not None:
         _arm(order.death, root)
-    world = World(now=lambda: order.now, tell=lambda _, event: told.append((event["date"], event["event"])))
+    effects = Effects(now=lambda: order.now, notify=lambda _, event: told.append((event["date"], event["event"])))
     try:
-        found = driver.nightly(config, order.root, NightWork(config, root, ACTIONS), order.day, world)
+        found = driver.nightly(config, order.root, NightStages(config, root, DRIVERS), order.day, effects)
     except PipelineError as error:
         found = {"error": str(error), "exit_code": error.exit_code}
     answer.send({**found, "told": told})
@@ -97,7 +97,7 @@ def _die() -> None:
 
 
 def _arm(death: Death, root: Store) -> None:
-    real_do, real_after = NightRun._do, NightRun._afterwards
+    real_stage, real_closing = NightRun._run_stage, NightRun._run_closing_stage
 
     def dying(real: Any, run: NightRun, night: Any, stage: str) -> Any:
         if stage == death.stage and death.key is not None:
@@ -109,8 +109,8 @@ def _arm(death: Death, root: Store) -> None:
             _die()
         return result
 
-    NightRun._do = lambda run, night, stage: dying(real_do, run, night, stage)  # type: ignore[method-assign]
-    NightRun._afterwards = lambda run, night, stage: dying(real_after, run, night, stage)  # type: ignore[method-assign]
+    NightRun._run_stage = lambda run, night, stage: dying(real_stage, run, night, stage)  # type: ignore[method-assign]
+    NightRun._run_closing_stage = lambda run, night, stage: dying(real_closing, run, night, stage)  # type: ignore[method-assign]
 
 
 def _wait_and_die(folder: Store, key: re.Pattern[str]) -> None:

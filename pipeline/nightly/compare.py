@@ -1,4 +1,7 @@
-"""Two evaluated samples folders -> what the gate judges; no Ray: it reads the sketches that `evaluate` left."""
+"""Input of the gate from two evaluated samples folders: scores, protocols, paired difference.
+
+Reads the feature sketches that `evaluate` stored, so it needs no Ray.
+"""
 
 from typing import Any, NamedTuple
 
@@ -14,53 +17,54 @@ from pipeline.metrics.paired_difference import paired_difference
 from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
 from pipeline.metrics.reservoir import Reservoir
 from pipeline.nightly.gate import Difference, Evidence, different_protocol
+from pipeline.nightly.stage_results import Comparison
 from pipeline.storage.store import resolve
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["EvaluatedSamples", "compare"]
 
 _OF_THE_MODEL = {"model_uri", "model_digest", "diffusion", "num_classes", "weights", "variance", "schema_version"}
-"""Fields of a plan that say which model drew the samples, not how."""
+"""Fields of a sample plan that identify the model; all others belong to the protocol."""
 
 
-class Comparison(NamedTuple):
-    """metrics: the challenger's scores by name, for the record."""
+class EvaluatedSamples(NamedTuple):
+    """name: of the model version; uri: of its samples folder, which `evaluate` has scored."""
 
-    challenger: Evidence
-    champion: Evidence | None
-    difference: Difference | None
-    metrics: dict[str, float]
+    name: str
+    uri: str
 
 
-class _Side(NamedTuple):
+class _Evaluated(NamedTuple):
     context: EvaluationContext
     evaluation: Evaluation
     evidence: Evidence
 
 
-def compare(config: Config, dataset: str, challenger: tuple[str, str], champion: tuple[str, str] | None) -> Comparison:
-    """challenger, champion: (name, URI of evaluated samples). Different protocols get no interval: the gate names them.
+def compare(
+    config: Config, dataset: str, challenger: EvaluatedSamples, champion: EvaluatedSamples | None
+) -> Comparison:
+    """dataset: URI. Different protocols get no interval of the difference: the gate then names the fields that differ.
 
-    Raises DataError when samples were not evaluated on the newest generation of the dataset, or are too few.
+    Raises DataError when samples were not evaluated on the newest version of the dataset, or are too few.
     """
-    one = _side(config, dataset, *challenger)
+    one = _read(config, dataset, challenger)
     metrics = {s.metric: s.value for s in one.evaluation.scores if s.kind == "samples"}
     if champion is None:
-        return Comparison(one.evidence, None, None, metrics)
-    other = _side(config, dataset, *champion)
+        return Comparison(challenger=one.evidence, champion=None, difference=None, metrics=metrics)
+    other = _read(config, dataset, champion)
     difference = None
     if not different_protocol(one.evidence, other.evidence):
         difference = _difference(one.context, other.context, config.gate.confidence)
-    return Comparison(one.evidence, other.evidence, difference, metrics)
+    return Comparison(challenger=one.evidence, champion=other.evidence, difference=difference, metrics=metrics)
 
 
-def _side(config: Config, dataset: str, name: str, samples: str) -> _Side:
-    store, data = resolve(samples, config.storage), resolve(dataset, config.storage)
+def _read(config: Config, dataset: str, samples: EvaluatedSamples) -> _Evaluated:
+    store, data = resolve(samples.uri, config.storage), resolve(dataset, config.storage)
     plan, sealed = read_sealed(store)
     context = EvaluationContext(config, store, data, plan, sealed, read_dataset(data))
     evaluation = read_evaluation(store, context.digest)
     if evaluation is None:
-        raise DataError(f"{store.uri} has no evaluation against {data.uri} as it is now: ddpm evaluate makes one")
-    return _Side(context, evaluation, _evidence(name, context, evaluation))
+        raise DataError(f"{store.uri} has no evaluation against the newest version of {data.uri}: run ddpm evaluate")
+    return _Evaluated(context, evaluation, _evidence(samples.name, context, evaluation))
 
 
 def _evidence(name: str, context: EvaluationContext, evaluation: Evaluation) -> Evidence:

@@ -1,7 +1,7 @@
-"""Who is the better model: pure, from two evaluations made in the same way.
+"""The gate: promote the challenger or keep the champion, from two evaluations under one protocol. Pure.
 
-The figure is a kernel distance (lower is better, unbiased at every n). Both models draw the same sample ids from the
-same noise, so what is judged is the difference of the two, with an interval from groups of ids.
+The score is a kernel distance (lower is better, unbiased at every n). Both models draw the same sample ids from the
+same noise, so the gate tests the paired difference, with a jackknife interval over groups of sample ids.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ MOST_NAMED = 8
 
 
 class Evidence(Section):
-    """One model's figure between its anchors. `protocol`: all that decides it but the model itself."""
+    """One model's score with floor and ceilings. protocol: everything that decides the score except the model."""
 
     model: str
     metric: str
@@ -29,7 +29,7 @@ class Evidence(Section):
 
 
 class Difference(Section):
-    """Challenger minus champion over equal sample ids; low and high: its interval, by leaving out groups of ids."""
+    """Challenger minus champion over equal sample ids. low, high: jackknife interval, leaving out each group of ids."""
 
     value: float
     low: float
@@ -39,12 +39,14 @@ class Difference(Section):
 
 
 class Verdict(Section):
+    """Decision of the gate with its reason."""
+
     decision: Literal["promote", "hold"]
     reason: str
 
 
 def different_protocol(ours: Evidence, theirs: Evidence) -> list[str]:
-    """Names of what was not equal in the two evaluations, with both values."""
+    """Protocol fields that differ between the two evaluations, each with both values."""
     pairs: tuple[Mapping[str, Any], Mapping[str, Any]] = tuple(  # type: ignore[assignment]
         {"metric": e.metric, "n": e.n, **e.protocol} for e in (ours, theirs)
     )
@@ -58,29 +60,29 @@ def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str
 
 
 def gate(challenger: Evidence, champion: Evidence | None, difference: Difference | None, rules: GateConfig) -> Verdict:
-    """Promote or hold, and why. Raises DataError when the two were not measured in the same way, naming what differs.
+    """Promote or hold, with the reason. Raises DataError naming the fields when the two protocols differ.
 
-    Without a champion the challenger must be better than the ceiling; with one the whole interval of the difference
-    must lie below `tolerance` of the way from floor to ceiling.
+    Without a champion the challenger must beat the lowest ceiling (or gate.ceiling). With a champion the upper end of
+    the difference's interval must be at most `tolerance` times the distance from floor to ceiling.
     """
     ceiling = min(challenger.ceilings.values())
     if champion is not None:
         different = different_protocol(challenger, champion)
         if different:
             raise DataError(
-                f"{challenger.model} and champion {champion.model} were not measured alike and are not compared: "
-                + "; ".join(different[:MOST_NAMED])
+                f"{challenger.model} and champion {champion.model} were evaluated under different protocols and cannot "
+                "be compared: " + "; ".join(different[:MOST_NAMED])
             )
     if not challenger.floor < ceiling:
         return Verdict(
             decision="hold",
-            reason=f"{challenger.metric} ranks held-out real images ({challenger.floor:.4g}) no better than a ceiling "
-            f"({ceiling:.4g}): it cannot judge these images",
+            reason=f"{challenger.metric} scores held-out real images ({challenger.floor:.4g}) no better than degraded "
+            f"ones ({ceiling:.4g}): this metric cannot judge these images",
         )
     if champion is None:
         return _first(challenger, ceiling if rules.ceiling is None else rules.ceiling)
     if difference is None or difference.confidence != rules.confidence:
-        raise DataError(f"{challenger.model} is to be compared at confidence {rules.confidence}, and has no interval")
+        raise DataError(f"{challenger.model} has no interval of the difference at confidence {rules.confidence}")
     return _compared(challenger, champion, difference, rules.tolerance * (ceiling - challenger.floor))
 
 
@@ -100,7 +102,7 @@ def _compared(challenger: Evidence, champion: Evidence, difference: Difference, 
         f"{difference.low:+.4g} to {difference.high:+.4g}"
     )
     if difference.high <= margin:
-        what = "better beyond doubt" if difference.high < 0 else f"not worse by more than {margin:.4g}"
+        what = "significantly better" if difference.high < 0 else f"not worse by more than {margin:.4g}"
         return Verdict(decision="promote", reason=f"{figures}: {what}")
-    what = "worse beyond doubt" if difference.low > 0 else f"it may be worse by more than {margin:.4g}"
+    what = "significantly worse" if difference.low > 0 else f"it may be worse by more than {margin:.4g}"
     return Verdict(decision="hold", reason=f"{figures}: {what}")

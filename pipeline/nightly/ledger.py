@@ -1,26 +1,29 @@
-"""One night's ledger and the policy over nights: pure, so that a year of them can be tried in a second.
+"""Ledger of one night, and which nights to run. Pure: no I/O, no clock.
 
     snapshot -> train -> export -> samples -> evaluate -> gate -> promote -> report -> retention
 
-A night is `running` until it is settled: promoted, held, skipped or missed. One that failed or was killed is not; the
-same command goes on with the first stage that the ledger does not have.
+A night is `running` until it is settled: promoted, held, skipped or missed. A failed or killed night is not settled;
+the same command continues it with the first stage that the ledger lacks.
 """
 
 from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any, Literal, NamedTuple
 
+from pydantic import BaseModel, field_serializer
+
 from pipeline.config.base import Section, digest_of
 from pipeline.config.nightly import as_date
+from pipeline.nightly.stage_results import StageResults
 from pipeline.schema import SCHEMA_VERSION
 
-__all__ = ["STAGES", "TRAINED", "CatchUp", "Due", "Night", "Outcome", "nights_due", "overtaken", "unchanged"]
+__all__ = ["STAGES", "TRAINED", "CatchUp", "DueNights", "Night", "Outcome", "newer_settled", "nights_due", "unchanged"]
 
-STAGES = ("snapshot", "train", "export", "samples", "evaluate", "gate", "promote", "report", "retention")
-AFTERWARDS = ("report", "retention")
-"""Stages after the champion was decided: their failure is noted, and changes nothing about the night."""
+STAGES = tuple(StageResults.model_fields)
+CLOSING_STAGES = ("report", "retention")
+"""Stages after the decision: their failure is a warning and leaves the night's outcome as it is."""
 MOST_MISSED = 31
-"""Nights that one invocation notes as missed, or catches up with; older ones leave no trace."""
+"""Most earlier nights that one invocation records as missed or catches up with; older ones get no ledger."""
 
 Outcome = Literal["running", "promoted", "held", "skipped", "missed", "failed"]
 CatchUp = Literal["none", "latest", "all"]
@@ -30,10 +33,11 @@ Day = date
 
 
 class Night(Section):
-    """`nightly/<name>/<date>/state.json`, moved on by compare-and-swap. Times are UTC, for people.
+    """`nightly/<name>/<date>/state.json`, replaced by compare-and-swap. Times are UTC and decide nothing.
 
-    done: the result of every stage that is committed, by its name. champion and record: of the registry when the
-    night began; what it trains from and must beat, and after which record its own come.
+    settings: digest of the settings that decide the model. champion, record: of the registry when the night began:
+    the version that training starts from and the challenger must beat, and the last record before the night's own.
+    done: results of committed stages.
     """
 
     kind: Literal["night"] = "night"
@@ -42,14 +46,18 @@ class Night(Section):
     date: str
     state: Outcome = "running"
     reason: str = ""
-    settings: str = ""  # digest of the settings that decide its model
+    settings: str = ""
     champion: int | None = None
     record: int = 0
     attempts: int = 0
     began: str = ""
     ended: str = ""
-    done: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    done: StageResults = StageResults()
     warnings: tuple[str, ...] = ()
+
+    @field_serializer("done")
+    def _without_unset(self, done: StageResults) -> dict[str, Any]:
+        return done.model_dump(mode="json", exclude_unset=True)
 
     @property
     def day(self) -> Day:
@@ -61,73 +69,84 @@ class Night(Section):
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do: a night is settled before its report is there."""
+        """Nothing is left to do: a night is settled before its report exists."""
         return self.is_settled and (self.state not in TRAINED or self.next_stage is None)
 
     @property
     def request(self) -> str:
-        """What its records in the registry are known by."""
+        """Request name of the night's records in the registry."""
         return f"nightly/{self.name}/{self.date}/{self.settings[:8]}"
 
     @property
+    def stages_done(self) -> list[str]:
+        return [stage for stage in STAGES if getattr(self.done, stage) is not None]
+
+    @property
     def next_stage(self) -> str | None:
-        return next((stage for stage in STAGES if stage not in self.done), None)
+        return next((stage for stage in STAGES if getattr(self.done, stage) is None), None)
 
     @property
     def inputs(self) -> str | None:
-        """Digest of data and settings, once the data is known: equal inputs give no other model."""
-        snapshot = self.done.get("snapshot")
-        return None if snapshot is None else digest_of([snapshot["digest"], self.settings])
+        """Digest of data and settings; None before the snapshot. Equal inputs would train the same model again."""
+        snapshot = self.done.snapshot
+        return None if snapshot is None else digest_of([snapshot.digest, self.settings])
 
-    def after(self, stage: str, result: dict[str, Any]) -> "Night":
-        """With a stage done."""
-        return self.model_copy(update={"done": {**self.done, stage: result}})
+    def after(self, stage: str, result: BaseModel) -> "Night":
+        """A copy with this stage done."""
+        return self.model_copy(update={"done": self.done.model_copy(update={stage: result})})
 
     def settled(self, state: Outcome, reason: str, ended: str) -> "Night":
+        """A copy with this outcome."""
         return self.model_copy(update={"state": state, "reason": reason, "ended": ended})
 
+    def warned(self, warning: str) -> "Night":
+        """A copy with one more warning."""
+        return self.model_copy(update={"warnings": (*self.warnings, warning)})
 
-class Due(NamedTuple):
-    """Nights to run, oldest first, and nights that nobody will run."""
+
+class DueNights(NamedTuple):
+    """Nights to run, oldest first, and earlier nights to record as missed."""
 
     run: tuple[date, ...]
     missed: tuple[date, ...]
 
 
-def nights_due(asked: date, today: date, known: Mapping[date, Night], policy: CatchUp) -> Due:
-    """What is to be done when the night of `asked` is asked for. known: the ledgers there are, by date.
+def nights_due(day: date, today: date, known: Mapping[date, Night], policy: CatchUp) -> DueNights:
+    """The nights to run for a command with --date `day`. known: existing ledgers by date.
 
-    latest: that night, whenever it is asked for; nights between the one before and it are missed. all: every night
-    after the last settled one, up to it. none: that night if its day is today or it was begun, else it is missed too.
+    latest: `day` alone, whatever today is; nights since the last settled one are missed. all: every night after the
+    last settled one, up to `day`. none: as latest, but `day` is missed too when it is over and was never begun.
     """
-    there = known.get(asked)
-    if there is not None and there.is_settled:
-        return Due((), ()) if there.is_complete else Due((asked,), ())
-    earlier = [day for day in known if day < asked]
-    last = max((day for day in earlier if known[day].is_settled), default=None)
-    begun = min((day for day in earlier if last is None or day > last), default=None)
-    first = asked if begun is None and last is None else begun if last is None else last + timedelta(days=1)
-    assert first is not None
-    first = max(first, asked - timedelta(days=MOST_MISSED))
-    between = [first + timedelta(days=k) for k in range((asked - first).days)]
+    existing = known.get(day)
+    if existing is not None and existing.is_settled:
+        return DueNights((), ()) if existing.is_complete else DueNights((day,), ())
+    earlier = [other for other in known if other < day]
+    last = max((other for other in earlier if known[other].is_settled), default=None)
+    begun = min((other for other in earlier if last is None or other > last), default=None)
+    first = (day if begun is None else begun) if last is None else last + timedelta(days=1)
+    first = max(first, day - timedelta(days=MOST_MISSED))
+    between = [first + timedelta(days=k) for k in range((day - first).days)]
     if policy == "all":
-        return Due((*between, asked), ())
-    if policy == "none" and asked < today and there is None:
-        return Due((), (*between, asked))
-    return Due((asked,), tuple(between))
+        return DueNights((*between, day), ())
+    if policy == "none" and day < today and existing is None:
+        return DueNights((), (*between, day))
+    return DueNights((day,), tuple(between))
 
 
-def overtaken(asked: date, known: Mapping[date, Night]) -> date | None:
-    """The newest later night that is settled: an older one would train on newer data, and judge an older champion."""
-    return max((day for day, night in known.items() if day > asked and night.is_settled), default=None)
+def newer_settled(day: date, known: Mapping[date, Night]) -> date | None:
+    """The newest settled night after `day`.
+
+    When there is one, running `day` would train on newer data and be compared with a newer champion than its own.
+    """
+    return max((other for other, night in known.items() if other > day and night.is_settled), default=None)
 
 
 def unchanged(night: Night, known: Mapping[date, Night]) -> str | None:
-    """Why training would give nothing new: data and settings are those of the last night that trained; else None."""
+    """The reason to skip training: data and settings equal those of the last night that trained; else None."""
     last = max((day for day, other in known.items() if other.state in TRAINED and day < night.day), default=None)
-    if last is None or known[last].inputs != night.inputs:
+    if last is None or night.done.snapshot is None or known[last].inputs != night.inputs:
         return None
-    digest = night.done["snapshot"]["digest"]
+    digest = night.done.snapshot.digest
     return (
         f"nothing changed since the night of {last} ({known[last].state}): data {digest[:16]} and settings are the same"
     )

@@ -1,4 +1,4 @@
-"""Telling others about a night: a webhook, a command, a file for Prometheus. What fails here is said, and no more."""
+"""Notification hooks of a night: webhook, command, Prometheus textfile. A failing hook is only a warning."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pipeline.config.nightly import HookConfig, NightlyConfig
 from pipeline.config.root import StorageConfig
 from pipeline.storage.store import resolve
 
-__all__ = ["EVENTS", "prometheus_text", "tell"]
+__all__ = ["EVENTS", "prometheus_text", "run_hooks"]
 
 EVENTS: Final = ("success", "failure", "hold", "skipped")
 WEBHOOK_SECONDS: Final = 20.0
@@ -26,18 +26,18 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def tell(config: NightlyConfig, event: Event, notify: Callable[[str], None] = _to_stderr) -> None:
-    """Run the hooks of `event["event"]`, one of EVENTS; one that fails is named on stderr, without its URL."""
+def run_hooks(config: NightlyConfig, event: Event, notify: Callable[[str], None] = _to_stderr) -> None:
+    """Run the hooks of `event["event"]`, one of EVENTS. The warning of a failed hook never contains its URL."""
     for hook in getattr(config, f"on_{event['event']}"):
         try:
             _run(hook, event)
-        except Exception as error:  # whatever it was: the night is decided, and its exit code is its own
+        except Exception as error:  # any hook error: the night's outcome and exit code stay
             what = hook.webhook_env or hook.textfile or (hook.command or ("",))[0]
             notify(f"warning: hook {what} of on_{event['event']} failed: {type(error).__name__}{_detail(hook, error)}")
 
 
 def _detail(hook: HookConfig, error: Exception) -> str:
-    """A message may repeat the URL, and a URL may be a secret."""
+    """Nothing for a webhook: the error message may repeat the URL, which may hold a token."""
     return "" if hook.webhook_env is not None else f": {error}"
 
 
@@ -61,7 +61,7 @@ def _post(url: str, body: bytes) -> None:
 
 
 def prometheus_text(event: Event) -> str:
-    """The event in Prometheus' text format: which state, when it ended, how long it took, its scores."""
+    """The event in Prometheus text format: state, end time, duration, scores."""
     return "\n".join([*_lines(event), ""])
 
 

@@ -1,4 +1,4 @@
-"""What a person does with a registry: look, promote, go back. No Ray."""
+"""Manual registry operations: `ddpm models`, `ddpm promote`, `ddpm rollback`. No Ray."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,17 +10,20 @@ from pipeline.errors import ConfigError, GateNotPassed
 from pipeline.model_store.mlflow_registry import mirror
 from pipeline.model_store.register import Export, register
 from pipeline.model_store.registry import Change, Record, Registry, named_version, version_key
-from pipeline.nightly.compare import compare
+from pipeline.nightly.compare import EvaluatedSamples, compare
 from pipeline.nightly.gate import gate
 from pipeline.storage.store import resolve
 
-__all__ = ["Evaluated", "models", "promote", "rollback"]
+__all__ = ["GateInputs", "models", "promote", "rollback"]
 
 Now = Callable[[], datetime]
 
 
-class Evaluated(NamedTuple):
-    """What a gated promotion is decided by; `champion` may be missing when there is none."""
+class GateInputs(NamedTuple):
+    """URIs that a gated promotion compares: the dataset and the evaluated samples of both models.
+
+    champion: None when the registry has no champion.
+    """
 
     dataset: str
     challenger: str
@@ -32,25 +35,25 @@ def _now() -> datetime:
 
 
 def promote(
-    config: Config, model: str, export: Export, reason: str | None, by: Evaluated | None, now: Now = _now
+    config: Config, model: str, export: Export, reason: str | None, inputs: GateInputs | None, now: Now = _now
 ) -> dict[str, Any]:
-    """Make a version champion: by the gate when evaluations are given, else as a person's decision with its reason.
+    """Make a version champion: by the gate when `inputs` are given, else by a person's decision with its reason.
 
     model: REGISTRY@challenger, REGISTRY@N, or REGISTRY@URI of a run or checkpoint, which becomes a new version first.
-    Raises GateNotPassed, Busy when somebody else moved the champion meanwhile, ConfigError, DataError.
+    Raises GateNotPassed, Busy when the champion changed since it was read, ConfigError, DataError.
     """
-    if (reason is None) == (by is None):
+    if (reason is None) == (inputs is None):
         raise ConfigError(
-            "ddpm promote needs either --reason (a person's decision), or --samples, --dataset and, when there is a "
-            "champion, --against (the gate decides)"
+            "ddpm promote needs either --reason (a person decides), or --samples and --dataset, and --against when "
+            "there is a champion (the gate decides)"
         )
     registry, number = _version(config, model, export)
     head = registry.head()
     if head.champion == number:
         return _moved(config, registry, head, "already done")
     metrics: dict[str, Any] = {}
-    if by is not None:
-        reason, metrics = _judged(config, number, head, by)
+    if inputs is not None:
+        reason, metrics = _pass_gate(config, number, head, inputs)
     change = Change(reason or "", uuid.uuid4().hex, now(), metrics)
     return _moved(config, registry, registry.promote(number, change, head.champion, head.number), "promoted")
 
@@ -66,13 +69,14 @@ def _version(config: Config, model: str, export: Export) -> tuple[Registry, int]
     return registry, register(config, registry, export, source, {"by": "ddpm promote"}).number
 
 
-def _judged(config: Config, number: int, head: Record, by: Evaluated) -> tuple[str, dict[str, Any]]:
-    if head.champion is not None and by.champion is None:
-        raise ConfigError(f"--against: give the samples of the champion {version_key(head.champion)}, evaluated alike")
+def _pass_gate(config: Config, number: int, head: Record, inputs: GateInputs) -> tuple[str, dict[str, Any]]:
+    if head.champion is not None and inputs.champion is None:
+        raise ConfigError(f"--against is missing: the evaluated samples of the champion {version_key(head.champion)}")
     champion = None
-    if head.champion is not None and by.champion is not None:
-        champion = version_key(head.champion), by.champion
-    found = compare(config, by.dataset, (version_key(number), by.challenger), champion)
+    if head.champion is not None and inputs.champion is not None:
+        champion = EvaluatedSamples(version_key(head.champion), inputs.champion)
+    challenger = EvaluatedSamples(version_key(number), inputs.challenger)
+    found = compare(config, inputs.dataset, challenger, champion)
     verdict = gate(found.challenger, found.champion, found.difference, config.gate)
     if verdict.decision == "hold":
         raise GateNotPassed(f"{version_key(number)} is not promoted: {verdict.reason}")
@@ -80,14 +84,14 @@ def _judged(config: Config, number: int, head: Record, by: Evaluated) -> tuple[s
 
 
 def rollback(config: Config, uri: str, version: int | None, reason: str, now: Now = _now) -> dict[str, Any]:
-    """Make the champion before this one champion again, or `version`, an earlier one. Raises DataError, Busy."""
+    """Make the previous champion, or the earlier champion `version`, champion again. Raises DataError, Busy."""
     registry = Registry(resolve(uri, config.storage))
     record = registry.rollback(version, Change(reason, uuid.uuid4().hex, now(), {}))
     return _moved(config, registry, record, "rolled back")
 
 
 def models(config: Config, uri: str) -> dict[str, Any]:
-    """Every version and every record with its reason and its metrics."""
+    """All versions, and all records with reason and metrics."""
     registry = Registry(resolve(uri, config.storage))
     records, numbers = registry.records(), registry.versions()
     head, warning = records[-1] if records else None, mirror(config, registry)

@@ -1,8 +1,8 @@
-"""The stages of a night on Ray: each calls one stage of the line with this night's settings and places.
+"""Stages of a night on Ray: each calls one driver of the pipeline with the night's settings and URIs.
 
     <root>/datasets/<name>  <root>/runs/<name>-<date>-<settings>  <root>/models/<name>  <root>/samples/<name>-vN-<plan>
 
-The samples of a version are a function of the version and of `generate`, so those of the champion are mostly there.
+Samples depend only on the version and the `generate` settings, so the champion's samples usually exist already.
 """
 
 import math
@@ -22,14 +22,15 @@ from pipeline.model_store.checkpoint import RUN, checkpoint_key, latest_checkpoi
 from pipeline.model_store.manifest import RunPlan
 from pipeline.model_store.register import Export, register
 from pipeline.model_store.registry import Registry, version_key
-from pipeline.nightly.compare import compare
+from pipeline.nightly import stage_results as results
+from pipeline.nightly.compare import EvaluatedSamples, compare
 from pipeline.nightly.ledger import Night
 from pipeline.storage.documents import read_document
 from pipeline.storage.files import remove_artefact
 from pipeline.storage.store import Store
 from pipeline.training.distributed.data_loader import READ_CPUS
 
-__all__ = ["Actions", "NightWork"]
+__all__ = ["Drivers", "NightStages"]
 
 Result = dict[str, Any]
 
@@ -39,8 +40,8 @@ class _Report(Protocol):
 
 
 @dataclass(frozen=True)
-class Actions:
-    """The stages of the line, as in pipeline.stages."""
+class Drivers:
+    """Drivers that the stages call; injected because report stands above nightly in the import order."""
 
     ingest: Callable[[Config, str, str], Result]
     train: Callable[[Config, str, str], Result]
@@ -51,12 +52,12 @@ class Actions:
 
 
 @dataclass(frozen=True)
-class NightWork:
-    """`pipeline.nightly.run_night.Work` on one root."""
+class NightStages:
+    """`pipeline.nightly.run_night.Stages` on one storage root."""
 
     config: Config
     root: Store
-    actions: Actions
+    drivers: Drivers
 
     @property
     def _name(self) -> str:
@@ -71,7 +72,7 @@ class NightWork:
         return Registry(self.root.child("models", self._name))
 
     def settings(self) -> str:
-        """Digest of all that decides a night's model besides its data, its date and its champion."""
+        """Digest of the settings that decide a night's model; data, date and champion are not among them."""
         bounds = self.config.nightly.model_dump(mode="json", include={"source", "steps", "images", "train_seconds"})
         return digest_of([self.config.digest(), bounds])
 
@@ -80,23 +81,23 @@ class NightWork:
         reading = math.ceil(self.config.train.lanes * READ_CPUS)
         return cluster(self.config.ray, self.config.ray.max_workers + 1 + reading)
 
-    def snapshot(self, night: Night) -> Result:
-        """What is new in the source becomes the next generation of the dataset."""
+    def snapshot(self, night: Night) -> results.SnapshotResult:
+        """Ingest new images of the source as the next version of the dataset."""
         source = self.config.nightly.source
         if source is None:
-            raise ConfigError("ddpm nightly needs --source (nightly.source): where images come from")
-        done = self.actions.ingest(self.config, source, self._dataset)
-        return {name: done[name] for name in ("digest", "generation", "train", "heldout", "state", "uri")}
+            raise ConfigError("ddpm nightly needs --source (nightly.source): the images to ingest")
+        done = self.drivers.ingest(self.config, source, self._dataset)
+        return results.SnapshotResult(**{name: done[name] for name in results.SnapshotResult.model_fields})
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def train(self, night: Night) -> Result:
-        """From the champion, if there is one, for this night's steps or time."""
+    def train(self, night: Night) -> results.TrainResult:
+        """Train from the champion, if any, for the night's steps or time."""
         key = f"runs/{night.name}-{night.date}-{night.settings[:8]}"
         run = self.root.child(key)
-        with _time_bound(self.config.nightly.train_seconds) as is_over:
+        with _time_limit(self.config.nightly.train_seconds) as is_over:
             try:
-                state = self.actions.train(self._bounded(night), self._dataset, run.uri)["state"]
+                state = self.drivers.train(self._night_config(night), self._dataset, run.uri)["state"]
             except Stopped:
                 if not is_over():
                     raise
@@ -104,19 +105,22 @@ class NightWork:
         checkpoint = latest_checkpoint(run)
         if checkpoint is None:
             raise PipelineError(f"{run.uri} has no checkpoint after nightly.train_seconds: allow more time")
-        return {
-            "run": key,
-            "checkpoint": run.location(checkpoint_key(checkpoint.step)),
-            "step": checkpoint.step,
-            "images": checkpoint.images,
-            "loss": checkpoint.loss,
-            "dataset_digest": read_document(run, RUN, RunPlan).dataset_digest,
-            "parent": night.champion,
-            "state": state,
-        }
+        return results.TrainResult(
+            run=key,
+            checkpoint=run.location(checkpoint_key(checkpoint.step)),
+            step=checkpoint.step,
+            images=checkpoint.images,
+            loss=checkpoint.loss,
+            dataset_digest=read_document(run, RUN, RunPlan).dataset_digest,
+            parent=night.champion,
+            state=state,
+        )
 
-    def _bounded(self, night: Night) -> Config:
-        """Each night draws other noise and another order; a first night, without a champion, trains as train says."""
+    def _night_config(self, night: Night) -> Config:
+        """Settings with the night's own seed, so that noise and order differ by date.
+
+        nightly.steps and nightly.images apply only to a night that starts from a champion.
+        """
         settings, bounds = self.config.train, self.config.nightly
         changes: Result = {"seed": settings.seed + night.day.toordinal()}
         if night.champion is not None:
@@ -128,64 +132,61 @@ class NightWork:
 
     # --- the model and its samples -----------------------------------------------------------------------------------
 
-    def export(self, night: Night) -> Result:
-        trained = night.done["train"]
-        facts = {"night": night.date, **{k: trained[k] for k in ("dataset_digest", "parent", "step", "images")}}
-        version = register(self.config, self._registry, self.actions.export, trained["checkpoint"], facts)
-        return {"version": version.number, "digest": version.model_digest, "sha256": version.sha256}
+    def export(self, night: Night) -> results.ExportResult:
+        """Register the night's checkpoint as a version."""
+        trained = results.finished(night.done.train)
+        facts = {"night": night.date, **trained.model_dump(include={"dataset_digest", "parent", "step", "images"})}
+        version = register(self.config, self._registry, self.drivers.export, trained.checkpoint, facts)
+        return results.ExportResult(version=version.number, digest=version.model_digest, sha256=version.sha256)
 
-    def samples(self, night: Night) -> Result:
-        """Of challenger and champion, from the same seeds; keys relative to the root."""
-        pair = {"challenger": night.done["export"]["version"], "champion": night.champion}
-        return {role: None if version is None else self._draw(version) for role, version in pair.items()}
+    def samples(self, night: Night) -> results.SamplesResult:
+        """Draw samples of challenger and champion from the same seeds."""
+        challenger = self._draw(results.finished(night.done.export).version)
+        champion = None if night.champion is None else self._draw(night.champion)
+        return results.SamplesResult(challenger=challenger, champion=champion)
 
     def _draw(self, version: int) -> str:
         key = f"samples/{self._name}-{version_key(version)}-{self.config.generate.digest()[:8]}"
-        self.actions.generate(self.config, self._registry.folder(version).uri, self.root.location(key))
+        self.drivers.generate(self.config, self._registry.folder(version).uri, self.root.location(key))
         return key
 
-    def evaluate(self, night: Night) -> Result:
-        drawn, versions = night.done["samples"], (night.done["export"]["version"], night.champion)
-        named = [
-            (version_key(version), self.root.location(drawn[role]))
-            for role, version in zip(("challenger", "champion"), versions, strict=True)
-            if version is not None
-        ]
-        for _, uri in named:
-            self.actions.evaluate(self.config, uri, self._dataset)
-        found = compare(self.config, self._dataset, named[0], named[1] if len(named) > 1 else None)
-        sections = {"challenger": found.challenger, "champion": found.champion, "difference": found.difference}
-        return {
-            **{
-                name: None if section is None else section.model_dump(mode="json") for name, section in sections.items()
-            },
-            "metrics": found.metrics,
-        }
+    def evaluate(self, night: Night) -> results.Comparison:
+        """Evaluate both samples folders and compare them."""
+        drawn = results.finished(night.done.samples)
+        challenger = self._evaluated(results.finished(night.done.export).version, drawn.challenger)
+        champion = None
+        if night.champion is not None and drawn.champion is not None:
+            champion = self._evaluated(night.champion, drawn.champion)
+        return compare(self.config, self._dataset, challenger, champion)
+
+    def _evaluated(self, version: int, key: str) -> EvaluatedSamples:
+        uri = self.root.location(key)
+        self.drivers.evaluate(self.config, uri, self._dataset)
+        return EvaluatedSamples(version_key(version), uri)
 
     # --- afterwards --------------------------------------------------------------------------------------------------
 
-    def report(self, night: Night) -> Result:
-        """The ledger's own page: it brings the run and the samples."""
+    def report(self, night: Night) -> results.ReportResult:
+        """Write the HTML report beside the ledger; it covers the night's run and samples."""
         where = self.root.location(f"nightly/{night.name}/{night.date}")
-        page = self.actions.report(self.config, [where])["uri"]
-        return {"uri": page}
+        return results.ReportResult(uri=self.drivers.report(self.config, [where])["uri"])
 
-    def retention(self, night: Night, old: list[Night]) -> Result:
-        """Runs and samples of old nights go; versions, ledgers and reports stay, and so do the samples of an alias."""
+    def retention(self, night: Night, old: list[Night]) -> results.RetentionResult:
+        """Delete runs and samples of old nights; keep versions, ledgers, reports, and samples of aliased versions."""
         head = self._registry.head()
-        kept = {night.done["export"]["version"], head.champion, head.challenger}
+        kept = {results.finished(night.done.export).version, head.champion, head.challenger}
         removed = []
         for other in old:
-            keys = [other.done["train"]["run"]]
-            if other.done["export"]["version"] not in kept:
-                keys.append(other.done["samples"]["challenger"])
+            keys = [results.finished(other.done.train).run]
+            if results.finished(other.done.export).version not in kept:
+                keys.append(results.finished(other.done.samples).challenger)
             removed += [key for key in keys if remove_artefact(self.root.child(key))]
-        return {"removed": removed}
+        return results.RetentionResult(removed=tuple(removed))
 
 
 @contextmanager
-def _time_bound(seconds: float | None) -> Iterator[Callable[[], bool]]:
-    """SIGTERM to this process after some time: training then ends with a checkpoint. Yields whether it was sent."""
+def _time_limit(seconds: float | None) -> Iterator[Callable[[], bool]]:
+    """Send SIGTERM to this process after `seconds`: training then stops at a checkpoint. Yields whether it was sent."""
     if seconds is None:
         yield lambda: False
         return

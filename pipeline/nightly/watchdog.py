@@ -1,4 +1,4 @@
-"""Ends a night from beside it: its time is over, another process is to take over, or already did."""
+"""Stops a running night from a background thread: at its time limit, on request, or after it lost the lease."""
 
 import signal
 import threading
@@ -12,13 +12,13 @@ from pipeline.errors import Busy, PipelineError, Stopped, StorageError
 from pipeline.nightly.ledger_store import Ledgers
 from pipeline.storage.lease import Lease
 
-__all__ = ["NightWatch", "stoppable"]
+__all__ = ["NightWatch", "stop_on_sigterm"]
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
 class NightWatch:
-    """A thread that looks every few seconds and calls `interrupt` once; `look` does the same at once, and raises."""
+    """A thread that polls for a reason to stop and calls `interrupt` once; `check` polls at once and raises."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class NightWatch:
         self._ledgers, self._lease, self._deadline = ledgers, lease, deadline
         self._now, self._interrupt = now, interrupt
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="ddpm-night", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="ddpm-night", daemon=True)
         self.cause: PipelineError | None = None
 
     def __enter__(self) -> Self:
@@ -41,40 +41,40 @@ class NightWatch:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._ended.set()
 
-    def look(self) -> None:
-        """Raises PipelineError after the time limit, Stopped when another process is to take over, Busy when it did."""
-        self._find()
+    def check(self) -> None:
+        """Raises PipelineError at the time limit, Stopped on a takeover request, Busy after losing the lease."""
+        self._find_cause()
         if self.cause is not None:
             raise self.cause
 
-    def _find(self) -> None:
+    def _find_cause(self) -> None:
         if self.cause is not None:
             return
         if self._lease.lost:
-            self.cause = Busy("another process took this night over: let that one go on")
+            self.cause = Busy("another process took this night over: let that process finish")
         elif self._deadline is not None and self._now() >= self._deadline:
-            self.cause = PipelineError("the time limit nightly.max_seconds is over: the same command goes on from here")
-        elif self._ledgers.is_asked_to_stop(self._lease.token):
-            self.cause = Stopped("asked to stop by another process, which takes over (nightly.overlap replace)")
+            self.cause = PipelineError("reached the time limit nightly.max_seconds: the same command continues")
+        elif self._ledgers.stop_requested(self._lease.token):
+            self.cause = Stopped("stopped on request of another process, which takes over (nightly.overlap replace)")
 
-    def _keep(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            with suppress(StorageError):  # a store that is away is looked at again
-                self._find()
+    def _poll(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            with suppress(StorageError):  # the store may be back at the next poll
+                self._find_cause()
             if self.cause is not None and not self._ended.is_set():
                 self._interrupt()
                 return
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM raises Stopped in the block, when on the main thread; training inside has its own, kinder answer."""
+def stop_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises Stopped in the block (main thread only); training installs its own handler inside."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_: object) -> None:
-        raise Stopped("stopped by SIGTERM: the same command goes on with the stage that was under way")
+        raise Stopped("stopped by SIGTERM: the same command continues with the interrupted stage")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

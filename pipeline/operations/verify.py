@@ -22,7 +22,7 @@ from pipeline.model_store.checkpoint import RUN, committed_steps
 from pipeline.model_store.load_model import checkpoint_place
 from pipeline.model_store.verify_registry import is_registry, verify_registry
 from pipeline.model_store.verify_run import verify_checkpoint, verify_run
-from pipeline.nightly.verify import nights_place, verify_nights
+from pipeline.nightly.verify import find_nights, verify_nights
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import resolve
 
@@ -48,7 +48,7 @@ def check_artefact(uri: str, config: StorageConfig, decode: Decode) -> Report:
     if place is not None:
         kind = "checkpoint"
         verify_checkpoint(*place, found)
-    elif (nights := nights_place(store)) is not None:
+    elif (nights := find_nights(store)) is not None:
         kind = "nights"
         verify_nights(nights, found)
     elif is_registry(store):

@@ -84,7 +84,8 @@ def _of_night(store: Store) -> Iterator[Store]:
     if not store.exists(STATE):
         return
     done, root = _ledger(store).done, resolve(store.uri.rsplit("/", 3)[0], store.config)
-    keys = [done.get("train", {}).get("run"), *done.get("samples", {}).values()]
+    keys = [done.train.run if done.train else None]
+    keys += [done.samples.challenger, done.samples.champion] if done.samples else []
     yield from (one for key in keys if key and (one := root.child(key)) and _is_there(one))
 
 

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from pipeline.nightly.ledger import AFTERWARDS, STAGES, Night
+from pipeline.nightly.gate import Difference
+from pipeline.nightly.ledger import CLOSING_STAGES, STAGES, Night
+from pipeline.nightly.stage_results import Comparison
 from pipeline.report.render.content import Fact, Table, Verdict
 from pipeline.report.render.scales import figures
 
@@ -26,9 +28,8 @@ def night_facts(night: Night) -> Iterator[Fact]:
     """Date, champion before and after, how long, how often begun."""
     yield Fact("Night", f"{night.date} of {night.name}")
     yield Fact("Champion before", _version(night.champion))
-    promoted = night.done.get("promote", {})
-    if promoted:
-        yield Fact("Champion after", _version(promoted.get("champion")))
+    if night.done.promote is not None:
+        yield Fact("Champion after", _version(night.done.promote.champion))
     if night.began and night.ended:
         took = datetime.fromisoformat(night.ended) - datetime.fromisoformat(night.began)
         yield Fact("Took", f"{took.total_seconds() / 60:,.1f} min")
@@ -37,40 +38,41 @@ def night_facts(night: Night) -> Iterator[Fact]:
 
 def night_tables(night: Night) -> tuple[Table, ...]:
     """Champion against challenger, when it came to that, then the stages."""
-    found = night.done.get("evaluate")
+    found = night.done.evaluate
     return (*([_comparison(night, found)] if found else []), _stages(night))
 
 
-def _comparison(night: Night, found: Mapping[str, Any]) -> Table:
+def _comparison(night: Night, found: Comparison) -> Table:
     """A column a model; the last row is the difference with its interval."""
-    challenger, champion = found["challenger"], found["champion"]
-    version = night.done.get("export", {}).get("version")
+    challenger, champion = found.challenger, found.champion
+    version = None if night.done.export is None else night.done.export.version
     models = [challenger, *([champion] if champion else [])]
     heads = [f"Challenger {_version(version)}", *([f"Champion {_version(night.champion)}"] if champion else [])]
     rows: list[tuple[str, ...]] = [
-        (challenger["metric"], *(figures(model["value"]) for model in models)),
-        ("Floor: real held-out images", *(figures(model["floor"]) for model in models)),
+        (challenger.metric, *(figures(model.value) for model in models)),
+        ("Floor: real held-out images", *(figures(model.floor) for model in models)),
         *(
-            (f"Ceiling: {name}", *(figures(model["ceilings"].get(name, float("nan"))) for model in models))
-            for name in challenger["ceilings"]
+            (f"Ceiling: {name}", *(figures(model.ceilings.get(name, float("nan"))) for model in models))
+            for name in challenger.ceilings
         ),
-        ("Images a side", *(f"{model['n']:,}" for model in models)),
+        ("Images a side", *(f"{model.n:,}" for model in models)),
     ]
-    return Table("Champion against challenger", ("", *heads), tuple(rows), note=_difference(found["difference"]))
+    return Table("Champion against challenger", ("", *heads), tuple(rows), note=_difference(found.difference))
 
 
-def _difference(difference: Mapping[str, Any] | None) -> str:
+def _difference(difference: Difference | None) -> str:
     if difference is None:
         return "There is no champion to compare with, or the two were not measured alike."
     return (
-        f"Challenger less champion: {figures(difference['value'])}, {100 * difference['confidence']:g} % interval "
-        f"{figures(difference['low'])} to {figures(difference['high'])} by leaving out each of {difference['groups']} "
+        f"Challenger less champion: {figures(difference.value)}, {100 * difference.confidence:g} % interval "
+        f"{figures(difference.low)} to {figures(difference.high)} by leaving out each of {difference.groups} "
         "groups of sample ids, which both drew from the same noise. Lower is better."
     )
 
 
 def _stages(night: Night) -> Table:
-    rows = tuple((stage, _told(stage, night.done.get(stage))) for stage in STAGES if stage not in AFTERWARDS)
+    done = night.model_dump(mode="json", include={"done"})["done"]
+    rows = tuple((stage, _told(stage, done.get(stage))) for stage in STAGES if stage not in CLOSING_STAGES)
     note = " ".join(f"Warning: {line}." for line in night.warnings)
     return Table("Stages", ("Stage", "What it did"), rows, words=2, note=note)
 

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.images.png import decode_pixels, encode_png
 from pipeline.nightly.ledger import Night
 from pipeline.nightly.ledger_store import Ledgers
-from pipeline.nightly.steps import Actions, NightWork
+from pipeline.nightly.steps import Drivers, NightStages
 from pipeline.report.comparison import final_loss
 from pipeline.report.driver import compare, report
 from pipeline.report.render.scales import figures
@@ -114,6 +114,9 @@ def test_the_proof_is_on_the_page_and_in_the_exit_code(base: Store, capsys: pyte
     assert "Verification" not in sound.read("report.html").decode(), "nobody looked"
 
 
+TRAINED = f"run runs/digits-2026-11-01, checkpoint c, step 250, images 16,000, dataset digest {'d' * 12}, parent 1"
+
+
 def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
     make_run(base.child("runs/digits-2026-11-01"))
     for version in (1, 2):
@@ -131,7 +134,14 @@ def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
         ended="2026-11-01T03:30:00+00:00",
         done={
             "snapshot": {"digest": "d" * 64, "train": 900},
-            "train": {"run": "runs/digits-2026-11-01", "step": 250},
+            "train": {
+                "run": "runs/digits-2026-11-01",
+                "checkpoint": "c",
+                "step": 250,
+                "images": 16000,
+                "dataset_digest": "d" * 64,
+                "parent": 1,
+            },
             "export": {"version": 2},
             "samples": {"challenger": "samples/v2", "champion": "samples/v1"},
             "evaluate": {
@@ -140,22 +150,22 @@ def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
                 "difference": {"value": -0.2375, "low": -0.3, "high": -0.2, "confidence": 0.95, "groups": 20},
                 "metrics": {"KD-x": 0.0125},
             },
-            "promote": {"state": "promoted", "champion": 2},
+            "promote": {"state": "promoted", "reason": "", "champion": 2},
         },
         warnings=("report: a thing",),
     )
     Ledgers(base.child("nightly/digits")).write(night)
     where = base.child("nightly/digits/2026-11-01")
     unused = cast(Any, None)
-    actions = Actions(unused, unused, unused, unused, unused, report)
-    assert NightWork(CONFIG, base, actions).report(night) == {"uri": where.location("report.html")}
+    drivers = Drivers(unused, unused, unused, unused, unused, report)
+    assert NightStages(CONFIG, base, drivers).report(night).uri == where.location("report.html")
     html = where.read("report.html").decode()
     assert re.search(r'<p class="verdict good">.*Promoted: v2 is better beyond doubt\.', html)
     rows = table(html, "Champion against challenger")
     assert rows[0] == ["", "Challenger v2", "Champion v1"]
     assert rows[1] == ["KD-x", "0.0125", "0.25"]
     assert "95 % interval −0.3 to −0.2 by leaving out each of 20 groups" in html
-    assert ["train", "run runs/digits-2026-11-01, step 250"] in table(html, "Stages")
+    assert ["train", TRAINED] in table(html, "Stages")
     assert "30.0 min" in html
     assert "Warning: report: a thing." in html
     assert points(html, "Loss") == [250, 84]

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 import ray
-from night_driver import ACTIONS, Death, Driver, Order
+from night_driver import DRIVERS, Death, Driver, Order
 from processes import wait_for
 from s3_server import SeaweedServer
 from sklearn.datasets import load_digits
@@ -26,8 +26,8 @@ from pipeline.nightly.driver import nightly
 from pipeline.nightly.ledger import STAGES, Night
 from pipeline.nightly.ledger_store import Ledgers
 from pipeline.nightly.promote import rollback
-from pipeline.nightly.run_night import World
-from pipeline.nightly.steps import NightWork
+from pipeline.nightly.run_night import Effects
+from pipeline.nightly.steps import NightStages
 from pipeline.operations.verify import verify
 from pipeline.storage.store import Store, resolve
 from tiny import settings
@@ -99,8 +99,8 @@ class Nights:
     def run(self, now: datetime, asked: date | None = None, lr: float = 0.002, **night) -> dict:
         """In this process: the state, and what hooks were told."""
         config, told = Config.model_validate(self.sections(lr, **night)), []
-        world = World(now=lambda: now, tell=lambda _, event: told.append((event["date"], event["event"])))
-        found = nightly(config, self.root.uri, NightWork(config, self.root, ACTIONS), asked, world)
+        effects = Effects(now=lambda: now, notify=lambda _, event: told.append((event["date"], event["event"])))
+        found = nightly(config, self.root.uri, NightStages(config, self.root, DRIVERS), asked, effects)
         return {**found, "told": told}
 
     def killed(self, day: date, lr: float = 0.002, **night) -> Night:
@@ -183,7 +183,7 @@ def _first_week(nights: Nights) -> None:
         *("held", 5, 3),
         [("2026-10-22", "hold")],
     )
-    assert "worse beyond doubt" in held["reason"]
+    assert "significantly worse" in held["reason"]
     nights.killed(_october(23))
     assert nights.rerun(_october(23))["state"] == "promoted"  # the settings are the good ones again
     skipped = nights.run(due(_october(24)))
@@ -212,7 +212,7 @@ def _two_nights_off_and_two_schedulers(nights: Nights) -> None:
     assert nights.rerun(_october(28))["state"] == "promoted"
     nights.add(30)
     one = Driver(nights.order(due(_october(29))))
-    wait_for(lambda: (night := nights.ledger(_october(29))) is not None and "snapshot" in night.done, 1200)
+    wait_for(lambda: (night := nights.ledger(_october(29))) is not None and night.done.snapshot is not None, 1200)
     left = nights.run(due(_october(29)))
     assert (left["state"], left["exit_code"], left["told"]) == ("skipped", 0, [("2026-10-29", "skipped")])
     assert "is in use by process" in left["reason"]
@@ -229,12 +229,12 @@ def _going_back(nights: Nights) -> None:
     before = nights.registry.head().champion
     config = Config.model_validate(nights.sections())
     done = rollback(config, nights.registry.store.uri, None, "it draws nines only", lambda: due(_october(30)))
-    assert (done["champion"], before) == (7, 8)
+    assert (done.champion, before) == (7, 8)
     nights.add(30)
     killed = nights.killed(_october(30))
     assert (killed.champion, nights.registry.head().champion) == (7, 9), "the record was written, the ledger was not"
     assert nights.rerun(_october(30))["state"] == "promoted"
-    assert nights.ledger(_october(30)).done["train"]["parent"] == 7
+    assert nights.ledger(_october(30)).done.train.parent == 7
     nights.add(30)
     november = date(2026, 11, 1)
     missed = nights.run(due(november), asked=_october(31), catch_up="none")
@@ -277,9 +277,9 @@ def _ledgers_are_what_the_policy_says(nights: Nights) -> None:
     assert all(found[day].is_complete and not found[day].warnings for day in found)
     attempts = {day: night.attempts for day, night in found.items() if night.attempts > 1}
     assert attempts == dict.fromkeys([*KILLED, _october(29)], 2)
-    assert [found[day].done["export"]["version"] for day in TRAINED] == list(range(1, 13))
+    assert [found[day].done.export.version for day in TRAINED] == list(range(1, 13))
     assert {death.stage for death in KILLED.values()} == set(STAGES)
-    gone = {key for night in found.values() for key in night.done.get("retention", {}).get("removed", ())}
+    gone = {key for night in found.values() for key in (night.done.retention.removed if night.done.retention else ())}
     assert {key.split("/")[0] for key in gone} == {"runs", "samples"}
     assert not any(entry.key.startswith(tuple(gone)) for entry in nights.root.list())
 

@@ -19,10 +19,10 @@ from pipeline.model_store.export import export
 from pipeline.model_store.manifest import RunPlan
 from pipeline.model_store.registry import Registry
 from pipeline.nightly.driver import nightly
-from pipeline.nightly.gate import Difference, Evidence
 from pipeline.nightly.ledger_store import Ledgers
-from pipeline.nightly.run_night import World
-from pipeline.nightly.steps import Actions, NightWork
+from pipeline.nightly.run_night import Effects
+from pipeline.nightly.stage_results import Comparison
+from pipeline.nightly.steps import Drivers, NightStages
 from pipeline.report.driver import report
 from pipeline.storage.documents import parse
 from pipeline.storage.store import Store, resolve
@@ -31,7 +31,7 @@ from tiny import config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-ACTIONS = Actions(ingest, train, export, generate, evaluate, report)
+DRIVERS = Drivers(ingest, train, export, generate, evaluate, report)
 
 
 def add_images(folder: Path, first: int, last: int) -> None:
@@ -54,8 +54,10 @@ def settings(source: Path) -> Config:
 
 def run(root: Store, source: Path, day: int) -> dict:
     values, told = settings(source), []
-    world = World(now=lambda: datetime(2026, 11, day, 3, tzinfo=UTC), tell=lambda _, event: told.append(event["event"]))
-    result = nightly(values, root.uri, NightWork(values, root, ACTIONS), date(2026, 11, day), world)
+    effects = Effects(
+        now=lambda: datetime(2026, 11, day, 3, tzinfo=UTC), notify=lambda _, event: told.append(event["event"])
+    )
+    result = nightly(values, root.uri, NightStages(values, root, DRIVERS), date(2026, 11, day), effects)
     return {**result, "told": told}
 
 
@@ -67,21 +69,21 @@ def test_two_nights_and_one_with_nothing_new(tmp_path: Path):
     assert (first["state"], first["champion"], first["told"], first["warnings"]) == ("promoted", 1, ["success"], [])
     assert root.read("nightly/digits/2026-11-01/report.html").startswith(b"<!doctype html>")
     night = ledgers.read(date(2026, 11, 1))
-    assert night.done["train"]["step"] == 24
+    assert night.done.train.step == 24
 
     add_images(source, 400, 600)
     second = run(root, source, 2)
     assert (second["state"], second["champion"], second["warnings"]) == ("promoted", 2, [])
     night = ledgers.read(date(2026, 11, 2))
-    assert (night.done["snapshot"]["generation"], night.done["train"]["step"]) == (2, 12)
-    _warm_start_and_data_are_pinned(root, night.done["train"]["run"], registry)
-    _both_were_measured_alike(night.done["evaluate"])
+    assert (night.done.snapshot.generation, night.done.train.step) == (2, 12)
+    _warm_start_and_data_are_pinned(root, night.done.train.run, registry)
+    _both_were_measured_alike(night.done.evaluate)
     assert "95 % interval" in second["reason"]
 
-    assert night.done["retention"]["removed"] == [
-        ledgers.read(date(2026, 11, 1)).done["train"]["run"],
-        ledgers.read(date(2026, 11, 1)).done["samples"]["challenger"],
-    ]
+    assert night.done.retention.removed == (
+        ledgers.read(date(2026, 11, 1)).done.train.run,
+        ledgers.read(date(2026, 11, 1)).done.samples.challenger,
+    )
     assert not list(root.list("runs/digits-2026-11-01"))
     assert registry.versions() == [1, 2], "a version is for good"
     again, third = run(root, source, 2), run(root, source, 3)
@@ -91,7 +93,7 @@ def test_two_nights_and_one_with_nothing_new(tmp_path: Path):
 
     asked = generate(settings(source), f"{registry.store.uri}@champion", root.location("samples/asked"), dry_run=True)
     assert f"from {registry.folder(2).uri} with" in asked["summary"]
-    drawn = read_plan(root.child(night.done["samples"]["challenger"]))
+    drawn = read_plan(root.child(night.done.samples.challenger))
     assert (drawn.model_uri, drawn.model_digest) == (registry.folder(2).uri, registry.version(2).model_digest)
 
 
@@ -106,12 +108,11 @@ def _warm_start_and_data_are_pinned(root: Store, key: str, registry: Registry) -
     assert registry.version(2).facts["parent"] == 1
 
 
-def _both_were_measured_alike(found: dict) -> None:
-    one, other = (Evidence.model_validate(found[name]) for name in ("challenger", "champion"))
-    difference = Difference.model_validate(found["difference"])
+def _both_were_measured_alike(found: Comparison) -> None:
+    one, other, difference = found.challenger, found.champion, found.difference
     assert (one.protocol, one.floor, one.ceilings) == (other.protocol, other.floor, other.ceilings)
     assert one.protocol["samples.seed"] == 0
     assert difference.low < difference.value < difference.high
     # groups estimate the same thing as the scores; they differ in how subsets are drawn
     assert difference.value == pytest.approx(one.value - other.value, abs=difference.high - difference.low)
-    assert found["metrics"][one.metric] == one.value
+    assert found.metrics[one.metric] == one.value

@@ -29,12 +29,12 @@ def difference(low, high, confidence=0.95) -> Difference:
 @pytest.mark.parametrize(
     ("low", "high", "tolerance", "decision", "why"),
     [
-        (-0.3, -0.1, 0.0, "promote", "better beyond doubt"),
+        (-0.3, -0.1, 0.0, "promote", "significantly better"),
         (-0.3, 0.0, 0.0, "promote", "not worse"),
         (-0.3, 0.001, 0.0, "hold", "may be worse"),
         (-0.3, 0.009, 0.01, "promote", "not worse by more than 0.01"),  # 0.01 of (1.1 - 0.1)
         (-0.3, 0.011, 0.01, "hold", "may be worse by more than 0.01"),
-        (0.1, 0.3, 0.01, "hold", "worse beyond doubt"),
+        (0.1, 0.3, 0.01, "hold", "significantly worse"),
         (0.001, 0.009, 0.01, "promote", "not worse"),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_stated_ceiling_counts_instead():
     ],
 )
 def test_unequal_protocols_are_refused_by_name(changes, named):
-    with pytest.raises(DataError, match="not measured alike") as caught:
+    with pytest.raises(DataError, match="under different protocols") as caught:
         gate(evidence(), evidence("v1", **changes), difference(-1, -0.5), GateConfig())
     assert named in str(caught.value)
 

@@ -1,14 +1,23 @@
 """The policy over nights: which are run, which are missed, and when there is nothing to train on."""
 
+import json
 from datetime import date, timedelta
 
 import pytest
+from light_nights import ALL_DONE
 
-from pipeline.nightly.ledger import STAGES, Night, nights_due, overtaken, unchanged
+from pipeline.nightly.ledger import STAGES, Night, newer_settled, nights_due, unchanged
+from pipeline.nightly.stage_results import StageResults
+from pipeline.storage.documents import parse
+from pipeline.storage.files import document
 
 pytestmark = pytest.mark.unit
 
 D = date(2026, 11, 24)
+
+
+def without(done, *stages):
+    return StageResults(**{name: getattr(done, name) for name in STAGES if name not in stages})
 
 
 def day(offset: int) -> date:
@@ -20,8 +29,7 @@ def ledgers(**states: str) -> dict[date, Night]:
     found = {}
     for name, state in states.items():
         when = day(-int(name[1:]))
-        done = {stage: {} for stage in STAGES}
-        found[when] = Night(name="n", date=when.isoformat(), state=state, done=done)
+        found[when] = Night(name="n", date=when.isoformat(), state=state, done=ALL_DONE)
     return found
 
 
@@ -68,7 +76,7 @@ def test_what_is_due_the_day_after(known, policy, run, missed):
 
 
 def test_a_night_without_its_report_is_finished_when_asked_for():
-    night = Night(name="n", date=D.isoformat(), state="promoted", done={stage: {} for stage in STAGES[:-2]})
+    night = Night(name="n", date=D.isoformat(), state="promoted", done=without(ALL_DONE, "report", "retention"))
     assert nights_due(D, day(3), {D: night}, "none") == (days(0), ())
     assert (night.is_settled, night.is_complete, night.next_stage) == (True, False, "report")
 
@@ -78,12 +86,12 @@ def test_a_scheduler_that_was_off_for_a_year_catches_up_with_a_month():
     assert (due.run[0], due.run[-1], len(due.run)) == (day(-31), D, 32)
 
 
-def test_an_older_night_is_overtaken():
-    assert overtaken(D, ledgers(m1="held")) is None
+def test_an_older_night_is_newer_settled():
+    assert newer_settled(D, ledgers(m1="held")) is None
     later = {day(1): Night(name="n", date="2026-11-25", state="failed")}
-    assert overtaken(D, later) is None
+    assert newer_settled(D, later) is None
     later[day(2)] = Night(name="n", date="2026-11-26", state="skipped")
-    assert overtaken(D, later) == day(2)
+    assert newer_settled(D, later) == day(2)
 
 
 def night(offset: int, state: str, data: str, settings: str = "s") -> Night:
@@ -112,10 +120,60 @@ def test_unchanged_is_against_the_last_night_that_trained(earlier, same):
         assert "nothing changed since the night of 2026-11-2" in found
 
 
+EVIDENCE = {"model": "v000002", "metric": "KD-x", "value": 0.25, "floor": 0.1, "ceilings": {"noise": 5.0}, "n": 400}
+AT_REST = {
+    "kind": "night",
+    "schema_version": 1,
+    "name": "n",
+    "date": "2026-11-24",
+    "state": "held",
+    "reason": "worse",
+    "settings": "s",
+    "champion": 1,
+    "record": 2,
+    "attempts": 1,
+    "began": "2026-11-24T03:00:00+00:00",
+    "ended": "2026-11-24T03:30:00+00:00",
+    "done": {
+        "snapshot": {"digest": "d", "generation": 2, "train": 9, "heldout": 1, "state": "committed", "uri": "u"},
+        "train": {
+            "run": "runs/n",
+            "checkpoint": "c",
+            "step": 12,
+            "images": 96,
+            "loss": None,
+            "dataset_digest": "d",
+            "parent": 1,
+            "state": "finished",
+        },
+        "export": {"version": 2, "digest": "m", "sha256": "w"},
+        "samples": {"challenger": "samples/2", "champion": "samples/1"},
+        "evaluate": {
+            "challenger": {**EVIDENCE, "protocol": {"samples.seed": 0, "reference": None}},
+            "champion": {**EVIDENCE, "protocol": {"samples.seed": 0, "reference": None}},
+            "difference": {"value": 0.5, "low": 0.25, "high": 0.75, "confidence": 0.95, "groups": 20},
+            "metrics": {"KD-x": 0.25},
+        },
+        "gate": {"decision": "hold", "reason": "worse"},
+        "promote": {"state": "held", "reason": "worse", "champion": 1},
+        "report": {"error": "no space"},
+        "retention": {"removed": ["runs/old"]},
+    },
+    "warnings": ["report: no space"],
+}
+"""As ledgers at rest: every key that a stage writes."""
+
+
+@pytest.mark.parametrize("stages", range(len(STAGES) + 1))
+def test_a_ledger_at_rest_is_read_and_written_back_byte_for_byte(stages):
+    data = (json.dumps({**AT_REST, "done": dict(list(AT_REST["done"].items())[:stages])}, indent=1) + "\n").encode()
+    assert document(parse(Night, data, "state.json")) == data
+
+
 def test_the_next_stage_is_the_first_that_is_not_done():
     ledger = Night(name="n", date=D.isoformat())
     seen = []
     while (stage := ledger.next_stage) is not None:
         seen.append(stage)
-        ledger = ledger.after(stage, {})
+        ledger = ledger.after(stage, getattr(ALL_DONE, stage))
     assert tuple(seen) == STAGES

@@ -3,6 +3,7 @@
 from datetime import date
 
 import pytest
+from light_nights import trained
 
 from pipeline.errors import Busy
 from pipeline.nightly.ledger import Night
@@ -32,9 +33,9 @@ def test_a_holder_that_was_frozen_cannot_write_over_the_one_after_it(store):
 def test_a_lost_reply_is_not_somebody_else(store):
     ledgers = Ledgers(store)
     ledgers.write(night(24))
-    Ledgers(store, dict(ledgers.versions)).write(night(24, train={"step": 1}))  # arrived; the reply did not
-    assert ledgers.write(night(24, train={"step": 1})) == night(24, train={"step": 1})
-    ledgers.write(night(24, "held", train={"step": 1}))
+    Ledgers(store, dict(ledgers.versions)).write(night(24, train=trained()))  # arrived; the reply did not
+    assert ledgers.write(night(24, train=trained())) == night(24, train=trained())
+    ledgers.write(night(24, "held", train=trained()))
     assert ledgers.read(DAY).state == "held"
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 
 import pytest
-from light_nights import Killed, LightWork, Simulation
+from light_nights import Killed, LightStages, Simulation
 
 from pipeline.config.root import StorageConfig
 from pipeline.errors import Busy, ConfigError, DataError, PipelineError, Stopped
@@ -48,7 +48,7 @@ def test_a_fortnight(sim):
     assert sim.at(2).run()["state"] == "promoted"
     held = sim.at(3).run()  # a regressed model
     assert (held["state"], held["exit_code"], held["champion"], sim.champion()) == ("held", 5, 2, 2)
-    assert "worse beyond doubt" in held["reason"]
+    assert "significantly worse" in held["reason"]
     assert sim.registry.head().challenger == 3
     # night 4 is missed: the machine was off
     assert sim.at(5).run()["state"] == "promoted"  # as good: not worse by more than the tolerance
@@ -62,7 +62,7 @@ def test_a_fortnight(sim):
     rollback(sim)
     assert sim.champion() == 5
     assert sim.at(11).run()["state"] == "promoted"
-    assert sim.ledger(11).done["train"]["parent"] == 5, "trained from where a person went back to"
+    assert sim.ledger(11).done.train.parent == 5, "trained from where a person went back to"
     assert sim.at(12).run()["state"] == "held"
     # 13 is missed
     held = sim.at(14).run()
@@ -83,7 +83,7 @@ def test_a_fortnight(sim):
         13: "missed",
         14: "held",
     }
-    assert sim.work.trained == [f"2026-11-{d:02d}" for d in (1, 2, 3, 5, 9, 10, 11, 12, 14)]
+    assert sim.stages.trained == [f"2026-11-{d:02d}" for d in (1, 2, 3, 5, 9, 10, 11, 12, 14)]
     moves = [move for move in sim.actions() if move[0] != "challenge"]
     assert moves == [
         *(("promote", v) for v in (1, 2, 4, 5, 6)),
@@ -98,13 +98,13 @@ def test_a_fortnight(sim):
 
 def test_again_is_already_done(sim):
     first = sim.at(1).run()
-    told, calls, records = list(sim.told), list(sim.work.calls), sim.actions()
+    told, calls, records = list(sim.told), list(sim.stages.calls), sim.actions()
     again = sim.at(1, hour=22).run()
     later = sim.at(3).run(1)
     for result in (again, later):
         assert result["summary"].startswith("night of 2026-11-01: already done (promoted) v000001: KD-light 0.5")
         assert (result["exit_code"], result["champion"], result["uri"]) == (0, 1, first["uri"])
-    assert (sim.told, sim.work.calls, sim.actions()) == (told, calls, records)
+    assert (sim.told, sim.stages.calls, sim.actions()) == (told, calls, records)
 
 
 # --- killed, failed, resumed -----------------------------------------------------------------------------------------
@@ -121,19 +121,19 @@ def test_a_night_killed_in_a_stage_goes_on(sim, monkeypatch, stage, when):
         if at == stage:
             raise Killed
 
-    setattr(sim.work, when, kill)
+    setattr(sim.stages, when, kill)
     with monkeypatch.context() as patch:
         patch.setattr(NightRun, "fail", lambda *_: None)  # SIGKILL: nobody writes that it failed
         with pytest.raises(Killed):
             sim.run()
     assert sim.champion() == (2 if stage in ("report", "retention") else 1)
     assert sim.ledger(2).state == ("promoted" if stage in ("report", "retention") else "running")
-    setattr(sim.work, when, lambda at, night: None)
-    sim.work.calls.clear()
+    setattr(sim.stages, when, lambda at, night: None)
+    sim.stages.calls.clear()
     result = sim.at(2, hour=8).run()
     assert (result["state"], result["attempts"], sim.champion()) == ("promoted", 2, 2)
-    assert sim.work.calls == WORKING[WORKING.index(stage) :], "stages that are committed are not even asked"
-    assert sim.work.trained == ["2026-11-01", "2026-11-02"]
+    assert sim.stages.calls == WORKING[WORKING.index(stage) :], "stages that are committed are not even asked"
+    assert sim.stages.trained == ["2026-11-01", "2026-11-02"]
     assert sim.actions() == [("challenge", 1), ("promote", 1), ("challenge", 2), ("promote", 2)]
     assert sim.told[-1] == ("2026-11-02", "success")
 
@@ -141,7 +141,7 @@ def test_a_night_killed_in_a_stage_goes_on(sim, monkeypatch, stage, when):
 @pytest.mark.unit
 def test_killed_at_any_write_a_night_ends_as_if_nothing_was(memory_sim, monkeypatch):
     """The process ends right before or right after each write of ledger and registry, in turn."""
-    places = ((Ledgers, "write"), (Registry, "_append"), (LightWork, "_once"))
+    places = ((Ledgers, "write"), (Registry, "_append"), (LightStages, "_once"))
 
     def armed(patch, nth: int, when: str) -> list[int]:
         seen = [0]
@@ -181,7 +181,7 @@ def test_killed_at_any_write_a_night_ends_as_if_nothing_was(memory_sim, monkeypa
             result = sim.run()
             assert result["state"] == "promoted", (nth, when)
             assert (sim.actions(), sim.states()) == (calm.actions(), calm.states()), (nth, when)
-            assert sim.work.trained == calm.work.trained, (nth, when)
+            assert sim.stages.trained == calm.stages.trained, (nth, when)
             assert sim.registry.versions() == [1, 2], (nth, when)
             assert sim.ledger(2).done == calm.ledger(2).done, (nth, when)
 
@@ -194,14 +194,14 @@ def test_a_failed_night_leaves_the_champion_and_says_why(sim, stage):
         if at == stage:
             raise DataError("the disk ate it")
 
-    sim.work.before = fail
+    sim.stages.before = fail
     with pytest.raises(DataError, match="ate it"):
         sim.at(2).run()
     assert (sim.champion(), sim.ledger(2).state, sim.ledger(2).reason) == (1, "failed", "the disk ate it")
     assert sim.told[-1] == ("2026-11-02", "failure")
-    sim.work.before = lambda at, night: None
+    sim.stages.before = lambda at, night: None
     assert sim.run()["state"] == "promoted"
-    assert sim.work.trained == ["2026-11-01", "2026-11-02"]
+    assert sim.stages.trained == ["2026-11-01", "2026-11-02"]
 
 
 def test_a_report_that_fails_is_a_warning(sim):
@@ -209,7 +209,7 @@ def test_a_report_that_fails_is_a_warning(sim):
         if at == "report":
             raise DataError("no ink")
 
-    sim.work.before = fail
+    sim.stages.before = fail
     result = sim.at(1).run()
     assert (result["state"], result["warnings"], sim.champion()) == ("promoted", ["report: no ink"], 1)
     assert "warning: report: no ink" in result["summary"]
@@ -217,10 +217,10 @@ def test_a_report_that_fails_is_a_warning(sim):
 
 def test_a_failed_night_that_nobody_finished_is_missed(sim):
     sim.at(1).run()
-    sim.work.before = lambda at, night: (_ for _ in ()).throw(DataError("full")) if at == "train" else None
+    sim.stages.before = lambda at, night: (_ for _ in ()).throw(DataError("full")) if at == "train" else None
     with pytest.raises(DataError):
         sim.at(2).run()
-    sim.work.before = lambda at, night: None
+    sim.stages.before = lambda at, night: None
     assert sim.at(3).run()["state"] == "promoted"
     assert sim.states() == {1: "promoted", 2: "missed", 3: "promoted"}
     assert sim.ledger(2).reason == "failed (full) and not finished before 2026-11-03 (catch_up latest)"
@@ -246,21 +246,21 @@ def test_a_promotion_that_is_recorded_counts_though_its_night_died_before_it_sai
         assert sim.at(3).run()["state"] == "promoted"
         assert sim.states() == dict.fromkeys((1, 2, 3), "promoted")
     else:
-        sim.work.used = "lower lr"
+        sim.stages.used = "lower lr"
         assert sim.run()["report"] is not None
-    assert (sim.ledger(2).state, sim.ledger(2).done["promote"]["record"]) == ("promoted", 4)
-    assert sim.work.trained.count("2026-11-02") == 1
+    assert (sim.ledger(2).state, sim.ledger(2).done.promote.record) == ("promoted", 4)
+    assert sim.stages.trained.count("2026-11-02") == 1
 
 
 def test_other_settings_begin_a_failed_night_anew(sim):
-    sim.work.before = lambda at, night: (_ for _ in ()).throw(DataError("NaN")) if at == "evaluate" else None
+    sim.stages.before = lambda at, night: (_ for _ in ()).throw(DataError("NaN")) if at == "evaluate" else None
     with pytest.raises(DataError):
         sim.at(1).run()
-    sim.work.before = lambda at, night: None
-    sim.work.used = "lower lr"
+    sim.stages.before = lambda at, night: None
+    sim.stages.used = "lower lr"
     result = sim.run()
     assert (result["state"], result["version"], result["attempts"]) == ("promoted", 2, 2)
-    assert sim.work.trained == ["2026-11-01", "2026-11-01"]
+    assert sim.stages.trained == ["2026-11-01", "2026-11-01"]
 
 
 def test_a_person_who_promotes_meanwhile_is_not_overruled(sim):
@@ -271,7 +271,7 @@ def test_a_person_who_promotes_meanwhile_is_not_overruled(sim):
         if at == "evaluate":
             rollback(sim)
 
-    sim.work.after = go_back
+    sim.stages.after = go_back
     result = sim.at(3).run()
     assert (result["state"], result["champion"], sim.champion()) == ("held", 1, 1)
     assert "is v000001 since record 6, not v000002" in result["reason"]
@@ -285,7 +285,7 @@ def test_catch_up_all_runs_every_night_in_order(sim):
     sim.at(1).run()
     result = sim.at(4).run()
     assert (result["date"], sim.states()) == ("2026-11-04", dict.fromkeys((1, 2, 3, 4), "promoted"))
-    assert sim.work.trained == [f"2026-11-0{d}" for d in (1, 2, 3, 4)]
+    assert sim.stages.trained == [f"2026-11-0{d}" for d in (1, 2, 3, 4)]
 
 
 def test_catch_up_all_trains_once_when_the_data_is_the_same(sim):
@@ -312,8 +312,11 @@ def test_catch_up_none_lets_a_day_that_is_over_be(sim):
 def test_an_older_night_does_not_follow_a_newer_one(sim):
     sim.at(5).run()
     result = sim.at(6).run(3)
-    assert (result["state"], "the night of 2026-11-05 came later" in result["reason"]) == ("skipped", True)
-    assert sim.work.trained == ["2026-11-05"]
+    assert (result["state"], "later night of 2026-11-05 is settled" in result["reason"]) == (
+        "skipped",
+        True,
+    )
+    assert sim.stages.trained == ["2026-11-05"]
     with pytest.raises(ConfigError, match="--date 2026-11-07 is in the future"):
         sim.run(7)
 
@@ -351,7 +354,7 @@ def beside(sim: Simulation, overlap: str, first_stage: str = "train"):
     sim.interrupted = threading.Event()
     sim.interrupt = lambda: (sim.interrupted.set(), go_on.set())
     sim.sleep = lambda seconds: threading.Event().wait(0.05)
-    sim.work.before = wait
+    sim.stages.before = wait
 
     def run(name: str) -> None:
         try:
@@ -382,23 +385,23 @@ def test_of_two_schedulers_one_runs_and_the_other_leaves_it(sim):
     assert "skipped" in results["second"]
     assert "is in use by process" in results["second"]
     assert sim.told == [("2026-11-01", "skipped"), ("2026-11-01", "success")]
-    assert (sim.work.trained, sim.states()) == (["2026-11-01"], {1: "promoted"})
+    assert (sim.stages.trained, sim.states()) == (["2026-11-01"], {1: "promoted"})
 
 
 def test_or_waits_for_it(sim):
     results = beside(sim.at(1), "queue")
     assert "promoted" in results["first"]
     assert "already done (promoted)" in results["second"]
-    assert (sim.work.trained, sim.states()) == (["2026-11-01"], {1: "promoted"})
+    assert (sim.stages.trained, sim.states()) == (["2026-11-01"], {1: "promoted"})
 
 
 def test_or_takes_over(sim, monkeypatch):
-    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.05)
     results = beside(sim.at(1), "replace")
     assert isinstance(results["first"], Stopped)
     assert "another process, which takes over" in str(results["first"])
     assert "promoted" in results["second"]
-    assert (sim.work.trained, sim.states(), sim.ledger(1).attempts) == (["2026-11-01"], {1: "promoted"}, 2)
+    assert (sim.stages.trained, sim.states(), sim.ledger(1).attempts) == (["2026-11-01"], {1: "promoted"}, 2)
 
 
 def test_waiting_has_an_end(sim, monkeypatch):
@@ -418,16 +421,16 @@ def test_the_time_limit_stops_between_stages_and_the_next_goes_on(sim):
         if at == "train":
             sim.time = sim.time.replace(hour=sim.time.hour + 2)
 
-    sim.work.after = slow
+    sim.stages.after = slow
     with pytest.raises(PipelineError, match="time limit"):
         sim.at(1).run(max_seconds=3600)
     assert (sim.ledger(1).state, "time limit" in sim.ledger(1).reason) == ("failed", True)
     assert sim.run(max_seconds=3600)["state"] == "promoted"
-    assert sim.work.trained == ["2026-11-01"]
+    assert sim.stages.trained == ["2026-11-01"]
 
 
 def test_the_time_limit_reaches_into_a_stage(sim, monkeypatch):
-    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.02)
     interrupted = threading.Event()
     sim.interrupt = interrupted.set
 
@@ -437,7 +440,7 @@ def test_the_time_limit_reaches_into_a_stage(sim, monkeypatch):
             assert interrupted.wait(10)
             raise Stopped("SIGTERM")
 
-    sim.work.before = hang
+    sim.stages.before = hang
     with pytest.raises(PipelineError, match="time limit") as caught:
         sim.at(1).run(max_seconds=3600)
     assert caught.value.exit_code == 1
@@ -458,14 +461,14 @@ def test_sigterm_is_the_night_s_also_when_its_cluster_takes_it_for_itself(memory
         if at == "evaluate":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    memory_sim.work.ready, memory_sim.work.before = cluster, stopped
+    memory_sim.stages.ready, memory_sim.stages.before = cluster, stopped
     with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
         memory_sim.at(1).run()
     assert (caught.value.exit_code, memory_sim.ledger(1).state, memory_sim.told) == (
         *(143, "failed"),
         [("2026-11-01", "failure")],
     )
-    memory_sim.work.before = lambda at, night: None
+    memory_sim.stages.before = lambda at, night: None
     assert memory_sim.run()["state"] == "promoted"
 
 
@@ -477,11 +480,11 @@ def test_a_cluster_that_does_not_start_is_a_failed_night_that_is_told(memory_sim
         yield
 
     memory_sim.at(1).run()
-    memory_sim.work.ready = cluster
+    memory_sim.stages.ready = cluster
     with pytest.raises(PipelineError, match="did not start"):
         memory_sim.at(2).run()
     night = memory_sim.ledger(2)
     assert (night.state, night.reason, night.attempts) == ("failed", "Ray did not start", 1)
     assert memory_sim.told[-1] == ("2026-11-02", "failure")
-    memory_sim.work.ready = nullcontext
+    memory_sim.stages.ready = nullcontext
     assert memory_sim.run()["state"] == "promoted"

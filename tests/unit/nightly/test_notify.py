@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config.nightly import NightlyConfig
-from pipeline.nightly.notify import prometheus_text, tell
+from pipeline.nightly.notify import prometheus_text, run_hooks
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +55,7 @@ def receiver(monkeypatch):
 
 def told(event=EVENT, **hooks) -> list[str]:
     lines: list[str] = []
-    tell(NightlyConfig.model_validate(hooks), event, lines.append)
+    run_hooks(NightlyConfig.model_validate(hooks), event, lines.append)
     return lines
 
 

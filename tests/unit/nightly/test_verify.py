@@ -115,7 +115,7 @@ def sim(tmp_path):
     sim.source.data = {"2026-11-02": "same", "2026-11-04": "same"}
     for day in (1, 2, 4, 5):
         sim.at(day).run()
-    sim.work.after = lambda stage, night: (_ for _ in ()).throw(Killed) if stage == "samples" else None
+    sim.stages.after = lambda stage, night: (_ for _ in ()).throw(Killed) if stage == "samples" else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NightRun, "fail", lambda *_: None)
         with pytest.raises(Killed):
@@ -150,16 +150,16 @@ def change_done(store, day, **stages):
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (lambda s: edit(s, state(5), date="2026-11-07"), "says that it is night 2026-11-07"),
+        (lambda s: edit(s, state(5), date="2026-11-07"), "is the ledger of night 2026-11-07"),
         (lambda s: change_done(s, 5, export=None), "a stage is missing before another"),
-        (lambda s: edit(s, state(6), state="promoted"), "is promoted, and its last stage is export"),
-        (lambda s: edit(s, state(5), state="running"), "is running, and its last stage is retention"),
+        (lambda s: edit(s, state(6), state="promoted"), "is promoted, but its last stage is export"),
+        (lambda s: edit(s, state(5), state="running"), "is running, but its last stage is retention"),
         (lambda s: edit(s, state(5), state="skipped"), "is skipped after"),
-        (lambda s: edit(s, state(5), state="held"), "is held, and its stage promote says otherwise"),
-        (lambda s: edit(s, state(5), ended=""), "is promoted, and has not ended"),
+        (lambda s: edit(s, state(5), state="held"), "is held, but its stage promote is not"),
+        (lambda s: edit(s, state(5), ended=""), "is promoted, but has no end time"),
         (lambda s: change_done(s, 5, gate={"decision": "hold", "reason": ""}), "is promoted against its gate"),
         (lambda s: change_done(s, 5, export={"version": 9}), "exported version 9, which does not exist"),
-        (lambda s: change_done(s, 5, export={"version": 1}), "exported version 1, and no record names it challenger"),
+        (lambda s: change_done(s, 5, export={"version": 1}), "exported version 1, but no record names it challenger"),
         (lambda s: edit(s, state(5), state="missed"), "is its promotion"),
         (lambda s: s.delete("2026-11-05/report.html"), "report.html is missing"),
         (lambda s: s.put(state(5), b"{"), "2026-11-05/state.json"),
