@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jobs.command import execute
+from jobs.command import execute, write_out
+from pipeline import __version__
+from pipeline.log import configure, logger
 
 VERBS = {
     "ingest": "source images -> dataset (shuffled Parquet shards and a manifest)",
@@ -38,7 +40,7 @@ VERBS = {
 def usage() -> str:
     """The list of verbs."""
     lines = [f"  {name:<13}{purpose}" for name, purpose in VERBS.items()]
-    return "\n".join(["usage: ddpm VERB [flags]   (ddpm VERB --help lists the flags)", "", *lines])
+    return "\n".join(["usage: ddpm VERB [flags]   (ddpm VERB --help lists the flags; ddpm --version)", "", *lines])
 
 
 def unknown(word: str) -> str:
@@ -51,10 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the result is the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        write_out(f"{usage()}\n")
+        return 0
+    if words[0] in ("--version", "version"):
+        write_out(f"ddpm {__version__}\n")
         return 0
     if words[0] not in VERBS:
-        print(f"error: {unknown(words[0])}\n{usage()}", file=sys.stderr)
+        configure()
+        logger.error("%s", unknown(words[0]))
+        logger.info("%s", usage())
         return 2
     return execute(importlib.import_module(f"jobs.{words[0]}").VERB, words[1:])
 

@@ -1,10 +1,12 @@
 """What every verb shares: its flags, its configuration, its exit code and its last line."""
 
 import argparse
+import contextlib
 import difflib
 import json
+import logging
+import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,12 @@ from pipeline.config.layers import (
 )
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.log import FORMATS, LEVELS, configure
 from pipeline.operations.submission import SubmittedJob
 
-__all__ = ["Argument", "Call", "Verb", "as_job", "execute"]
+__all__ = ["Argument", "Call", "Verb", "as_job", "execute", "write_out"]
+
+logger = logging.getLogger("ddpm.jobs")
 
 Result = dict[str, Any]
 
@@ -122,7 +127,13 @@ def _cut(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str
 
 
 def _parser(verb: Verb) -> _Parser:
-    parser = _Parser(f"ddpm {verb.name}", description=verb.purpose, allow_abbrev=False, add_help=False)
+    parser = _Parser(
+        f"ddpm {verb.name}",
+        description=verb.purpose,
+        allow_abbrev=False,
+        add_help=False,
+        parents=[_logging_parser(verb)],
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this and every dotted flag")
     for argument in (*verb.arguments, *COMMON):
         if argument.switch:
@@ -139,6 +150,20 @@ def _parser(verb: Verb) -> _Parser:
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     return parser
+
+
+def _logging_parser(verb: Verb) -> _Parser:
+    parser = _Parser(f"ddpm {verb.name}", allow_abbrev=False, add_help=False)
+    parser.add_argument("--log-level", help="least severe log line on stderr (default: info)", choices=LEVELS)
+    parser.add_argument("--log-format", help="form of log lines (default: text)", choices=FORMATS)
+    return parser
+
+
+def _configure_logging(verb: Verb, argv: Sequence[str]) -> None:
+    """Before all else is parsed, so that a wrong flag is reported in the form that was chosen."""
+    configure()
+    chosen, _ = _logging_parser(verb).parse_known_args(argv)
+    configure(chosen.log_level or "info", chosen.log_format or "text")
 
 
 def _short_names(verb: Verb, parsed: argparse.Namespace) -> Layer:
@@ -189,39 +214,48 @@ def as_job(verb: Verb, words: Sequence[str]) -> SubmittedJob:
 def execute(verb: Verb, argv: Sequence[str]) -> int:
     """Run a verb from its command line; returns the exit code and never raises."""
     try:
+        _configure_logging(verb, argv)
         parser = _parser(verb)
         own, rest = _cut(parser, argv) if verb.passes_on else (argv, ())
         dotted, plain = split_dotted(own)
         parsed = parser.parse_args(plain)
         if parsed.help:
-            print(parser.format_help(), flags_help(f"ddpm {verb.name}"), sep="\n")
+            write_out(f"{parser.format_help()}\n{flags_help(f'ddpm {verb.name}')}\n")
             return 0
         config = _resolve(verb, parsed, dotted)
         if parsed.print_config:
-            print(to_yaml(config), end="")
+            write_out(to_yaml(config))
             return 0
         _require(verb, parsed)
         result = verb.run(Call(config, parsed, parsed.dry_run, rest))
     except KeyboardInterrupt:
-        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+        logger.info("interrupted: the same command continues where this one stopped")
         return 130
     except Exception as error:
         return _fail(error)
     if "summary" in result:
-        print(result["summary"])
+        write_out(f"{result['summary']}\n")
     if parsed.json:
-        print(json.dumps(result, sort_keys=True))
+        write_out(f"{json.dumps(result, sort_keys=True)}\n")
     return int(result.get("exit_code", 0))
+
+
+def write_out(text: str) -> None:
+    """Write to stdout. A reader that closed its end, such as `head`, has read what it wanted: the rest is dropped."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: Exception) -> int:
     known = _pipeline_error(error)
     if known is None:
-        traceback.print_exception(error)
-        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        logger.error("unexpected %s: %s", type(error).__name__, error, exc_info=error)
         return 1
-    for line in str(known).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    logger.error("%s", known)
     return known.exit_code
 
 

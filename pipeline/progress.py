@@ -1,10 +1,13 @@
-"""How far a job is: a bar with ETA on a terminal, one plain line every 30 seconds elsewhere (stderr)."""
+"""Progress reporting on stderr: a bar with ETA on a terminal, one log line every 30 seconds elsewhere."""
 
+import logging
 import sys
+import threading
 import time
-from typing import TextIO
 
-__all__ = ["Progress", "duration"]
+__all__ = ["Progress", "allow_bars", "duration", "write_line"]
+
+logger = logging.getLogger("ddpm.progress")
 
 PLAIN_INTERVAL_SECONDS = 30.0
 BAR_INTERVAL_SECONDS = 0.2
@@ -21,14 +24,42 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+class _Terminal:
+    """stderr, shared by bars and log lines: a line clears a half-drawn bar, whose next update draws the bar again."""
+
+    def __init__(self) -> None:
+        self.bars_allowed = True
+        self._lock = threading.Lock()
+        self._bar_drawn = False
+
+    def write(self, text: str, is_bar: bool) -> None:
+        with self._lock:
+            clear = "\r\x1b[K" if is_bar or self._bar_drawn else ""
+            self._bar_drawn = is_bar
+            sys.stderr.write(f"{clear}{text}" + ("" if is_bar else "\n"))
+            sys.stderr.flush()
+
+
+_terminal = _Terminal()
+
+
+def allow_bars(allowed: bool) -> None:
+    """Whether progress on a terminal is a bar, from now on."""
+    _terminal.bars_allowed = allowed
+
+
+def write_line(text: str) -> None:
+    """Write a whole line to stderr, clear of any progress bar."""
+    _terminal.write(text, is_bar=False)
+
+
 class Progress:
     """Counts towards `total` things of a `unit`; `start` were there before this run and do not count as speed."""
 
-    def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
         self.label, self.total, self.unit, self.start = label, total, unit, start
         self.done = start
-        self._stream = stream or sys.stderr
-        self._bar = self._stream.isatty()
+        self._bar = _terminal.bars_allowed and sys.stderr.isatty()
         self._began = time.monotonic()
         self._shown = self._began
 
@@ -38,15 +69,19 @@ class Progress:
         now = time.monotonic()
         if now - self._shown >= (BAR_INTERVAL_SECONDS if self._bar else PLAIN_INTERVAL_SECONDS):
             self._shown = now
-            self._write(self.line(now, note), end="" if self._bar else "\n")
+            line = self.line(now, note)
+            if self._bar:
+                _terminal.write(line, is_bar=True)
+            else:
+                logger.info("%s", line)
 
     def close(self, note: str = "") -> None:
         """Print the last line."""
-        self._write(self.line(time.monotonic(), note), end="\n")
-
-    def say(self, text: str) -> None:
-        """A line of its own among the others."""
-        self._write(text, end="\n")
+        line = self.line(time.monotonic(), note)
+        if self._bar:
+            write_line(line)
+        else:
+            logger.info("%s", line)
 
     @property
     def rate(self) -> float:
@@ -67,7 +102,3 @@ class Progress:
         filled = BAR_WIDTH * self.done // max(self.total, 1)
         bar = f" [{'#' * filled}{'.' * (BAR_WIDTH - filled)}]" if self._bar else ""
         return f"{self.label}{bar} " + ", ".join(parts)
-
-    def _write(self, text: str, end: str) -> None:
-        self._stream.write(f"\r\x1b[K{text}{end}" if self._bar else f"{text}{end}")
-        self._stream.flush()

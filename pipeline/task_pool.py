@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import ray
 
 from pipeline.errors import Transient
+from pipeline.log import Entry, collect, replay
 
 __all__ = ["fan_out"]
 
@@ -24,19 +25,36 @@ def fan_out(
     `shared` travels to a node once. What a task raises is raised here; the tasks under way are then cancelled.
     at_a_time: tasks under way, by default two a CPU of the cluster.
     """
-    task = ray.remote(max_retries=RETRIES, retry_exceptions=[Transient])(function)
-    common = ray.put(shared)
+    task = ray.remote(max_retries=RETRIES, retry_exceptions=[Transient])(_with_warnings).options(name=_name(function))
+    common = ray.put((function, shared))
     at_a_time = at_a_time or TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[ray.ObjectRef] = []
     try:
         for call in calls:
             if len(waiting) >= at_a_time:
                 (done,), waiting = ray.wait(waiting)
-                yield ray.get(done)
+                yield _result(done)
             waiting.append(task.remote(common, *call))
         while waiting:
             (done,), waiting = ray.wait(waiting)
-            yield ray.get(done)
+            yield _result(done)
     finally:
         for reference in waiting:
             ray.cancel(reference)
+
+
+def _with_warnings(common: tuple[Callable[..., T], Any], *call: Any) -> tuple[T, list[Entry]]:
+    """The task itself: the result of one call, and the warnings that it logged."""
+    function, shared = common
+    warnings = collect(task=_name(function))
+    return function(shared, *call), warnings.take()
+
+
+def _result(reference: ray.ObjectRef) -> Any:
+    result, warnings = ray.get(reference)
+    replay(warnings)
+    return result
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", "task")

@@ -7,7 +7,7 @@ A point is an ordinary generation job with an ordinary evaluation, so it is made
 stopped goes on where it was. The verb hands over the two stages that do it.
 """
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["Sweep", "described", "open_sweep", "run_sweep"]
+
+logger = logging.getLogger("ddpm.analysis")
 
 Stage = Callable[[Config, str, str], Mapping[str, Any]]
 """`generate` (settings, model, out) or `evaluate` (settings, samples, dataset)."""
@@ -123,7 +125,7 @@ def run_sweep(sweep: Sweep, generate: Stage, evaluate: Stage) -> dict[str, Any]:
     if missing:
         with cluster(sweep.config.ray, sweep.config.ray.max_workers + 1):
             for number, point in enumerate(missing, start=len(sweep.points) - len(missing) + 1):
-                print(f"sweep: point {number} of {len(sweep.points)}: {point}", file=sys.stderr, flush=True)
+                logger.info("sweep: point %d of %d: %s", number, len(sweep.points), point)
                 _generate(sweep, point, generate)
                 evaluate(point.config, point.store.uri, sweep.dataset.uri)
     evaluations = [_finished(sweep, point) for point in sweep.points]
@@ -140,7 +142,7 @@ def _generate(sweep: Sweep, point: Point, generate: Stage) -> None:
     except DataError as error:
         if not is_sealed(point.store):
             raise
-        print(f"sweep: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        logger.warning("sweep: %s", str(error).splitlines()[0])
 
 
 def _finished(sweep: Sweep, point: Point) -> Evaluation:

@@ -34,6 +34,7 @@ from pipeline.evaluation.results import (
     write_evaluation,
 )
 from pipeline.evaluation.tasks import compute_feature_stats, score_feature_stats
+from pipeline.log import replay
 from pipeline.metrics.feature_stats import Kind, Score
 from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
 from pipeline.progress import Progress
@@ -101,6 +102,7 @@ def _sketch(context: EvaluationContext, weights_sha256: str) -> int:
     )
     progress, images = Progress("features", total, "img"), 0
     for row in made.iter_rows():
+        replay(pickle.loads(row["warnings"]))
         images += row["images"]
         progress.update(images)
     progress.close()

@@ -23,6 +23,7 @@ from pipeline.evaluation.results import (
     write_feature_stats,
 )
 from pipeline.images.png import decode_batch
+from pipeline.log import collect
 from pipeline.metrics.feature_stats import FeatureStats, Kind, Score, merge_feature_stats
 from pipeline.metrics.features import Answer, Extractor, fingerprint_of
 from pipeline.metrics.protocol import Fingerprint
@@ -46,12 +47,13 @@ _DECODE_ROWS: Final = 256
 
 
 def compute_feature_stats(batch: pa.Table, context: EvaluationContext, weights_sha256: str) -> pa.Table:
-    """Column part (a pickled Part) -> column images (how many it has); its sketch is stored."""
+    """Column part (a pickled Part) -> columns images (how many it has), warnings (pickled); its sketch is stored."""
+    warnings = collect(task="features")
     part: Part = pickle.loads(batch["part"][0].as_py())
     extractor = _extractor(context.dataset, context.extractor_id, weights_sha256)
     sketch = feature_stats_of(extractor, fingerprint_of(extractor, context.reference), context, part)
     write_feature_stats(part.home, part.key, sketch)
-    return pa.table({"images": [part.take]})
+    return pa.table({"images": [part.take], "warnings": [pickle.dumps(warnings.take())]})
 
 
 def feature_stats_of(

@@ -7,11 +7,11 @@ Whoever trains on from there calls `rewind` to that step once it is loaded, so t
 free; readers that came earlier, such as a feed that was cut for the damaged step, must begin again.
 """
 
+import logging
 import math
 import re
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from safetensors import SafetensorError
@@ -49,11 +49,8 @@ SUCCESS = "_SUCCESS.json"
 _FILE = re.compile(r"^checkpoints/step-(\d{9,})/(.+)$")
 
 Tensors = dict[str, dict[str, Tensor]]
-Notify = Callable[[str], None]
 
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+logger = logging.getLogger("ddpm.model_store")
 
 
 def checkpoint_key(step: int) -> str:
@@ -116,35 +113,36 @@ def latest_checkpoint(run: Store) -> CheckpointManifest | None:
     return read_checkpoint(run, steps[-1]) if steps else None
 
 
-def usable_checkpoint(run: Store, notify: Notify = _to_stderr) -> CheckpointManifest | None:
+def usable_checkpoint(run: Store) -> CheckpointManifest | None:
     """The newest checkpoint whose manifest parses and whose files have their sizes, or None before the first.
 
     Tells which it passed over and why; one listing and the manifests, no tensor is read. Raises DataError when there
     are checkpoints and none can be used: to begin anew is a person's decision.
     """
-    manifest = next(_usable(run, notify), None)
+    manifest = next(_usable(run), None)
     if manifest is None:
         _refuse_to_begin_anew(run)
     return manifest
 
 
-def load_newest(run: Store, *names: str, notify: Notify = _to_stderr) -> tuple[CheckpointManifest, Tensors] | None:
+def load_newest(run: Store, *names: str) -> tuple[CheckpointManifest, Tensors] | None:
     """The newest checkpoint whose tensors (all, or the groups `names`) are as written, or None before the first.
 
     What fails is read once more, then passed over with a line that says so; nothing is deleted (see above: `rewind`).
     Raises DataError when there are checkpoints and none can be used, or one does not hold `names`.
     """
-    for manifest in _usable(run, notify):
+    for manifest in _usable(run):
         for last_try in (False, True):
             try:
                 return manifest, read_tensors(run, manifest, *names)
             except VerificationFailed as error:
-                notify(f"checkpoint {manifest.step}: {error}; {'trying the one before' if last_try else 'once more'}")
+                what_next = "trying the one before" if last_try else "once more"
+                logger.warning("checkpoint %d: %s; %s", manifest.step, error, what_next)
     _refuse_to_begin_anew(run)
     return None
 
 
-def _usable(run: Store, notify: Notify) -> Iterator[CheckpointManifest]:
+def _usable(run: Store, level: int = logging.WARNING) -> Iterator[CheckpointManifest]:
     """Newest first."""
     for step, files in reversed(_folders(run).items()):
         if MANIFEST not in files:
@@ -152,7 +150,7 @@ def _usable(run: Store, notify: Notify) -> Iterator[CheckpointManifest]:
         try:
             manifest = _whole(run, step, files)
         except DataError as error:
-            notify(f"checkpoint {step} is passed over: {error}")
+            logger.log(level, "checkpoint %d is passed over: %s", step, error)
         else:
             yield manifest
 
@@ -202,7 +200,7 @@ def remove_old_checkpoints(run: Store, keep: int, keep_every: int | None = None,
     committed = [step for step, files in folders.items() if MANIFEST in files]
     if not committed or (len(committed) <= keep and len(folders) == len(committed)):
         return
-    usable = list(islice(_usable(run, lambda _: None), None if keep_best else keep))
+    usable = list(islice(_usable(run, logging.DEBUG), None if keep_best else keep))
     with_loss = [found for found in usable if found.loss is not None and math.isfinite(found.loss)]
     best = sorted(with_loss, key=lambda found: (found.loss, -found.step))[:keep_best]
     kept = {*committed[-keep:], *(found.step for found in (*usable[:keep], *best))}

@@ -1,11 +1,11 @@
 """Notification hooks of a night: webhook, command, Prometheus textfile. A failing hook is only a warning."""
 
 import json
+import logging
 import os
 import subprocess
-import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,19 +21,18 @@ COMMAND_SECONDS: Final = 300.0
 
 Event = dict[str, Any]
 
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+logger = logging.getLogger("ddpm.nightly")
 
 
-def run_hooks(config: NightlyConfig, event: Event, notify: Callable[[str], None] = _to_stderr) -> None:
+def run_hooks(config: NightlyConfig, event: Event) -> None:
     """Run the hooks of `event["event"]`, one of EVENTS. The warning of a failed hook never contains its URL."""
     for hook in getattr(config, f"on_{event['event']}"):
         try:
             _run(hook, event)
         except Exception as error:  # any hook error: the night's outcome and exit code stay
             what = hook.webhook_env or hook.textfile or (hook.command or ("",))[0]
-            notify(f"warning: hook {what} of on_{event['event']} failed: {type(error).__name__}{_detail(hook, error)}")
+            why = f"{type(error).__name__}{_detail(hook, error)}"
+            logger.warning("hook %s of on_%s failed: %s", what, event["event"], why)
 
 
 def _detail(hook: HookConfig, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Following a job's log: each piece once, through lost connections, until the job has ended."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
@@ -11,6 +12,8 @@ from pipeline.errors import PipelineError
 from pipeline.operations.jobs_client import State
 
 __all__ = ["Followed", "Follower"]
+
+logger = logging.getLogger("ddpm.operations")
 
 QUIET_SECONDS = 30.0
 RETRY_SECONDS = 2.0
@@ -27,7 +30,7 @@ class Followed(Protocol):
 
 
 class Follower:
-    """write: for the job's own words; notify: for ours.
+    """write: takes the job's own output.
 
     A follower that was interrupted goes on where it was when `run` is called again.
     """
@@ -37,10 +40,9 @@ class Follower:
         jobs: Followed,
         job_id: str,
         write: Callable[[str], None],
-        notify: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._jobs, self._id, self._write, self._notify, self._sleep = jobs, job_id, write, notify, sleep
+        self._jobs, self._id, self._write, self._sleep = jobs, job_id, write, sleep
         self._written = 0  # characters
         self._told = ""
 
@@ -92,7 +94,7 @@ class Follower:
         state = await asyncio.to_thread(self._jobs.state, self._id)
         if state.status == "PENDING" and state.message and state.message != self._told:
             self._told = state.message
-            self._notify(f"waiting: {state.message}")
+            logger.info("waiting: %s", state.message)
         return state.ended
 
 

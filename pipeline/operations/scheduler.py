@@ -1,8 +1,8 @@
 """`ddpm schedule run`: the command at its times, one at a time, in the foreground."""
 
+import logging
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,6 +16,8 @@ from pipeline.config.cron import Cron
 from pipeline.config.operations import DATE, ScheduleConfig
 
 __all__ = ["CronRuns", "build", "run"]
+
+logger = logging.getLogger("ddpm.operations")
 
 
 class CronRuns(BaseTrigger):  # type: ignore[misc]
@@ -75,4 +77,4 @@ def run(schedule: ScheduleConfig) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{datetime.now(UTC):%FT%TZ} {text}", file=sys.stderr, flush=True)
+    logger.info("%s %s", f"{datetime.now(UTC):%FT%TZ}", text)

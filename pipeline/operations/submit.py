@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import sys
@@ -27,6 +28,8 @@ from pipeline.operations.submission import SubmittedJob
 
 __all__ = ["FILES", "Options", "submit"]
 
+logger = logging.getLogger("ddpm.operations")
+
 FILES = "submitted"
 """Folder of the package that holds the configuration files of the command line."""
 PROBE_SECONDS, PIP_SECONDS = 180.0, 1200.0  # until a job that does nothing has ended
@@ -37,10 +40,6 @@ _PROBE = (
     "f = {(d.metadata['Name'] or '').lower(): d.version for d in m.distributions()}; "
     f"print('{_MARK}', json.dumps(dict(python=platform.python_version(), ray=f.get('ray'), torch=f.get('torch'))))"
 )
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _to_stdout(text: str) -> None:
@@ -73,7 +72,6 @@ class Options:
     again: bool = False
     detach: bool = False
     dry_run: bool = False
-    notify: Callable[[str], None] = _to_stderr
     write: Callable[[str], None] = _to_stdout
     ask: Callable[[], str] = ask_person
 
@@ -112,11 +110,11 @@ def submit(job: SubmittedJob, options: Options) -> dict[str, Any]:
         return {"submission_id": last.id, "address": address, "status": last.status, "summary": done}
     if last is not None and what == "attach":
         return _followed(jobs, last.id, options, attached=True)
-    _check_versions(jobs, version, settings, options)
+    _check_versions(jobs, version, settings)
     job_id = submission.submission_id(job.verb, job.digest(), day, 1 if last is None else last.number + 1)
     started = _send(jobs, job_id, parcel, settings)
     if started and last is not None:
-        options.notify(f"{last.id} {last.status.lower()}: run anew")
+        logger.info("%s %s: run anew", last.id, last.status.lower())
     return _followed(jobs, job_id, options, attached=not started)
 
 
@@ -181,8 +179,8 @@ def _followed(jobs: Jobs, job_id: str, options: Options, *, attached: bool) -> d
     result = {"submission_id": job_id, "address": url, "attached": attached}
     if options.detach:
         return {**result, "summary": f"{'running' if attached else 'submitted'}: {job_id} ({attach})"}
-    options.notify(f"{'attached to' if attached else 'submitted'} {job_id} at {url}")
-    follower = Follower(jobs, job_id, options.write, options.notify)
+    logger.info("%s %s at %s", "attached to" if attached else "submitted", job_id, url)
+    follower = Follower(jobs, job_id, options.write)
     while True:
         try:
             state = follower.run()
@@ -192,23 +190,23 @@ def _followed(jobs: Jobs, job_id: str, options: Options, *, attached: bool) -> d
                 waits = jobs.state(job_id).status == "PENDING"
                 jobs.stop(job_id)
                 how = "as soon as it starts, Ray does not sooner" if waits else "it may write a last checkpoint first"
-                options.notify(f"stopping {job_id}: {how}")
+                logger.info("stopping %s: %s", job_id, how)
             elif answer == "detach":
-                options.notify(f"detached, {job_id} goes on ({attach})")
+                logger.info("detached, %s goes on (%s)", job_id, attach)
                 return {**result, "status": "RUNNING", "exit_code": 130}
         else:
-            return {**result, **_ending(job_id, state, options)}
+            return {**result, **_ending(job_id, state)}
 
 
-def _ending(job_id: str, state: State, options: Options) -> dict[str, Any]:
+def _ending(job_id: str, state: State) -> dict[str, Any]:
     code = submission.exit_code(state.status, state.driver_exit_code, state.message)
     if state.status == "FAILED" and state.driver_exit_code is None:  # the verb itself never said a word
-        options.notify(f"error: {job_id}: {submission.first_line(state.message)}")
-    options.notify(f"{job_id} {state.status.lower()}{f', exit code {code}' if code else ''}")
+        logger.error("%s: %s", job_id, submission.first_line(state.message))
+    logger.info("%s %s%s", job_id, state.status.lower(), f", exit code {code}" if code else "")
     return {"status": state.status, "exit_code": code}
 
 
-def _check_versions(jobs: Jobs, cluster_ray: str, settings: SubmitConfig, options: Options) -> None:
+def _check_versions(jobs: Jobs, cluster_ray: str, settings: SubmitConfig) -> None:
     """Ray's is the dashboard's word; Python's and torch's that of a job that only looks, once a cluster."""
     names = ("ray", "torch")
     here = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
@@ -217,7 +215,7 @@ def _check_versions(jobs: Jobs, cluster_ray: str, settings: SubmitConfig, option
     there = _probed(jobs, settings)
     there["torch"] = (there.get("torch") or "").partition("+")[0] or None
     for warning in submission.version_differences(here, there):
-        options.notify(f"warning: {warning}")
+        logger.warning("%s", warning)
 
 
 def _probed(jobs: Jobs, settings: SubmitConfig) -> dict[str, str | None]:

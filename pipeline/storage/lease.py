@@ -9,11 +9,10 @@ A holder that could not reach the store for longer may be dead to others, so `ch
 that and a write there is still a gap, which is why artefacts are committed by create-once.
 """
 
-import sys
+import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -24,6 +23,8 @@ from pipeline.storage.lease_owner import Holder, described, process_state, this_
 from pipeline.storage.store import Store
 
 __all__ = ["LEASE", "TTL_SECONDS", "Lease", "held_by"]
+
+logger = logging.getLogger("ddpm.storage")
 
 LEASE = "lease.json"
 TTL_SECONDS = 30.0
@@ -42,10 +43,6 @@ class _Found(NamedTuple):
 _tokens_of_this_process: set[str] = set()
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 class Lease:
     """Use it as a context manager, or `acquire` and `release`; a thread keeps it in between.
 
@@ -53,16 +50,11 @@ class Lease:
     """
 
     def __init__(
-        self,
-        store: Store,
-        key: str = LEASE,
-        what: str = "this run",
-        ttl_seconds: float = TTL_SECONDS,
-        notify: Callable[[str], None] = _to_stderr,
+        self, store: Store, key: str = LEASE, what: str = "this run", ttl_seconds: float = TTL_SECONDS
     ) -> None:
         self.token = uuid.uuid4().hex
         self._store, self._key, self._what = store, key, what
-        self._ttl_seconds, self._notify = ttl_seconds, notify
+        self._ttl_seconds = ttl_seconds
         # A heartbeat is repeated by its own loop, and one that hangs must not take the time of those after it.
         patience = min(store.config.read_timeout_seconds, ttl_seconds / 2)
         hasty = store.config.model_copy(update={"retries": 0, "read_timeout_seconds": patience})
@@ -88,7 +80,7 @@ class Lease:
                 raise Busy(self._refusal(found.holder))
             if state == "unknown" and watched is None:
                 watched, since = found.version, _now()
-                self._notify(f"{self._what}: watching for {self._ttl_seconds:.0f} s whether its last holder lives")
+                logger.info("%s: watching for %.0f s whether its last holder lives", self._what, self._ttl_seconds)
             if state == "free" or (state == "unknown" and _now() - since > self._ttl_seconds):
                 if self._take(found):
                     return self
@@ -120,7 +112,7 @@ class Lease:
                 if self._lost is None:
                     self._swap(self._holder.model_copy(update={"state": "released"}))
             except StorageError as error:
-                self._notify(f"{self._what}: its lease ends by itself in {self._ttl_seconds:.0f} s, as {error}")
+                logger.warning("%s: its lease ends by itself in %.0f s, as %s", self._what, self._ttl_seconds, error)
 
     def __enter__(self) -> Self:
         return self.acquire()

@@ -1,7 +1,7 @@
 """Waiting for a store that is away for a while."""
 
+import logging
 import secrets
-import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,16 +10,14 @@ from pipeline.errors import Transient
 
 __all__ = ["patiently"]
 
+logger = logging.getLogger("ddpm.storage")
+
 T = TypeVar("T")
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 15.0
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def patiently(action: Callable[[], T], seconds: float, what: str, notify: Callable[[str], None] = _to_stderr) -> T:
+def patiently(action: Callable[[], T], seconds: float, what: str) -> T:
     """The result of `action`, repeated on Transient for at least `seconds` from the first failure, then once more.
 
     Raises Transient saying how long `what` was tried, and whatever else `action` raises at once. After Transient the
@@ -36,7 +34,7 @@ def patiently(action: Callable[[], T], seconds: float, what: str, notify: Callab
             if began is None:
                 began = now
                 if seconds > 0:
-                    notify(f"{what}: {error}; waiting up to {seconds:.0f} s for the store")
+                    logger.warning("%s: %s; waiting up to %.0f s for the store", what, error, seconds)
             left = began + seconds - now
             if left <= 0:
                 raise Transient(f"{what}: the store was away for {now - began:.0f} s: {error}") from error
@@ -44,7 +42,7 @@ def patiently(action: Callable[[], T], seconds: float, what: str, notify: Callab
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
             continue
         if began is not None:
-            notify(f"{what}: the store is back after {time.monotonic() - began:.0f} s")
+            logger.warning("%s: the store is back after %.0f s", what, time.monotonic() - began)
         return result
 
 

@@ -1,6 +1,7 @@
 """Generation gives the same samples for any number of actors, keeps what is committed, and says what went wrong."""
 
 import json
+import logging
 import os
 import pickle
 import sys
@@ -208,6 +209,7 @@ class Outages(Store):
     def put(self, key, data):
         if key.startswith("data/") and len(os.listdir(self.log)) < 2:
             (Path(self.log) / uuid.uuid4().hex).touch()
+            logging.getLogger("ddpm.test").warning("cannot put %s", key)
             raise Transient("no route to the store")
         super().put(key, data)
 
@@ -221,10 +223,13 @@ def outages(monkeypatch, tmp_path):
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def test_an_outage_is_waited_out(outages, model, one_actor, tmp_path, capsys):
+def test_an_outage_is_waited_out(outages, model, one_actor, tmp_path, caplog):
     result = generate(config(ray={"workers": 2, "max_failures": 2}), model, str(tmp_path / "samples"))
     assert hashes(result["uri"]) == hashes(one_actor["uri"])
-    assert "going on: no route to the store" in capsys.readouterr().err
+    assert "going on: no route to the store" in caplog.text
+    (first, *_) = [record for record in caplog.records if record.name == "ddpm.test"]  # of an actor
+    assert first.getMessage().startswith("cannot put data/")
+    assert first.origin["actor"].startswith(f"{first.origin['node']}:")
 
 
 def test_failures_are_bounded_and_nothing_committed_is_lost(outages, model, tmp_path):

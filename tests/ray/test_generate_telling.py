@@ -31,7 +31,8 @@ def served(job):
     return {line.partition("{")[0].removeprefix("ray_"): float(line.rpartition(" ")[2]) for line in lines}
 
 
-def test_a_large_job_is_foretold_logged_and_counted(tmp_path, capsys):
+def test_a_large_job_is_foretold_logged_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "ddpm")
     write_model(str(tmp_path / "run"), config())
     result = generate(config(**LARGE), str(tmp_path / "run"), str(tmp_path / "samples"))
     told = result["forecast"]
@@ -40,7 +41,7 @@ def test_a_large_job_is_foretold_logged_and_counted(tmp_path, capsys):
     assert told["images_per_second"] > 0
     assert told["seconds"] == pytest.approx(told["images"] / told["images_per_second"] / 2, abs=0.1)
     assert told["cost"] == pytest.approx(told["images"] / told["images_per_second"] * 0.001, rel=0.01)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("forecast: ")]
+    lines = [line for line in caplog.messages if line.startswith("forecast: ")]
     assert len(lines) == 1
     assert "2 actors" in lines[0]
 
@@ -66,11 +67,12 @@ def test_a_large_job_is_foretold_logged_and_counted(tmp_path, capsys):
     assert found["ddpm_generate_images_per_second"] > 0
 
 
-def test_a_small_job_is_not_foretold(tmp_path, capsys):
+def test_a_small_job_is_not_foretold(tmp_path, caplog):
+    caplog.set_level("INFO", "ddpm")
     write_model(str(tmp_path / "run"), config())
     result = generate(config(ray={"workers": 1}), str(tmp_path / "run"), str(tmp_path / "samples"))
     assert "forecast" not in result
-    assert "forecast" not in capsys.readouterr().err
+    assert "forecast" not in caplog.text
 
 
 def test_a_dry_run_warns_of_much_padding(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import logging
 import struct
 from pathlib import Path
 
@@ -123,8 +124,9 @@ def test_it_loads_as_a_hugging_face_dataset_and_comes_back_as_it_was(made, tmp_p
     assert (theirs.channel_sums, theirs.classes) == (ours.channel_sums, ours.classes)
 
 
-def test_a_task_whose_store_was_away_is_started_again(tmp_path):
+def test_a_task_whose_store_was_away_is_started_again_and_its_warnings_arrive(tmp_path, caplog):
     def fails_once(folder, number):
+        logging.getLogger("ddpm.test").warning("task %d", number)
         marker = Path(folder) / str(number)
         if not marker.exists():
             marker.touch()
@@ -132,6 +134,9 @@ def test_a_task_whose_store_was_away_is_started_again(tmp_path):
         return number
 
     assert sorted(fan_out(fails_once, str(tmp_path), ((n,) for n in range(5)))) == list(range(5))
+    records = [record for record in caplog.records if record.name == "ddpm.test"]
+    assert sorted(record.getMessage() for record in records) == [f"task {n}" for n in range(5)]
+    assert records[0].origin["task"] == "fails_once"
 
 
 def test_other_errors_end_the_fan_out_and_few_tasks_are_asked_for_ahead():

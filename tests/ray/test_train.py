@@ -1,6 +1,7 @@
 """Training is the same whatever the number of workers, and whatever stopped it on the way."""
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -103,7 +104,9 @@ def test_the_run_folder_holds_what_the_design_says(root, undisturbed, tmp_path):
     assert json.loads(store.read("_SUCCESS.json"))["step"] == 48
 
 
-def test_retention_keeps_the_newest(root):
+def test_retention_keeps_the_newest_and_a_worker_s_warning_arrives(root, caplog):
+    (Path(root) / "runs/kept").mkdir(parents=True)
+    (Path(root) / "runs/kept/tensorboard").write_text("a file where the folder should be")
     result = train(
         config(train={"steps": 12, "checkpoint_every": 3, "keep_checkpoints": 2}, ray={"workers": 1}),
         f"{root}/datasets/digits",
@@ -112,6 +115,9 @@ def test_retention_keeps_the_newest(root):
     store = resolve(result["uri"], StorageConfig())
     assert committed_steps(store) == [9, 12]
     assert len([e for e in store.list("checkpoints/") if e.key.endswith(".safetensors")]) == 6
+    (warning,) = [record for record in caplog.records if record.name == "ddpm.training"]
+    assert warning.getMessage().startswith("TensorBoard is shown no more of this run")
+    assert warning.origin["rank"] == 0
 
 
 @pytest.mark.nightly

@@ -21,6 +21,7 @@ from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.request_table import load_requests
 from pipeline.generation.sample_plan import Assignments
 from pipeline.images.png import encode_png
+from pipeline.log import collect
 from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.cpu import compute_on_one_core
 from pipeline.storage.store import Store
@@ -48,6 +49,7 @@ ROW = pa.schema(
         pa.field("pixel_std", pa.float64()),
         pa.field("saturated_share", pa.float64()),  # of levels that are 0 or 255
         pa.field("error", pa.binary()),  # pickled exception
+        pa.field("warnings", pa.binary()),  # pickled list of log.Entry since the row before
     ]
 )
 Row = dict[str, Any]
@@ -65,6 +67,7 @@ class GenerateShards:
         self._device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
             compute_on_one_core()
+        self._warnings = collect(actor=f"{platform.node()}:{os.getpid()}")
         self._side = ThreadPoolExecutor(1, "commit")
         self._speed = _Speed()
         self._assignments: Assignments | None = None
@@ -80,10 +83,10 @@ class GenerateShards:
             except Exception as error:
                 following.set_result(_error_row(shard, error))
             if pending is not None:
-                yield _table(pending.result())
+                yield self._table(pending.result())
             pending = following
         if pending is not None:
-            yield _table(pending.result())
+            yield self._table(pending.result())
 
     def _made(self, shard: int) -> Generator[pa.Table, None, Any]:
         """Make a shard; what is left to do for it, as a function that returns its row."""
@@ -101,10 +104,10 @@ class GenerateShards:
                 seconds = time.monotonic() - clock
                 return lambda: self._committed(shard, images, started, seconds)
             if step.pixels is not None and (measured := self._speed.after(step.pixels)) is not None:
-                yield _table({"shard": shard, "state": MEASURED, **measured})
+                yield self._table({"shard": shard, "state": MEASURED, **measured})
             if time.monotonic() - told >= HEARTBEAT_SECONDS:
                 told = time.monotonic()
-                yield _table({"shard": shard, "state": WORKING, "rows": step.done})
+                yield self._table({"shard": shard, "state": WORKING, "rows": step.done})
 
     def _committed(self, shard: int, images: Images, started: float, seconds: float) -> Row:
         attempt = uuid.uuid4().hex
@@ -142,6 +145,11 @@ class GenerateShards:
             self._assignments = Assignments(self._plan, load_requests(self._job, self._plan))
         return self._assignments
 
+    def _table(self, row: Row) -> pa.Table:
+        """A row for the driver, with the warnings that this actor logged since the row before."""
+        warnings = self._warnings.take()
+        return pa.Table.from_pylist([{**row, "warnings": pickle.dumps(warnings) if warnings else None}], schema=ROW)
+
 
 class _Speed:
     """The speed of this actor's first batches but one, and the size of their images; told once."""
@@ -175,10 +183,6 @@ def _levels(pixels: NDArray[np.uint8]) -> Row:
     mean = float((counts * levels).sum() / total)
     std = float(np.sqrt((counts * (levels - mean) ** 2).sum() / total))
     return {"pixel_mean": mean, "pixel_std": std, "saturated_share": float((counts[0] + counts[255]) / total)}
-
-
-def _table(row: Row) -> pa.Table:
-    return pa.Table.from_pylist([row], schema=ROW)
 
 
 def _error_row(shard: int, error: Exception) -> Row:

@@ -4,8 +4,8 @@ The driver holds no image and no list of samples: rows of some 200 bytes stream 
 then from a shard that is being made.
 """
 
+import logging
 import pickle
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,10 +25,13 @@ from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.request_table import load_requests
 from pipeline.generation.sample_plan import Assignments, missing_shards
 from pipeline.generation.shard_log import ShardLog
+from pipeline.log import replay
 from pipeline.progress import Progress
 from pipeline.storage.store import Store
 
 __all__ = ["ShardDispatcher", "shard_blocks"]
+
+logger = logging.getLogger("ddpm.generation")
 
 Shards = npt.NDArray[np.int64]
 MAX_BLOCK_SHARDS = 16
@@ -95,7 +98,7 @@ class ShardDispatcher:
                 self._telemetry.error()
                 if _is_final(error) or 0 <= limit < failures:
                     raise _named(error, failures) from error
-                print(f"generate: failure {failures} of {limit}, going on: {_first_line(error)}", file=sys.stderr)
+                logger.warning("generate: failure %d of %d, going on: %s", failures, limit, _first_line(error))
                 time.sleep(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
             finally:
                 self._log.flush()
@@ -123,6 +126,8 @@ class ShardDispatcher:
         error: Exception | None = None
         row_errors = 0
         for row in self._rows(missing):
+            if row["warnings"] is not None:
+                replay(pickle.loads(row["warnings"]))
             if row["state"] != ERROR:
                 row_errors = 0
                 self._settle(row)
@@ -190,7 +195,7 @@ class ShardDispatcher:
             actors = min(self._ray.max_workers, self._plan.num_shards)
             speed, size = row["rows"] / max(row["seconds"], 1e-9), row["bytes"] / max(row["rows"], 1)
             self._forecast = Forecast(left, speed, size, actors, self._price)
-            self._progress.say(str(self._forecast))
+            logger.info("%s", self._forecast)
 
 
 def _is_final(error: Exception) -> bool:

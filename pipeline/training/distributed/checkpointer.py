@@ -78,7 +78,7 @@ class Checkpointer:
         return self._patiently(self._newest_step, "checkpoints/")
 
     def _newest_step(self) -> int:
-        cut = usable_checkpoint(self.run, notify=lambda line: None)  # as every lane of the feed did
+        cut = usable_checkpoint(self.run)  # as every lane of the feed did
         found = load_newest(self.run)
         if cut is None or found is None:
             return -1

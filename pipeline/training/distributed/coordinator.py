@@ -9,6 +9,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import PipelineError
+from pipeline.log import Entry, replay
 from pipeline.progress import Progress
 
 __all__ = ["StepStatus", "StopReason", "Watch", "new_coordinator"]
@@ -53,6 +54,7 @@ class Coordinator:
         self.stopping = False
         self.regrouping = False
         self.failure: PipelineError | None = None
+        self.pending_warnings: list[Entry] = []
         self.gauges = {
             name: Gauge(f"ddpm_train_{name}", f"{name} of the training run", tag_keys=("run",))
             for name in StepStatus._fields
@@ -71,6 +73,15 @@ class Coordinator:
 
     def read(self) -> StepStatus | None:
         return self.reading
+
+    def warn(self, entry: Entry) -> None:
+        """A warning that a worker logged."""
+        self.pending_warnings.append(entry)
+
+    def take_warnings(self) -> list[Entry]:
+        """Those since the last call, for the driver's log."""
+        taken, self.pending_warnings = self.pending_warnings, []
+        return taken
 
     def stop(self) -> None:
         self.stopping = True
@@ -113,6 +124,7 @@ class Watch:
             if self._stop.is_set() and not self._told:
                 ray.get(self._board.stop.remote())
                 self._told = True
+            replay(ray.get(self._board.take_warnings.remote()))
             reading = ray.get(self._board.read.remote())
         except ray.exceptions.RayError:
             return  # a lost board costs the progress line, not the run

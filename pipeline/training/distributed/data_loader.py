@@ -53,6 +53,8 @@ class LaneDataset:
     lane: int
     total_steps: int
     workers: int
+    coordinator: Any = None
+    """Handle of a coordinator.Coordinator that takes the readers' warnings."""
 
     def __call__(self) -> Dataset:
         checkpoint = usable_checkpoint(self.run)
@@ -69,7 +71,12 @@ class LaneDataset:
         # Not from_arrow: that starts a task of one CPU a block, and the workers may hold all CPUs there are.
         return ray.data.from_blocks(blocks or [table]).map_batches(
             read_units,
-            fn_kwargs={"dataset": self.dataset, "manifest": self.manifest, "plan": self.plan},
+            fn_kwargs={
+                "dataset": self.dataset,
+                "manifest": self.manifest,
+                "plan": self.plan,
+                "coordinator": self.coordinator,
+            },
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=self._cpus(),

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.images.png import decode_batch
 from pipeline.ingest.manifest import DatasetManifest
+from pipeline.log import collect
 from pipeline.storage.files import read_parquet
 from pipeline.storage.retry import patiently
 from pipeline.storage.store import Store
@@ -32,8 +33,12 @@ def batches_together(manifest: DatasetManifest, micro_batch: int) -> int:
     return max(1, HAND_OVER_BYTES // (micro_batch * math.prod(manifest.shape)))
 
 
-def read_units(batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan) -> Iterator[dict[str, Any]]:
+def read_units(
+    batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan, coordinator: Any = None
+) -> Iterator[dict[str, Any]]:
     """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch."""
+    if coordinator is not None:
+        collect(coordinator.warn.remote, task="read lane")
     shards, together = manifest.split("train"), batches_together(manifest, plan.micro_batch)
     for row in batch.to_pylist():
         unit = Unit(**row)

@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError, Transient
 from pipeline.images.convert import grid, to_uint8
 from pipeline.images.png import encode_png
 from pipeline.ingest.manifest import DatasetManifest
+from pipeline.log import collect
 from pipeline.models.cpu import compute_on_one_core
 from pipeline.storage.store import Store
 from pipeline.training.data_plan import lanes_of_worker
@@ -56,6 +57,7 @@ def train_worker(context: WorkerContext) -> str:
     """
     if ray.get(context.coordinator.failed.remote()) is not None:
         return StopReason.FAILED.value
+    collect(context.coordinator.warn.remote, rank=ray.train.get_context().get_world_rank())
     try:
         worker = Worker(context)
         worker.resume()

@@ -64,7 +64,7 @@ def _run_group(context: TrainingContext, coordinator: Any) -> StopReason:
     trainer = ray.train.torch.TorchTrainer(
         lambda settings: train_worker(settings["context"]),
         train_loop_config={"context": _worker_context(context, coordinator)},
-        datasets={lane_name(lane): _lane(context, lane) for lane in range(context.config.train.lanes)},
+        datasets={lane_name(lane): _lane(context, coordinator, lane) for lane in range(context.config.train.lanes)},
         dataset_config=ray.train.DataConfig(datasets_to_split=[], execution_options=_read_ahead()),
         scaling_config=_scaling(context.config.ray, most),
         run_config=_run_config(context),
@@ -84,9 +84,9 @@ def _worker_context(context: TrainingContext, coordinator: Any) -> WorkerContext
     return WorkerContext(context.config, context.run, context.manifest, digest, context.lease, coordinator)
 
 
-def _lane(context: TrainingContext, lane: int) -> LaneDataset:
+def _lane(context: TrainingContext, coordinator: Any, lane: int) -> LaneDataset:
     steps, workers = context.config.train.steps, context.config.ray.max_workers
-    return LaneDataset(context.run, context.source, context.manifest, context.plan, lane, steps, workers)
+    return LaneDataset(context.run, context.source, context.manifest, context.plan, lane, steps, workers, coordinator)
 
 
 def _scaling(config: RayConfig, most: int) -> ray.train.ScalingConfig:

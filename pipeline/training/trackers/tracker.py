@@ -6,8 +6,8 @@ training: each works on a thread of its own, and one that fails is warned about 
 """
 
 import importlib.util
+import logging
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -20,6 +20,8 @@ from pipeline.training.trackers.services import MLflow, WandB
 from pipeline.training.trackers.tensorboard import TensorBoard
 
 __all__ = ["Tracker", "check_trackers", "open_trackers"]
+
+logger = logging.getLogger("ddpm.training")
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 QUEUE_CALLS = 8
@@ -41,26 +43,20 @@ def check_trackers(names: Iterable[str]) -> None:
             raise ConfigError(f"train.trackers names {name}, which is not installed: pip install {PACKAGES[name]}")
 
 
-def open_trackers(
-    run: Store, names: Iterable[str] = (), notify: Callable[[str], None] | None = None
-) -> Sequence[Tracker]:
+def open_trackers(run: Store, names: Iterable[str] = ()) -> Sequence[Tracker]:
     """TensorBoard and the named ones; calls are only queued. Raises ConfigError for a missing package."""
     services: dict[str, Callable[[Store], Tracker]] = {"wandb": WandB, "mlflow": MLflow}
     names = list(names)
     check_trackers(names)
     chosen = {"TensorBoard": TensorBoard, **{name: services[name] for name in names}}
-    return [_Guarded(name, partial(make, run), notify or _to_stderr) for name, make in chosen.items()]
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return [_Guarded(name, partial(make, run)) for name, make in chosen.items()]
 
 
 class _Guarded:
     """A tracker on a thread of its own, until it fails or is so far behind that somebody waited `WAIT_SECONDS`."""
 
-    def __init__(self, name: str, make: Callable[[], Tracker], notify: Callable[[str], None]) -> None:
-        self._name, self._make, self._notify = name, make, notify
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name, self._make = name, make
         self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(QUEUE_CALLS)
         self._dropped = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"ddpm-{name}", daemon=True)
@@ -101,4 +97,4 @@ class _Guarded:
     def _drop(self, why: str) -> None:
         if not self._dropped.is_set():
             self._dropped.set()
-            self._notify(f"{self._name} is shown no more of this run, which goes on without it: {why}")
+            logger.warning("%s is shown no more of this run, which goes on without it: %s", self._name, why)

@@ -1,11 +1,13 @@
 """The command line: exit codes, one clear line, no traceback."""
 
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
 
+import pipeline
 from jobs.__main__ import VERBS, main
 from jobs.command import Argument, Verb, execute, split_dotted
 from pipeline.errors import DataError, StorageError
@@ -84,6 +86,46 @@ def test_every_verb_shows_its_flags_and_prints_its_config(capsys, name):
 def test_a_dotted_flag_does_not_swallow_the_next_flag(capsys):
     assert main(["train", "--train.flip", "--run", "r"]) == 2
     assert "--train.flip needs a value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_the_version_is_one_line(capsys, word):
+    assert main([word]) == 0
+    assert capsys.readouterr().out == f"ddpm {pipeline.__version__}\n"
+
+
+def test_a_reader_that_closes_stdout_early_sees_no_traceback():
+    for words in (["--help"], ["train", "--help"], ["train", "--print-config"]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 0
+
+
+def test_errors_are_json_lines_when_that_is_asked_for(capsys):
+    def run(call):
+        raise DataError("no rows\nin two shards")
+
+    assert execute(verb(run), ["--run", "x", "--log-format", "json"]) == 3
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["message"]) == ("error", "no rows\nin two shards")
+    assert main(["train", "--runn", "x", "--log-format=json"]) == 2
+    assert "did you mean --run?" in json.loads(capsys.readouterr().err)["message"]
+
+
+def test_the_log_level_is_one_of_four(capsys):
+    def run(call):
+        logging.getLogger("ddpm.test").info("a notice")
+        return {}
+
+    assert execute(verb(run), ["--run", "x", "--log-level", "warning"]) == 0
+    assert capsys.readouterr().err == ""
+    assert execute(verb(run), ["--run", "x"]) == 0
+    assert capsys.readouterr().err == "a notice\n"
+    assert execute(verb(run), ["--run", "x", "--log-level", "loud"]) == 2
+    assert "'debug', 'info', 'warning', 'error'" in capsys.readouterr().err
 
 
 DEATH_AT_THE_END = """

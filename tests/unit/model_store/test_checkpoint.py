@@ -196,56 +196,54 @@ def test_rewinding_to_what_cannot_be_used_deletes_nothing(recording, damage):
 
 
 @pytest.mark.parametrize("damage", [tear_manifest, drop_file, shorten])
-def test_the_newest_usable_checkpoint_is_found_and_the_others_are_told(store, damage):
+def test_the_newest_usable_checkpoint_is_found_and_the_others_are_told(store, damage, caplog):
     assert usable_checkpoint(store) is None
     good = write(store, 10)
     write(store, 20)
     write(store, 30)
     damage(store, 20)
     damage(store, 30)
-    said = []
-    assert usable_checkpoint(store, notify=said.append) == good
-    assert [line.split(" is passed over")[0] for line in said] == ["checkpoint 30", "checkpoint 20"]
+    assert usable_checkpoint(store) == good
+    assert [line.split(" is passed over")[0] for line in caplog.messages] == ["checkpoint 30", "checkpoint 20"]
     assert committed_steps(store) == [10, 20, 30]
     damage(store, 10)
     with pytest.raises(DataError, match=r"\[10, 20, 30\] and each is damaged"):
-        usable_checkpoint(store, notify=said.append)
+        usable_checkpoint(store)
 
 
 @pytest.mark.parametrize("damage", [tear_manifest, drop_file, shorten, flip_a_byte])
-def test_loading_falls_back_to_the_checkpoint_before(store, damage):
+def test_loading_falls_back_to_the_checkpoint_before(store, damage, caplog):
     assert load_newest(store) is None
     good = write(store, 10)
     write(store, 20)
     damage(store, 20)
-    said = []
-    manifest, tensors = load_newest(store, notify=said.append)
+    manifest, tensors = load_newest(store)
     assert manifest == good
     assert torch.equal(tensors["model"]["w"], TENSORS["model"]["w"])
-    assert "checkpoint 20" in said[-1]
+    assert "checkpoint 20" in caplog.messages[-1]
     assert committed_steps(store) == [10, 20]  # nothing is deleted
     rewind(store, manifest.step)
     write(store, 20, world_size=2)
-    assert load_newest(store, notify=said.append)[0].step == 20
+    assert load_newest(store)[0].step == 20
     damage(store, 10)
     damage(store, 20)
     with pytest.raises(DataError, match="each is damaged"):
-        load_newest(store, notify=said.append)
+        load_newest(store)
 
 
 def test_loading_reads_only_the_groups_that_are_asked_for(store):
     write(store, 10)
     flip_a_byte(store, 10, "ema.safetensors")
-    manifest, tensors = load_newest(store, "model", notify=lambda line: None)
+    manifest, tensors = load_newest(store, "model")
     assert (manifest.step, tensors.keys()) == (10, {"model"})
     with pytest.raises(DataError, match="holds no optimizer"):
-        load_newest(store, "optimizer", notify=lambda line: None)
+        load_newest(store, "optimizer")
 
 
-def test_a_read_that_failed_once_costs_no_checkpoint(store, monkeypatch):
+def test_a_read_that_failed_once_costs_no_checkpoint(store, monkeypatch, caplog):
     for step in (10, 20):
         write(store, step)
-    read, seen, said = Store.read, set(), []
+    read, seen = Store.read, set()
 
     def wrong_the_first_time(self, key):
         data = read(self, key)
@@ -255,10 +253,10 @@ def test_a_read_that_failed_once_costs_no_checkpoint(store, monkeypatch):
         return data[:-1] + b"?"
 
     monkeypatch.setattr(Store, "read", wrong_the_first_time)
-    manifest, _ = load_newest(store, "model", notify=said.append)
+    manifest, _ = load_newest(store, "model")
     assert manifest.step == 20
-    assert len(said) == 1
-    assert said[0].endswith("once more")
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("once more")
 
 
 def test_the_batch_digest_is_of_the_lanes_not_of_the_workers(store):

@@ -53,30 +53,33 @@ def receiver(monkeypatch):
     server.server_close()
 
 
-def told(event=EVENT, **hooks) -> list[str]:
-    lines: list[str] = []
-    run_hooks(NightlyConfig.model_validate(hooks), event, lines.append)
-    return lines
+@pytest.fixture
+def told(caplog):
+    def run(event=EVENT, **hooks) -> list[str]:
+        run_hooks(NightlyConfig.model_validate(hooks), event)
+        return [record.getMessage() for record in caplog.records if record.name == "ddpm.nightly"]
+
+    return run
 
 
-def test_a_webhook_gets_the_event(receiver):
+def test_a_webhook_gets_the_event(receiver, told):
     assert told(on_hold=[{"webhook_env": "NIGHT_HOOK"}]) == []
     assert receiver.bodies == [EVENT]
 
 
-def test_only_hooks_of_the_event_are_run(receiver):
+def test_only_hooks_of_the_event_are_run(receiver, told):
     hook = [{"webhook_env": "NIGHT_HOOK"}]
     assert told(on_success=hook, on_failure=hook, on_skipped=hook) == []
     assert receiver.bodies == []
 
 
-def test_a_command_gets_the_event_on_stdin(tmp_path):
+def test_a_command_gets_the_event_on_stdin(tmp_path, told):
     script = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(sys.stdin.read())"
     assert told(on_hold=[{"command": [sys.executable, "-c", script, str(tmp_path / "out")]}]) == []
     assert json.loads((tmp_path / "out").read_text()) == EVENT
 
 
-def test_a_textfile_is_prometheus_text(tmp_path):
+def test_a_textfile_is_prometheus_text(tmp_path, told):
     assert told(on_hold=[{"textfile": str(tmp_path / "night.prom")}]) == []
     lines = (tmp_path / "night.prom").read_text().splitlines()
     assert [p.name for p in tmp_path.iterdir()] == ["night.prom"]
@@ -88,7 +91,7 @@ def test_a_textfile_is_prometheus_text(tmp_path):
     assert prometheus_text(EVENT).endswith("\n")
 
 
-def test_a_broken_hook_is_a_warning_without_its_url_and_the_next_one_runs(receiver, tmp_path, monkeypatch):
+def test_a_broken_hook_is_a_warning_without_its_url_and_the_next_one_runs(receiver, tmp_path, monkeypatch, told):
     receiver.status = 500
     after = {"textfile": str(tmp_path / "night.prom")}
     lines = told(on_hold=[{"webhook_env": "NIGHT_HOOK"}, {"command": ["/no/such/program"]}, after])

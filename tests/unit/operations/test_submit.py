@@ -251,26 +251,25 @@ DONE, RUNNING = State("SUCCEEDED", None, 0), State("RUNNING", None, None)
 
 
 def followed(played):
-    out, told = [], []
-    follower = Follower(played, "job", out.append, told.append, sleep=lambda seconds: None)
-    return follower, out, told
+    out = []
+    return Follower(played, "job", out.append, sleep=lambda seconds: None), out
 
 
 def test_each_piece_of_the_log_is_written_once_whatever_the_connection_does():
     lost = [["one\n", "tw", ConnectionError("lost")], ["one", "\ntwo", "\n", OSError("lost")], ["one\ntwo\nthree\n"]]
-    follower, out, _ = followed(Played(*lost, states=[DONE]))
+    follower, out = followed(Played(*lost, states=[DONE]))
     assert follower.run() == DONE
     assert "".join(out) == "one\ntwo\nthree\n"
 
 
 def test_a_log_that_ends_before_the_job_is_asked_for_again():
-    follower, out, _ = followed(Played(["a"], ["ab"], states=[RUNNING, DONE]))
+    follower, out = followed(Played(["a"], ["ab"], states=[RUNNING, DONE]))
     assert follower.run() == DONE
     assert "".join(out) == "ab"
 
 
 def test_a_dashboard_that_stays_away_ends_following_and_not_the_job():
-    follower, _, _ = followed(Played([ConnectionError("away")], states=[RUNNING]))
+    follower, _ = followed(Played([ConnectionError("away")], states=[RUNNING]))
     with pytest.raises(PipelineError, match="the job goes on; the same command attaches again"):
         follower.run()
 
@@ -280,10 +279,10 @@ def test_a_closed_pipe_is_not_a_lost_connection():
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        Follower(Played(["a"], states=[DONE]), "job", closed, print).run()
+        Follower(Played(["a"], states=[DONE]), "job", closed).run()
 
 
-def test_a_job_that_waits_for_room_says_so_once(monkeypatch):
+def test_a_job_that_waits_for_room_says_so_once(monkeypatch, caplog):
     import asyncio
 
     monkeypatch.setattr(log_follower, "QUIET_SECONDS", 0.01)
@@ -295,9 +294,10 @@ def test_a_job_that_waits_for_room_says_so_once(monkeypatch):
         yield "never"
 
     played.tail = lambda job_id: silent()
-    follower, _, told = followed(played)
+    caplog.set_level("INFO", "ddpm")
+    follower, _ = followed(played)
     assert follower.run() == DONE
-    assert told == ["waiting: Job has not started yet."]
+    assert caplog.messages == ["waiting: Job has not started yet."]
 
 
 # ---- the whole command

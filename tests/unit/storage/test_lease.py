@@ -45,7 +45,7 @@ def elsewhere(monkeypatch):
     def make(store: Store, ttl_seconds: float, host: str = "elsewhere") -> Lease:
         with monkeypatch.context() as patch:
             patch.setattr(leases, "this_process", lambda token: here(token).model_copy(update={"host": host}))
-            return Lease(store, ttl_seconds=ttl_seconds, notify=lambda line: None)
+            return Lease(store, ttl_seconds=ttl_seconds)
 
     return make
 
@@ -117,27 +117,27 @@ def test_a_living_holder_elsewhere_is_refused_after_a_heartbeat(store, elsewhere
     with elsewhere(store, LONG):
         began = time.monotonic()
         with pytest.raises(Busy, match="elsewhere"):
-            Lease(store, ttl_seconds=12, notify=lambda line: None).acquire()
+            Lease(store, ttl_seconds=12).acquire()
         assert time.monotonic() - began < 12
 
 
-def test_a_dead_holder_elsewhere_is_followed_after_the_time_and_not_before(store):
+def test_a_dead_holder_elsewhere_is_followed_after_the_time_and_not_before(store, caplog):
+    caplog.set_level("INFO", "ddpm")
     token = left_by_the_dead(store)
-    said = []
     began = time.monotonic()
-    with Lease(store, ttl_seconds=SHORT, notify=said.append) as lease:
+    with Lease(store, ttl_seconds=SHORT) as lease:
         assert time.monotonic() - began >= SHORT
         assert held_by(store, LEASE, lease.token)
         assert not held_by(store, LEASE, token)
-    assert len(said) == 1
-    assert "whether its last holder lives" in said[0]
+    assert len(caplog.messages) == 1
+    assert "whether its last holder lives" in caplog.messages[0]
 
 
 def test_equal_pids_in_another_container_or_after_a_reboot_say_nothing(store):
     for changed in ({"host": document_host(), "pid_namespace": 1}, {"host": document_host(), "boot": "before"}):
         left_by_the_dead(store, **changed)
         began = time.monotonic()
-        with Lease(store, ttl_seconds=SHORT, notify=lambda line: None):
+        with Lease(store, ttl_seconds=SHORT):
             assert time.monotonic() - began >= SHORT
 
 
@@ -153,7 +153,7 @@ def test_a_pid_that_was_given_again_is_another_process(store):
 
 def test_a_document_that_nobody_can_read_is_watched_like_any_other(store):
     store.put(LEASE, b'{"kind": "lea')
-    with Lease(store, ttl_seconds=SHORT, notify=lambda line: None) as lease:
+    with Lease(store, ttl_seconds=SHORT) as lease:
         assert held_by(store, LEASE, lease.token)
 
 
@@ -271,12 +271,11 @@ def test_acquire_may_be_repeated_after_a_lost_reply(store, monkeypatch):
         assert time.monotonic() - began < 20
 
 
-def test_a_store_that_is_away_at_the_end_is_told_and_no_error(leaky):
-    said = []
-    lease = Lease(leaky, ttl_seconds=SHORT, notify=said.append).acquire()
+def test_a_store_that_is_away_at_the_end_is_told_and_no_error(leaky, caplog):
+    lease = Lease(leaky, ttl_seconds=SHORT).acquire()
     leaky.away.set()
     lease.release()
-    assert "ends by itself" in said[-1]
+    assert "ends by itself" in caplog.messages[-1]
     leaky.away.clear()
     with Lease(leaky, ttl_seconds=60) as second:  # of the same process, which no longer holds the first
         assert held_by(leaky, LEASE, second.token)

@@ -205,19 +205,18 @@ def test_a_missing_package_is_a_configuration_error_before_anything_is_opened(ru
         open_trackers(run, ["wandb"])
 
 
-def test_a_server_that_is_away_is_warned_about_once_and_tensorboard_goes_on(run, monkeypatch):
+def test_a_server_that_is_away_is_warned_about_once_and_tensorboard_goes_on(run, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    said = []
-    opened = open_trackers(run, ["mlflow"], said.append)
+    opened = open_trackers(run, ["mlflow"])
     for first, last in ((1, 3), (4, 6)):
         for tracker in opened:
             tracker.scalars(rows(first, last))
     for tracker in opened:
         tracker.close()
-    assert len(said) == 1
-    assert said[0].startswith("mlflow is shown no more")
+    (record,) = [record for record in caplog.records if record.name == "ddpm.training"]
+    assert record.getMessage().startswith("mlflow is shown no more")
     assert points(board(run).Scalars("train/loss")) == LOSSES
 
 
@@ -228,28 +227,27 @@ class Full(Store):
         raise StorageError(f"{key}: no space left on device: free some space")
 
 
-def test_a_full_disk_ends_tensorboard_and_nothing_else(run):
-    said = []
-    (tracker,) = open_trackers(Full(run.uri, run.config), (), said.append)
+def test_a_full_disk_ends_tensorboard_and_nothing_else(run, caplog):
+    (tracker,) = open_trackers(Full(run.uri, run.config))
     for number in range(20):  # more than the queue holds
         tracker.scalars(rows(number + 1, number + 1))
         tracker.image("samples", png(), number + 1)
     tracker.close()
-    assert len(said) == 1
-    assert "TensorBoard is shown no more" in said[0]
-    assert "free some space" in said[0]
+    (record,) = [record for record in caplog.records if record.name == "ddpm.training"]
+    assert "TensorBoard is shown no more" in record.getMessage()
+    assert "free some space" in record.getMessage()
 
 
-def test_a_tracker_that_hangs_holds_up_nobody_for_long(run, monkeypatch):
+def test_a_tracker_that_hangs_holds_up_nobody_for_long(run, monkeypatch, caplog):
     monkeypatch.setattr(trackers, "WAIT_SECONDS", 0.2)
-    gate, said = threading.Event(), []
+    gate = threading.Event()
     monkeypatch.setattr(Store, "put", lambda self, key, data: gate.wait(30))
-    (tracker,) = open_trackers(run, (), said.append)
+    (tracker,) = open_trackers(run)
     began = time.monotonic()
     for number in range(20):
         tracker.scalars(rows(number + 1, number + 1))
     tracker.close()
     gate.set()
     assert time.monotonic() - began < 10
-    assert len(said) == 1
-    assert "does not keep up" in said[0]
+    (record,) = [record for record in caplog.records if record.name == "ddpm.training"]
+    assert "does not keep up" in record.getMessage()
