@@ -2,8 +2,11 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import IO
 
 import ray
 from ray.data import DataContext
@@ -11,24 +14,25 @@ from ray.data import DataContext
 from pipeline.config.root import RayConfig
 from pipeline.errors import ConfigError, PipelineError
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "hide_restart_notice"]
 
 OBJECT_STORE_BYTES = 512 * 2**20
 IDLE_WORKERS = 16
 NO_PROGRESS_SECONDS = 30 * 60
+RESTART_NOTICE = b"has constructor arguments in the object store and max_restarts > 0"
 
 
 @contextmanager
 def cluster(config: RayConfig, num_cpus: int) -> Iterator[None]:
-    """A connection for the time of one stage; joins the one that is there.
+    """Connect to a Ray cluster for the time of one stage; a process that is connected already stays so.
 
-    num_cpus: logical CPUs that the stage needs at least, for a local cluster of its own.
-    Raises ConfigError when the address answers nothing, PipelineError when a local cluster does not come up.
+    num_cpus: logical CPUs of a cluster that is started here, unless `ray.num_cpus` is set.
+    Raises ConfigError when the address does not answer, PipelineError when a local cluster does not start.
     """
     joined = ray.is_initialized()
     if not joined:
         _start(config, config.num_cpus or num_cpus)
-    _quieten()
+    _configure_ray_data()
     try:
         yield
     finally:
@@ -41,7 +45,7 @@ def _start(config: RayConfig, num_cpus: int) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     own = config.address == "local"
     if own:
-        # Loopback only and gone with the driver: token files in the home directory would outlive it.
+        # The cluster listens on loopback only and ends with the driver; a token file in the home directory would stay.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Ray ends idle workers beyond the CPU count; a lane's next read would start a process and import torch again.
         os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
@@ -61,9 +65,42 @@ def _start(config: RayConfig, num_cpus: int) -> None:
         ) from error
 
 
-def _quieten() -> None:
-    """Ray Data's own log lines and bars stay in its session logs: a stage reports progress itself."""
+def _configure_ray_data() -> None:
+    """Ray Data's own log lines and bars stay in the files of its session: a stage reports its progress itself."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@cache
+def hide_restart_notice() -> None:
+    """Before the first actors of Ray Data in a process: keep Ray's notice on how they are started off stderr.
+
+    Ray Data keeps the arguments of every actor pool in the object store, for as long as the pool lives, and lets Ray
+    restart the actors. Ray core warns of that combination once a process, from C++, where no log level can be set for
+    one line. So an actor that is ended at once draws the notice while descriptor 2 leads to a file. Other text that
+    arrives there meanwhile is passed on.
+    """
+
+    class Unused:
+        def __init__(self, argument: None) -> None: ...
+
+    with tempfile.TemporaryFile() as file:
+        with _stderr_to(file):
+            ray.kill(ray.remote(num_cpus=0, max_restarts=1)(Unused).remote(ray.put(None)))
+        file.seek(0)
+        for line in file:
+            if RESTART_NOTICE not in line:
+                os.write(2, line)
+
+
+@contextmanager
+def _stderr_to(file: IO[bytes]) -> Iterator[None]:
+    stderr = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 
+from pipeline.cluster import hide_restart_notice
 from pipeline.config.root import Config
 from pipeline.errors import PipelineError, Transient
 from pipeline.generation.commit import committed_shards
@@ -142,6 +143,7 @@ class ShardDispatcher:
             raise error
 
     def _rows(self, missing: Shards) -> Iterator[dict[str, Any]]:
+        hide_restart_notice()
         blocks = shard_blocks(missing, self._ray.max_workers)
         actors = min(self._ray.max_workers, len(blocks))
         # Not from_arrow: that starts a task of one CPU a block, and the actors may hold all CPUs there are.
