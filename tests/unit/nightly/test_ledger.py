@@ -8,8 +8,7 @@ from light_nights import ALL_DONE
 
 from pipeline.nightly.ledger import STAGES, Night, newer_settled, nights_due, unchanged
 from pipeline.nightly.stage_results import StageResults
-from pipeline.storage.documents import parse
-from pipeline.storage.files import document
+from pipeline.storage.documents import parse, to_json
 
 pytestmark = pytest.mark.unit
 
@@ -167,7 +166,7 @@ AT_REST = {
 @pytest.mark.parametrize("stages", range(len(STAGES) + 1))
 def test_a_ledger_at_rest_is_read_and_written_back_byte_for_byte(stages):
     data = (json.dumps({**AT_REST, "done": dict(list(AT_REST["done"].items())[:stages])}, indent=1) + "\n").encode()
-    assert document(parse(Night, data, "state.json")) == data
+    assert to_json(parse(Night, data, "state.json")) == data
 
 
 def test_the_next_stage_is_the_first_that_is_not_done():
