@@ -1,9 +1,9 @@
-"""Five-field cron expressions, read once and the same for every trigger.
+"""Five-field cron expressions: one parser and one set of run times for every scheduler.
 
 Fields: minute 0-59, hour 0-23, day of month 1-31, month 1-12 or JAN-DEC, day of week 0-7 or SUN-SAT (0 and 7 are
-Sunday); lists, ranges and steps. When day of month and day of week are both given, either one is enough, as cron has
-it. Local times of a zone, by calendar day: a time that a clock change skips comes that much later on the same day, a
-time that comes twice counts once. So every day that the expression names has its run, and only one.
+Sunday); lists, ranges and steps. When day of month and day of week are both given, a day that matches either one has a
+run, as in cron. Times are local times of a zone. At a clock change, a skipped time runs later on the same day by the
+length of the gap, and a repeated time runs once. So each time of day runs once on every matching day.
 """
 
 import re
@@ -28,7 +28,7 @@ _FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
     ("month", 1, 12, _MONTHS),
     ("day of week", 0, 7, _WEEKDAYS),
 )
-_HORIZON_DAYS = 3000  # 29 February is at most eight years away
+_HORIZON_DAYS = 3000  # the next 29 February is at most eight years away
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cron:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError that names the field, or says that no such day exists."""
+        """Raises ValueError naming the bad field, or when no date ever matches."""
         words = text.split()
         if len(words) != len(_FIELDS):
             raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
@@ -58,8 +58,8 @@ class Cron:
         return cron
 
     def runs(self, after: datetime, zone: tzinfo) -> Iterator[datetime]:
-        """Every run strictly after `after` (aware), in order, in `zone`."""
-        # A day early: a skipped time may have been moved over midnight.
+        """Every run time strictly after `after` (timezone-aware), in order, in `zone`."""
+        # Start a day early: a clock change may have moved a skipped time past midnight.
         for day in self._days(after.astimezone(zone).date() - timedelta(days=1)):
             local = (datetime.combine(day, time(h, m), zone) for h in self.hours for m in self.minutes)
             for instant in sorted({at.astimezone(UTC) for at in local}):
@@ -67,24 +67,24 @@ class Cron:
                     yield instant.astimezone(zone)
 
     def last_until(self, moment: datetime, zone: tzinfo, within: timedelta) -> datetime | None:
-        """The last run in (moment - within, moment], or None."""
+        """The last run time in (moment - within, moment], or None."""
         past = takewhile(lambda run: run <= moment, self.runs(moment - within, zone))
         return max(past, default=None)
 
     def _days(self, start: date) -> Iterator[date]:
         for offset in range(_HORIZON_DAYS):
             day = start + timedelta(days=offset)
-            if day.month in self.months and self._names(day):
+            if day.month in self.months and self._matches(day):
                 yield day
 
-    def _names(self, day: date) -> bool:
+    def _matches(self, day: date) -> bool:
         by_day = self.days is not None and day.day in self.days
         by_weekday = self.weekdays is not None and day.isoweekday() % 7 in self.weekdays
         return by_day or by_weekday or (self.days is None and self.weekdays is None)
 
 
 def _values(word: str, name: str, low: int, high: int, names: tuple[str, ...]) -> tuple[int, ...]:
-    """One field: '*/15' -> (0, 15, 30, 45)."""
+    """The values of one field, sorted: minute '*/15' -> (0, 15, 30, 45)."""
     found: set[int] = set()
     for part in word.split(","):
         match = _PART.match(part)
@@ -109,7 +109,7 @@ def _number(word: str, name: str, low: int, names: tuple[str, ...]) -> int:
     return int(word)
 
 
-def _known(name: str) -> str:
+def _checked_zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
@@ -117,5 +117,5 @@ def _known(name: str) -> str:
     return name
 
 
-TimeZone = Annotated[str, AfterValidator(_known)]
-"""A name of the IANA database, such as Europe/Berlin."""
+TimeZone = Annotated[str, AfterValidator(_checked_zone)]
+"""A time zone name of the IANA database, such as Europe/Berlin."""

@@ -1,8 +1,9 @@
-"""Decoding of images that nobody vouches for, in a process of its own: a codec that dies takes one image with it.
+"""Decode untrusted images in a separate sandboxed process: a codec crash rejects one image and nothing else.
 
-The process lives as long as the worker that owns it and is handed from one `Decoder` to the next. It gets a batch of
-encoded images and returns pixels, while this side reads the next batch and works on the one before. When it dies, the
-image in its hand gets a second chance alone in a fresh process, the rest of the batch goes on there.
+The decoding process receives batches of encoded images and returns pixels, while this process reads the next batch and
+uses the previous one. When the decoding process dies, the image that it was decoding is tried once more, alone in a new
+process, and the rest of the batch continues there. An idle decoding process is reused by the next `Decoder` of the same
+worker.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.images.decode import BadImage
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.decode.resize import Pixels, prepare_pixels
-from pipeline.ingest.decode.subprocess_client import Death, DecodingProcess
+from pipeline.ingest.decode.subprocess_client import Crash, DecodingProcess
 
 __all__ = ["Decoder"]
 
@@ -22,12 +23,15 @@ T = TypeVar("T")
 
 _BATCH_ROWS: Final = 64
 _BATCH_BYTES: Final = 4 * 2**20
-_MOST_DEATHS: Final = 5
-"""Deaths in a row without an image in hand: then it is not the images."""
+_MAX_FRUITLESS_CRASHES: Final = 5
+"""Crashes in a row that settle no image. After so many, the images are not the cause."""
 
 
 class _Batch(Generic[T]):
-    """Rows in order; `pending`: numbers of those whose answer is still to come; `alone`: to be sent one at a time."""
+    """Rows in input order.
+
+    pending: indices of the rows whose image is not decoded yet. alone: send the pending images one at a time.
+    """
 
     def __init__(self) -> None:
         self.rows: list[tuple[T, bytes | Pixels | Reject]] = []
@@ -43,23 +47,23 @@ class _Batch(Generic[T]):
 
     @property
     def sent(self) -> list[int]:
-        """Those of the pending that are with the process."""
+        """The pending rows that the decoding process has."""
         return self.pending[:1] if self.alone else list(self.pending)
 
-    def data(self, number: int) -> bytes:
-        image = self.rows[number][1]
+    def data(self, index: int) -> bytes:
+        image = self.rows[index][1]
         assert isinstance(image, bytes)
         return image
 
 
 class Decoder:
-    """Encoded images to uint8 [size, size, channels]. A context manager; open one for each partition or actor."""
+    """Encoded images to uint8 [size, size, channels]. A context manager: open one for each partition or actor."""
 
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
         self._process: DecodingProcess | None = None
         out_bytes = config.image_size**2 * config.channels
-        self._most_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // out_bytes))
+        self._max_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // out_bytes))
 
     def __enter__(self) -> Self:
         return self
@@ -70,23 +74,23 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        """Leave the process for the next one, if it is idle; else end it."""
+        """Keep an idle process for the next Decoder; kill a busy one."""
         if self._process is not None:
             self._process.release()
             self._process = None
 
     def prepare(self, rows: Iterable[tuple[T, bytes | Pixels | Reject]]) -> Iterator[tuple[T, Pixels | Reject]]:
-        """(anything, image) to (the same thing, uint8 [size, size, channels] or why not), in order, a row for a row.
+        """Turn each (key, image) into (key, uint8 [size, size, channels] or Reject), in input order.
 
-        Reads up to two batches (128 rows, or some MiB) ahead of what it yields. Raises PipelineError when the process
-        cannot be kept alive.
+        Reads up to two batches (128 rows or 8 MiB) ahead of the row that it yields. Raises PipelineError when the
+        decoding process does not start, or keeps dying while it has no image.
         """
         batches = self._batches(rows)
         current = next(batches, None)
         if current is not None:
             self._send(current)
         while current is not None:
-            following = next(batches, None)  # is read while the process decodes
+            following = next(batches, None)  # read while the process decodes `current`
             images = self._collect(current)
             if following is not None:
                 self._send(following)
@@ -100,7 +104,7 @@ class Decoder:
             if isinstance(image, bytes) and len(image) > self._config.max_image_bytes:
                 image = Reject("too-many-bytes", f"{len(image)} bytes are more than {self._config.max_image_bytes}")
             batch.add(row, image)
-            if len(batch.rows) >= self._most_rows or batch.bytes >= _BATCH_BYTES:
+            if len(batch.rows) >= self._max_rows or batch.bytes >= _BATCH_BYTES:
                 yield batch
                 batch = _Batch()
         if batch.rows:
@@ -108,56 +112,58 @@ class Decoder:
 
     def _send(self, batch: _Batch[T]) -> None:
         if batch.pending:
-            self._process = self._process or DecodingProcess.start(self._config, self._most_rows)
-            self._process.send([batch.data(number) for number in batch.sent])
+            self._process = self._process or DecodingProcess.start(self._config, self._max_rows)
+            self._process.send([batch.data(index) for index in batch.sent])
 
     def _collect(self, batch: _Batch[T]) -> list[Pixels | Reject]:
-        """The answers to a batch that was sent, through as many processes as it takes."""
-        found = {n: self._here(image) for n, (_, image) in enumerate(batch.rows) if not isinstance(image, bytes)}
-        in_vain = 0
+        """The results of a batch that was sent, restarting the process after each crash."""
+        found = {n: self._uncoded(image) for n, (_, image) in enumerate(batch.rows) if not isinstance(image, bytes)}
+        fruitless = 0
         while batch.pending:
             before = len(batch.pending)
-            death = self._receive(batch, found)
-            if death is not None and death.number is None:
+            crash = self._receive(batch, found)
+            if crash is not None and crash.image_index is None:
                 batch.alone = True
-            in_vain = in_vain + 1 if len(batch.pending) == before else 0
-            if death is not None and in_vain >= _MOST_DEATHS:
+            fruitless = fruitless + 1 if len(batch.pending) == before else 0
+            if crash is not None and fruitless >= _MAX_FRUITLESS_CRASHES:
                 raise PipelineError(
-                    f"the decoding process dies at once ({death.cause}) and it is not the images: memory?"
+                    f"the decoding process dies at once ({crash.cause}) and it is not the images: memory?"
                 )
             self._send(batch)
-        return [found[number] for number in range(len(batch.rows))]
+        return [found[index] for index in range(len(batch.rows))]
 
-    def _receive(self, batch: _Batch[T], found: dict[int, Pixels | Reject]) -> Death | None:
-        """Answers until the batch is done or the process is dead; whoever has one is no longer pending."""
+    def _receive(self, batch: _Batch[T], found: dict[int, Pixels | Reject]) -> Crash | None:
+        """Move results from the process to `found` until the batch is done or the process has crashed."""
         assert self._process is not None
         sent = batch.sent
-        for number, answer in zip(sent, self._process.answers(len(sent)), strict=False):
-            if isinstance(answer, Death):
+        for index, result in zip(sent, self._process.results(len(sent)), strict=False):
+            if isinstance(result, Crash):
                 self._process = None
-                culprit = None if answer.number is None else sent[answer.number]
+                culprit = None if result.image_index is None else sent[result.image_index]
                 if culprit in batch.pending:
                     batch.pending.remove(culprit)
-                    found[culprit] = self._verdict(batch.data(culprit), answer)
-                return answer
-            found[number] = answer
-            batch.pending.remove(number)
+                    found[culprit] = self._after_crash(batch.data(culprit), result)
+                return result
+            found[index] = result
+            batch.pending.remove(index)
         return None
 
-    def _verdict(self, data: bytes, death: Death) -> Pixels | Reject:
-        """What becomes of an image in whose hand a process died: one more try alone, unless it was only too slow."""
-        if death.too_slow:
+    def _after_crash(self, data: bytes, crash: Crash) -> Pixels | Reject:
+        """The result of the image that was being decoded: rejected when too slow, else tried once more alone."""
+        if crash.too_slow:
             return Reject("too-slow", f"more than {self._config.max_decode_seconds:g} s of processor time")
-        process = DecodingProcess.start(self._config, self._most_rows)
+        process = DecodingProcess.start(self._config, self._max_rows)
         process.send([data])
-        (answer,) = process.answers(1)
-        if not isinstance(answer, Death):
+        (result,) = process.results(1)
+        if not isinstance(result, Crash):
             self._process = process
-            return answer
-        return self._verdict(data, answer) if answer.too_slow else Reject("decoder-crashed", f"twice: {answer.cause}")
+            return result
+        return (
+            self._after_crash(data, result) if result.too_slow else Reject("decoder-crashed", f"twice: {result.cause}")
+        )
 
-    def _here(self, image: bytes | Pixels | Reject) -> Pixels | Reject:
-        """What needs no codec is done in this process."""
+    def _uncoded(self, image: bytes | Pixels | Reject) -> Pixels | Reject:
+        """Pixels and rejects need no codec, so this process handles them."""
         if isinstance(image, Reject):
             return image
         assert not isinstance(image, bytes)

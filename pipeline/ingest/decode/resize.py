@@ -1,7 +1,7 @@
-"""Any image to uint8 pixels of one size and mode: transparency, mode, fit, in this order.
+"""Convert an image to uint8 pixels of one size and mode: remove transparency, convert the mode, then fit the size.
 
-The resize is Pillow's antialiased bicubic, the one way by which images change size in this program. It comes after
-transparency is gone, or the colours hidden under it would bleed into edges.
+All resizing in this program is Pillow's antialiased bicubic filter. Transparency is removed before the resize, because
+the colours hidden under transparent pixels would otherwise bleed into edges.
 """
 
 from typing import Final
@@ -67,7 +67,7 @@ def _fitted(image: Image.Image, config: IngestConfig) -> Image.Image:
 
 
 def _padded(image: Image.Image, size: int, background: int) -> Image.Image:
-    """The whole image as large as it fits, in the middle."""
+    """The whole image, scaled to fit and centred on the background."""
     longer = max(image.size)
     width, height = (max(1, round(side * size / longer)) for side in image.size)
     inside = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
@@ -90,7 +90,7 @@ def _opaque(image: Image.Image, mode: str, background: int) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image, background: int) -> Image.Image:
-    """Grey 0..65535 to 0..255 (65535 = 257 * 255, so white stays white)."""
+    """Grey levels 0..65535 to 0..255. 65535 = 257 * 255, so white stays white."""
     levels = np.asarray(image)
     if levels.dtype != np.uint16 and (levels.min() < 0 or levels.max() > 65535):
         raise ValueError("grey levels outside 0..65535")

@@ -1,4 +1,4 @@
-"""The near end of `decode_child`: starts it, feeds it, and tells what it died of."""
+"""The parent's side of the decoding process (`subprocess_main`): start, send images, read results, explain a crash."""
 
 import atexit
 import fcntl
@@ -24,53 +24,54 @@ from pipeline.images.reject_reasons import REASONS, Reject
 from pipeline.ingest.decode.resize import Pixels
 from pipeline.ingest.decode.subprocess_main import IDLE, OK, PROGRESS_BYTES, READY, shared_arrays
 
-__all__ = ["Death", "DecodingProcess"]
+__all__ = ["Crash", "DecodingProcess"]
 
 _MODULE: Final = "pipeline.ingest.decode.subprocess_main"
 _START_SECONDS: Final = 120.0
-_STANDSTILL_FACTOR, _STANDSTILL_SECONDS = 4.0, 60.0
-"""A process that takes no processor time is not stopped by a limit on it: after so long it is killed from here."""
-_LOOK_SECONDS: Final = 1.0
+_STALL_FACTOR, _STALL_SECONDS = 4.0, 60.0
+"""A stalled process uses no processor time, so the limit on processor time does not stop it. The parent kills a process
+that has finished no image for FACTOR * max_decode_seconds + SECONDS."""
+_POLL_SECONDS: Final = 1.0
 _CHUNK_BYTES: Final = 2**20
 
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "PYTHONHOME", "PYTHONUSERBASE")
-"""What the process inherits: no credentials."""
+"""The variables that the process inherits: no credentials."""
 
 _idle: dict[tuple[int, str], "DecodingProcess"] = {}
-"""At most one for each pid of an owner and settings: a fork must not share its parent's."""
+"""At most one for each owner pid and settings: a forked child must not use its parent's process."""
 
 
-class Death(NamedTuple):
-    """number: of the image in hand, among those sent; None when it had none, or nobody knows which."""
+class Crash(NamedTuple):
+    """The end of a decoding process. image_index: position in the batch of the image being decoded; None when unknown."""
 
-    number: int | None
+    image_index: int | None
     cause: str
     too_slow: bool
 
 
-class _NonsenseError(Exception):
-    """The process said what `decode_child` does not say."""
+class _CorruptOutputError(Exception):
+    """The process wrote bytes that do not follow the protocol of `subprocess_main`."""
 
 
 class DecodingProcess:
-    """One process: `send` a batch, take its `answers`, then send the next."""
+    """One process: `send` a batch, read all its `results`, then send the next."""
 
     @classmethod
-    def start(cls, config: IngestConfig, most_rows: int) -> "DecodingProcess":
-        """The idle process of these settings, or a new one. Raises PipelineError when it does not start."""
+    def start(cls, config: IngestConfig, max_rows: int) -> "DecodingProcess":
+        """An idle process with these settings, or a new one. Raises PipelineError when the process does not start."""
         settings = config.model_dump_json()
         found = _idle.pop((os.getpid(), settings), None)
-        return found if found is not None and found.alive else cls(config, most_rows)
+        return found if found is not None and found.alive else cls(config, max_rows)
 
-    def __init__(self, config: IngestConfig, most_rows: int) -> None:
+    def __init__(self, config: IngestConfig, max_rows: int) -> None:
         settings = config.model_dump_json()
         self._key = (os.getpid(), settings)
-        self._patience = _START_SECONDS
+        self._stall_seconds = _START_SECONDS
         self._busy = True
         self._received, self._taken = bytearray(), 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         with _shared_file() as file:
-            file.truncate(PROGRESS_BYTES + most_rows * config.image_size**2 * config.channels)
+            file.truncate(PROGRESS_BYTES + max_rows * config.image_size**2 * config.channels)
             self._progress, self._pixels = shared_arrays(mmap.mmap(file.fileno(), 0), config)
             self._progress[0] = IDLE
             self._process = _launched(file, self._errors)
@@ -79,8 +80,10 @@ class DecodingProcess:
         if bytes(self._take(len(READY)) or b"") != READY:
             self._errors.seek(0)
             words = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise PipelineError(f"the decoding process does not start: {words or 'no message'} ({self._death().cause})")
-        self._patience = _STANDSTILL_FACTOR * config.max_decode_seconds + _STANDSTILL_SECONDS
+            raise PipelineError(
+                f"the decoding process does not start: {words or 'no message'} ({self._killed().cause})"
+            )
+        self._stall_seconds = _STALL_FACTOR * config.max_decode_seconds + _STALL_SECONDS
         self._busy = False
 
     @property
@@ -88,28 +91,28 @@ class DecodingProcess:
         return self._process.poll() is None
 
     def send(self, images: Sequence[bytes]) -> None:
-        """Hand over a batch. `answers` tells when the process is gone."""
+        """Send a batch. A dead process shows in `results`, not here."""
         self._busy = True
         self._received, self._taken = bytearray(), 0
         self._write(struct.pack(f"<I{len(images)}Q", len(images), *map(len, images)) + b"".join(images))
 
-    def answers(self, count: int) -> Iterator[Pixels | Reject | Death]:
-        """The answers to a batch of `count` images in its order; a Death is the last."""
-        for number in range(count):
+    def results(self, count: int) -> Iterator[Pixels | Reject | Crash]:
+        """The results of a batch of `count` images, in order; after a Crash there are no more."""
+        for index in range(count):
             try:
-                answer = self._answer(number)
-            except _NonsenseError:
-                # It came before answers that the process still kept back: of several images any may have caused it.
-                yield self._death()._replace(number=0 if count == 1 else None)
+                result = self._result(index)
+            except _CorruptOutputError:
+                # The process buffers its results, so any image of the batch may have caused the corrupt bytes.
+                yield self._killed()._replace(image_index=0 if count == 1 else None)
                 return
-            if answer is None:
-                yield self._death(count)
+            if result is None:
+                yield self._killed(count)
                 return
-            self._busy = number < count - 1
-            yield answer
+            self._busy = index < count - 1
+            yield result
 
     def release(self) -> None:
-        """Keep the process for the next who asks for one, or end it in the middle of its work."""
+        """Keep an idle process for the next `start`; kill a busy one."""
         if not self._busy and self.alive and self._key not in _idle:
             _idle[self._key] = self
         else:
@@ -123,27 +126,27 @@ class DecodingProcess:
             if file is not None:
                 file.close()
 
-    def _answer(self, number: int) -> Pixels | Reject | None:
-        """None at the end of the stream. Raises _NonsenseError: what the process says may be another's by now."""
+    def _result(self, index: int) -> Pixels | Reject | None:
+        """The next result; None at the end of the stream. Raises _CorruptOutputError."""
         status = self._take(1)
         if status is not None and bytes(status) == OK:
-            pixels: Pixels = self._pixels[number].copy()  # the next batch goes to the same place
+            pixels: Pixels = self._pixels[index].copy()  # the next batch overwrites the shared memory
             return pixels
         length = None if status is None else self._take(4)
         text = None if length is None else self._take(min(struct.unpack("<I", length)[0], _CHUNK_BYTES))
-        return None if text is None else _refusal(text)
+        return None if text is None else _reject(text)
 
-    def _death(self, count: int = 0) -> Death:
-        """Of a process with `count` images; one that spoke nonsense or closed its output is ended first."""
+    def _killed(self, count: int = 0) -> Crash:
+        """Kill the process, if it still lives, and return the cause of its end. count: images in its batch."""
         self._process.kill()
         code = self._process.wait()
-        number = int(self._progress[0])
+        index = int(self._progress[0])
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self.end()
-        return Death(number if number < count else None, cause, code == -signal.SIGPROF)
+        return Crash(index if index < count else None, cause, code == -signal.SIGPROF)
 
     def _take(self, count: int) -> bytearray | None:
-        """The next bytes of the answers; None when they end before."""
+        """The next `count` bytes of stdout; None when the stream ends before."""
         while len(self._received) - self._taken < count:
             del self._received[: self._taken]
             self._taken = 0
@@ -163,26 +166,26 @@ class DecodingProcess:
             return
 
     def _wait(self, pipe: int, event: int) -> bool:
-        """True when the pipe is ready or closed; False when the process stands still, and is killed."""
+        """True when the pipe is ready or closed; False after the process stalled and was killed."""
         poll = select.poll()
         poll.register(pipe, event)
         progress, since = int(self._progress[0]), time.monotonic()
-        while not poll.poll(_LOOK_SECONDS * 1000):
+        while not poll.poll(_POLL_SECONDS * 1000):
             if int(self._progress[0]) != progress:
                 progress, since = int(self._progress[0]), time.monotonic()
-            if time.monotonic() - since > self._patience:
+            if time.monotonic() - since > self._stall_seconds:
                 self._process.kill()
                 return False
         return True
 
 
-def _refusal(text: bytearray) -> Reject:
+def _reject(text: bytearray) -> Reject:
     try:
         reason, detail = json.loads(text)
     except (ValueError, TypeError) as error:
-        raise _NonsenseError from error
+        raise _CorruptOutputError from error
     if reason not in REASONS:
-        raise _NonsenseError
+        raise _CorruptOutputError
     return Reject(reason, str(detail))
 
 
@@ -196,7 +199,7 @@ def _launched(shared: IO[bytes], errors: IO[bytes]) -> "subprocess.Popen[bytes]"
     paths = [str(Path(pipeline.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", _MODULE, str(shared.fileno())],  # -P: no modules from the current folder
+        [sys.executable, "-P", "-m", _MODULE, str(shared.fileno())],  # -P: import no modules from the current folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -210,7 +213,7 @@ def _piped(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
     assert process.stdout is not None
     os.set_blocking(process.stdin.fileno(), False)
     if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with suppress(OSError):  # a limit of the system's: the usual 64 KiB only mean more changes between the two
+        with suppress(OSError):  # the system may forbid it; 64 KiB then cost more context switches
             fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, _CHUNK_BYTES)
     return process.stdin.fileno(), process.stdout.fileno()
 

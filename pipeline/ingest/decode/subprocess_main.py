@@ -1,14 +1,15 @@
-"""The process that decodes: python -m pipeline.ingest.decode.subprocess_main FD, started and fed by `decoding_process`.
+"""The sandboxed decoding process: python -m pipeline.ingest.decode.subprocess_main FD.
 
-It holds nothing worth stealing and nothing that is missed when it dies. What it reads and writes:
+`subprocess_client` starts it. The process has no credentials and no state that a crash could lose. Its memory, files
+and processor time are limited.
 
-    stdin    the settings, then batches: count, sizes, bytes of the images
-    stdout   READY; for each image OK, or BAD, a length and a JSON pair (reason, detail)
-    FD       shared memory: four bytes with the number of the image in hand, for whoever finds this process dead, and
-             the pixels of the batch, uint8 [rows, size, size, channels]
+    stdin    the settings, then batches: number of images, their sizes, their bytes
+    stdout   READY; then for each image OK, or BAD with a length and a JSON pair (reason, detail)
+    FD       shared memory: u32 index of the image being decoded, which the parent reads after a crash, and the pixels
+             of the batch, uint8 [rows, size, size, channels]
 
-Integers are little-endian: u64 for sizes, u32 for the rest. Messages are plain bytes, nothing that could run on the
-other side.
+Integers are little-endian: u64 for sizes, u32 for all others. Messages are plain bytes and not pickles, so a codec that
+an image has taken over cannot run code in the parent.
 """
 
 import json
@@ -38,19 +39,19 @@ IDLE: Final = 0xFFFFFFFF
 PROGRESS_BYTES: Final = 4
 
 _BYTES_A_PIXEL: Final = 24
-"""RGBA, its canvas, the blend and the result, or 16-bit grey on its way to 8, with room to spare."""
+"""Enough for RGBA, its canvas, the blend and the result, or for 16-bit grey and its conversion to 8 bit."""
 _SPARE_BYTES: Final = 256 * 2**20
 _BUFFER_BYTES: Final = 2**18
-_MOST_FILES: Final = 16
+_MAX_OPEN_FILES: Final = 16
 
 Numbers = npt.NDArray[np.uint32]
 Prepare = Callable[[bytes, IngestConfig], Pixels]
 
 
 def serve(prepare: Prepare) -> None:
-    """Answer batches until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us
-    warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+    """Decode batches until the parent closes stdin."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    warnings.simplefilter("ignore")  # Pillow warns about odd metadata
     source, sink = os.fdopen(0, "rb", _BUFFER_BYTES), os.fdopen(1, "wb", _BUFFER_BYTES)
     config = IngestConfig.model_validate_json(_exactly(source, _number(source, "<Q")))
     progress, pixels = shared_arrays(mmap.mmap(int(sys.argv[1]), 0), config)
@@ -59,29 +60,29 @@ def serve(prepare: Prepare) -> None:
     sink.flush()
     while (count := _number(source, "<I")) is not None:
         sizes = struct.unpack(f"<{count}Q", _exactly(source, 8 * count))
-        images = [_exactly(source, size) for size in sizes]  # all before a word of the answer, or both sides would wait
-        for number, data in enumerate(images):
-            progress[0] = number
+        images = [_exactly(source, size) for size in sizes]  # read all before the first result: no deadlock
+        for index, data in enumerate(images):
+            progress[0] = index
             found = _prepared(prepare, data, config)
             if isinstance(found, Reject):
                 text = json.dumps(found).encode()
                 sink.write(BAD + struct.pack("<I", len(text)) + text)
             else:
-                pixels[number] = found
+                pixels[index] = found
                 sink.write(OK)
         progress[0] = IDLE
         sink.flush()
 
 
 def shared_arrays(memory: mmap.mmap, config: IngestConfig) -> tuple[Numbers, Pixels]:
-    """The two parts of the shared memory: uint32 [1] and uint8 [rows, size, size, channels]."""
+    """Views of the shared memory: progress uint32 [1] and pixels uint8 [rows, size, size, channels]."""
     pixels = np.frombuffer(memory, np.uint8, offset=PROGRESS_BYTES)
     shape = (-1, config.image_size, config.image_size, config.channels)
     return np.frombuffer(memory, np.uint32, count=1), pixels.reshape(shape)
 
 
 def _prepared(prepare: Prepare, data: bytes, config: IngestConfig) -> Pixels | Reject:
-    signal.setitimer(signal.ITIMER_PROF, config.max_decode_seconds)  # the signal's default action ends the process
+    signal.setitimer(signal.ITIMER_PROF, config.max_decode_seconds)  # the default action of SIGPROF kills this process
     try:
         return prepare(data, config)
     except BadImage as error:
@@ -93,23 +94,23 @@ def _prepared(prepare: Prepare, data: bytes, config: IngestConfig) -> Pixels | R
 
 
 def memory_limit(config: IngestConfig) -> int:
-    """Bytes that decoding may take beside what an idle process has."""
+    """Bytes that decoding may use on top of the memory of an idle process."""
     return _BYTES_A_PIXEL * config.max_image_pixels + 2 * config.max_image_bytes + _SPARE_BYTES
 
 
 def _restrict(config: IngestConfig) -> None:
-    """No more memory than the largest permitted image needs, no files, no core dumps. Time is limited per image."""
-    Image.init()  # plugins are files: read them while that is allowed
+    """Limit memory to the need of the largest permitted image; forbid file writes and core dumps."""
+    Image.init()  # loads the codec plugins, which are files, before the file limit applies
     limit = _address_space() + memory_limit(config)
     limits = ((resource.RLIMIT_AS, limit), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0))
-    for kind, value in (*limits, (resource.RLIMIT_NOFILE, _MOST_FILES)):
+    for kind, value in (*limits, (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)):
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
 
 
 def _address_space() -> int:
-    """Bytes of address space in use; 0 where the system does not say."""
+    """Bytes of address space in use; 0 on systems without /proc."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -126,7 +127,7 @@ def _number(source: BinaryIO, form: str) -> int | None:
 def _exactly(source: BinaryIO, count: int | None) -> bytes:
     data = source.read(count or 0)
     if len(data) != count:
-        os._exit(0)  # the other side is gone
+        os._exit(0)  # the parent has ended
     return data
 
 

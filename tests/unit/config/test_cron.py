@@ -1,4 +1,4 @@
-"""When a cron expression names a run, by the clock of a zone; wrong at a clock change is a night lost or done twice."""
+"""Run times of cron expressions in a time zone. A wrong time at a clock change would lose or repeat a nightly run."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -20,12 +20,12 @@ def runs(text, start, count, zone=BERLIN):
     return [run.isoformat() for run in islice(Cron.parse(text).runs(start, zone), count)]
 
 
-def test_an_hour_that_a_clock_change_skips_comes_an_hour_later_on_the_same_day():
+def test_a_time_that_a_clock_change_skips_runs_an_hour_later_on_the_same_day():
     start = datetime(2027, 3, 27, 12, tzinfo=BERLIN)
     assert runs("30 2 * * *", start, 2) == ["2027-03-28T03:30:00+02:00", "2027-03-29T02:30:00+02:00"]
 
 
-def test_an_hour_that_comes_twice_has_one_run():
+def test_a_time_that_a_clock_change_repeats_runs_once():
     start = datetime(2027, 10, 30, 12, tzinfo=BERLIN)
     assert runs("30 2 * * *", start, 2) == ["2027-10-31T02:30:00+02:00", "2027-11-01T02:30:00+01:00"]
     between = datetime(2027, 10, 31, 1, 0, tzinfo=UTC)  # 02:00 for the second time
@@ -40,24 +40,24 @@ def test_every_day_of_two_years_has_one_run_in_any_zone():
             assert [run.date() for run in found] == [datetime(2026, 1, 1).date() + timedelta(n) for n in range(730)]
 
 
-def test_two_times_that_a_skipped_hour_makes_one_are_one_run():
+def test_two_times_that_a_skipped_hour_makes_equal_run_once():
     start = datetime(2027, 3, 28, 0, tzinfo=BERLIN)
     assert runs("30 2,3 * * *", start, 2) == ["2027-03-28T03:30:00+02:00", "2027-03-29T02:30:00+02:00"]
 
 
-def test_either_of_two_given_days_is_enough():
+def test_day_of_month_or_day_of_week_is_enough():
     start = datetime(2026, 6, 1, 12, tzinfo=UTC)  # a Monday
     found = list(islice(Cron.parse("0 6 13 * FRI").runs(start, UTC), 4))
     assert [(run.day, run.isoweekday()) for run in found] == [(5, 5), (12, 5), (13, 6), (19, 5)]
 
 
 @pytest.mark.parametrize("sunday", ["0", "7", "sun"])
-def test_sunday_has_three_names(sunday):
+def test_sunday_is_0_7_or_sun(sunday):
     first = next(Cron.parse(f"0 0 * * {sunday}").runs(datetime(2026, 6, 1, tzinfo=UTC), UTC))
     assert first.isoweekday() == 7
 
 
-def test_the_last_run_of_the_past_hours():
+def test_the_last_run_within_the_past_hours():
     cron, now = Cron.parse("0 3 * * *"), datetime(2026, 6, 2, 8, tzinfo=UTC)
     assert cron.last_until(now, UTC, timedelta(hours=6)) == datetime(2026, 6, 2, 3, tzinfo=UTC)
     assert cron.last_until(now, UTC, timedelta(hours=5)) is None, "exactly as old as the grace is too old"
@@ -82,7 +82,7 @@ def test_the_last_run_of_the_past_hours():
         ("0 3,, * * *", "hour ''"),
     ],
 )
-def test_what_no_cron_would_take_is_refused_by_field(text, says):
+def test_an_invalid_expression_is_refused_by_field(text, says):
     with pytest.raises(ValueError, match=r".") as caught:
         Cron.parse(text)
     assert says in str(caught.value)
@@ -91,7 +91,7 @@ def test_what_no_cron_would_take_is_refused_by_field(text, says):
 def field(low, high):
     number = st.integers(low, high)
     span = st.tuples(number, number).map(lambda pair: f"{min(pair)}-{max(pair)}")
-    stepped = st.integers(1, 9).map(f"{low}-{high}/{{}}".format)  # APScheduler takes no step wider than its range
+    stepped = st.integers(1, 9).map(f"{low}-{high}/{{}}".format)  # APScheduler refuses a step wider than the range
     part = st.one_of(number.map(str), span, stepped)
     return st.one_of(
         st.just("*"), st.integers(1, 9).map("*/{}".format), st.lists(part, min_size=1, max_size=3).map(",".join)

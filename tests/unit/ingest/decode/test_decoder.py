@@ -1,4 +1,4 @@
-"""A codec that dies, hangs or eats the memory costs its own image, and nobody else's."""
+"""A codec that crashes, hangs or exhausts memory rejects its own image and no other."""
 
 import os
 import signal
@@ -22,9 +22,11 @@ CONFIG = corpus.CONFIG
 
 @pytest.fixture
 def planted(monkeypatch):
-    """The decoding process has the faults of tests/planted in its codec."""
+    """Plants the faults of tests/planted in the codec of the decoding process."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "planted"))
-    return IngestConfig(**corpus.LIMITS | {"seed": 1})  # of its own, so that no plain process is taken over
+    return IngestConfig(
+        **corpus.LIMITS | {"seed": 1}
+    )  # own settings, so that no idle process without the faults is reused
 
 
 def decoded(config, images):
@@ -38,7 +40,7 @@ def process_of(decoder):
     return decoder._process._process
 
 
-def test_every_kind_of_image_ends_as_stated():
+def test_every_kind_of_image_has_its_expected_result():
     items = list(corpus.images().items())
     for (name, item), found in zip(items, decoded(CONFIG, [item.data for _, item in items]), strict=True):
         if item.reason is not None:
@@ -52,7 +54,7 @@ def test_every_kind_of_image_ends_as_stated():
                 np.testing.assert_allclose(found.reshape(-1, 3).mean(0), item.shade, atol=1, err_msg=name)
 
 
-def test_a_fault_of_the_codec_costs_one_image_of_its_batch(planted):
+def test_a_codec_fault_rejects_one_image_of_its_batch(planted):
     faults = corpus.planted_faults()
     good = [corpus.encoded(corpus.photo(seed)) for seed in range(200)]
     expected = {7 + 23 * n: item for n, item in enumerate(faults.values())}  # several in one batch, others alone
@@ -65,13 +67,13 @@ def test_a_fault_of_the_codec_costs_one_image_of_its_batch(planted):
             np.testing.assert_array_equal(found, prepare(good[number], planted))
 
 
-def test_a_batch_of_nothing_but_crashes_ends(planted):
+def test_a_batch_of_crashing_images_ends(planted):
     found = decoded(planted, [corpus.planted("EXIT")] * 5)
     assert [image.reason for image in found] == ["decoder-crashed"] * 5
 
 
-def test_a_crash_that_does_not_come_again_costs_nothing(planted, tmp_path):
-    """The system may have killed the process for reasons of its own."""
+def test_a_crash_that_does_not_repeat_rejects_nothing(planted, tmp_path):
+    """The system may have killed the process for a reason other than the image."""
     (tmp_path / "once").mkdir()
     data = corpus.planted(f"ONCE {tmp_path / 'once'}")
     (found,) = decoded(planted, [data])
@@ -79,7 +81,7 @@ def test_a_crash_that_does_not_come_again_costs_nothing(planted, tmp_path):
     np.testing.assert_array_equal(found, prepare(data, planted))
 
 
-def test_a_process_killed_between_batches_costs_nothing():
+def test_a_process_killed_between_batches_rejects_nothing():
     image = corpus.encoded(corpus.photo())
     with Decoder(CONFIG) as decoder:
         rows = decoder.prepare((n, image) for n in range(300))
@@ -89,15 +91,15 @@ def test_a_process_killed_between_batches_costs_nothing():
 
 
 @pytest.mark.parametrize("late", [0.0, 0.5])
-def test_a_process_that_says_nonsense_is_replaced(planted, monkeypatch, late):
-    """Whether it is still at that image when this is noticed, or has long ended the batch."""
-    ended = DecodingProcess._death
+def test_corrupt_decoder_output_rejects_only_that_image(planted, monkeypatch, late):
+    """Both when the process is still decoding that image and when it has finished the batch."""
+    ended = DecodingProcess._killed
 
     def noticed(process, *count):
         time.sleep(late)
         return ended(process, *count)
 
-    monkeypatch.setattr(DecodingProcess, "_death", noticed)
+    monkeypatch.setattr(DecodingProcess, "_killed", noticed)
     good = corpus.encoded(corpus.photo())
     found = decoded(planted, [good, corpus.planted("NONSENSE"), good])
     assert isinstance(found[1], Reject)
@@ -106,9 +108,9 @@ def test_a_process_that_says_nonsense_is_replaced(planted, monkeypatch, late):
     np.testing.assert_array_equal(found[2], found[0])
 
 
-def test_a_process_that_stands_still_is_killed(planted, monkeypatch):
-    monkeypatch.setattr("pipeline.ingest.decode.subprocess_client._STANDSTILL_FACTOR", 0.0)
-    monkeypatch.setattr("pipeline.ingest.decode.subprocess_client._STANDSTILL_SECONDS", 1.5)
+def test_a_stalled_process_is_killed(planted, monkeypatch):
+    monkeypatch.setattr("pipeline.ingest.decode.subprocess_client._STALL_FACTOR", 0.0)
+    monkeypatch.setattr("pipeline.ingest.decode.subprocess_client._STALL_SECONDS", 1.5)
     config = planted.model_copy(update={"seed": 4})
     start = time.monotonic()
     found = decoded(config, [corpus.planted("SLEEP"), corpus.encoded(corpus.photo())])
@@ -117,7 +119,7 @@ def test_a_process_that_stands_still_is_killed(planted, monkeypatch):
     assert time.monotonic() - start < 60
 
 
-def test_the_process_is_handed_on_and_sees_no_credentials(monkeypatch):
+def test_the_process_is_reused_and_sees_no_credentials(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-codecs")
     config = IngestConfig(**corpus.LIMITS | {"seed": 2})
     image = corpus.encoded(corpus.photo())
@@ -130,7 +132,7 @@ def test_the_process_is_handed_on_and_sees_no_credentials(monkeypatch):
     assert b"not-for-codecs" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-def test_an_error_of_the_source_comes_through_and_leaves_no_half_read_answers():
+def test_an_error_of_the_source_passes_through_and_leaves_no_half_read_results():
     image = corpus.encoded(corpus.photo())
 
     def rows():
@@ -144,21 +146,21 @@ def test_an_error_of_the_source_comes_through_and_leaves_no_half_read_answers():
     np.testing.assert_array_equal(found, prepare(other, CONFIG))
 
 
-def test_refusals_and_pixels_pass_by_the_process():
+def test_rejects_and_pixels_need_no_process():
     pixels = corpus.random_pixels(16, 16, 3)
-    refusal = Reject("missing", "gone")
+    reject = Reject("missing", "gone")
     grey = np.full((40, 16), 7, np.uint8)
     five = np.zeros((4, 4, 5), np.uint8)
     with Decoder(CONFIG) as decoder:
-        found = [image for _, image in decoder.prepare(enumerate([refusal, pixels, grey, five]))]
+        found = [image for _, image in decoder.prepare(enumerate([reject, pixels, grey, five]))]
         assert decoder._process is None
-    assert found[0] is refusal
+    assert found[0] is reject
     np.testing.assert_array_equal(found[1], pixels)
     assert (found[2] == 7).all()
     assert found[3].reason == "unsupported-mode"
 
 
-def test_a_process_that_does_not_start_says_why(monkeypatch, tmp_path):
+def test_a_process_that_does_not_start_gives_the_cause(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit('no such codec')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
@@ -168,7 +170,7 @@ def test_a_process_that_does_not_start_says_why(monkeypatch, tmp_path):
         list(decoder.prepare([(0, b"x")]))
 
 
-def test_large_results_travel_one_by_one():
+def test_large_images_are_sent_one_by_one():
     config = IngestConfig(image_size=2048, max_image_pixels=10**7)
     images = [corpus.encoded(corpus.photo(seed)) for seed in range(3)]
     for data, found in zip(images, decoded(config, images), strict=True):

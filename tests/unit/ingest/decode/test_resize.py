@@ -1,4 +1,4 @@
-"""Any image to pixels of one size and mode: every kind that real folders hold."""
+"""Conversion of every kind of image found in real folders to pixels of one size and mode."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def config(size: int, channels: int, background: int = 255, max_pixels: int = LI
     return IngestConfig(image_size=size, channels=channels, background=background, max_image_pixels=max_pixels)
 
 
-def test_images_of_the_right_size_pass_untouched():
+def test_images_of_the_right_size_are_unchanged():
     colour, grey = random_pixels(16, 16, 3), random_pixels(16, 16, 1)
     np.testing.assert_array_equal(prepare(encode_png(colour), config(16, 3)), colour)
     np.testing.assert_array_equal(prepare(encode_png(grey), config(16, 1)), grey)
@@ -29,7 +29,7 @@ def test_images_of_the_right_size_pass_untouched():
 def test_transparency_shows_the_background(background):
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[:, :2] = (10, 200, 30, 255)
-    rgba[:, 2:] = (255, 0, 0, 0)  # invisible red must not be seen
+    rgba[:, 2:] = (255, 0, 0, 0)  # transparent red must not show
     out = prepare(encoded(Image.fromarray(rgba)), config(4, 3, background))
     assert (out[:, :2] == (10, 200, 30)).all()
     assert (out[:, 2:] == background).all()
@@ -138,14 +138,14 @@ def test_padding_keeps_the_whole_image_in_the_middle():
     assert (line == 10).sum() == 16
 
 
-def test_stretching_loses_nothing_and_keeps_no_shape():
+def test_stretching_keeps_the_whole_image_and_not_its_aspect_ratio():
     halves = np.repeat(np.array([[0, 250]], np.uint8), [8, 8], axis=1).repeat(4, axis=0)
     out = prepare(encode_png(halves), IngestConfig(image_size=4, channels=1, fit="stretch"))[:, :, 0]
     assert out[:, 0].max() < 20
     assert out[:, 3].min() > 230
 
 
-def test_pixels_and_the_same_pixels_in_a_file_become_equal():
+def test_pixels_give_the_same_result_as_a_file_of_these_pixels():
     for shape in [(9, 7), (9, 7, 1), (9, 7, 3)]:
         pixels = random_pixels(*shape)
         for fit in ("crop", "pad", "stretch"):
