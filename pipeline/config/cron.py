@@ -3,7 +3,7 @@
 Fields: minute 0-59, hour 0-23, day of month 1-31, month 1-12 or JAN-DEC, day of week 0-7 or SUN-SAT (0 and 7 are
 Sunday); lists, ranges and steps. When day of month and day of week are both given, a day that matches either one has a
 run, as in cron. Times are local times of a zone. At a clock change, a skipped time runs later on the same day by the
-length of the gap, and a repeated time runs once. So each time of day runs once on every matching day.
+length of the gap, and a repeated time runs once. So a daily time runs exactly once on every day.
 """
 
 import re

@@ -42,7 +42,7 @@ _idle: dict[tuple[int, str], "DecodingProcess"] = {}
 
 
 class Crash(NamedTuple):
-    """The end of a decoding process. image_index: position in the batch of the image being decoded; None when unknown."""
+    """The end of a decoding process. image_index: position in the batch of the image under work; None when unknown."""
 
     image_index: int | None
     cause: str
