@@ -105,7 +105,7 @@ def sketched(extractor: Classifier, context: EvaluationContext) -> FeatureStats:
     """Every part read, verified, decoded, measured and packed; merged as it comes back from bytes."""
     whole: FeatureStats | None = None
     fingerprint = fingerprint_of(extractor, context.reference)
-    for part in context.parts("samples"):
+    for part in context.image_sets("samples"):
         sketch = FeatureStats.from_bytes(feature_stats_of(extractor, fingerprint, context, part).to_bytes())
         whole = sketch if whole is None else whole.merge(sketch)
     assert whole is not None

@@ -1,56 +1,57 @@
-"""Images of an evaluation, as sketches: which there are to make, and the tasks that make and score them.
+"""What one evaluation measures: the sides to compare, and the image sets that each side consists of.
 
-A `Job` cuts every side of the evaluation into parts of at most one shard, a function of manifests and settings alone.
+The manifests and the settings alone determine the image sets. Feature statistics are stored per image set, so that
+later evaluations reuse the stored files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.config.base import FileEntry, digest_of
+from pipeline.config.base import digest_of
 from pipeline.config.root import Config
 from pipeline.errors import DataError
 from pipeline.evaluation.pretrained_weights import given_weights
-from pipeline.evaluation.results import extractor_folder, feature_stats_name
+from pipeline.evaluation.results import ExtractorRecord, extractor_folder, feature_stats_name, read_feature_stats
+from pipeline.evaluation.stored_images import StoredShard, first_rows
 from pipeline.generation.commit import read_sealed
-from pipeline.generation.manifest import Marker, SampleManifest, SamplePlan
+from pipeline.generation.manifest import SampleManifest, SamplePlan
 from pipeline.ingest.dataset import read_dataset
-from pipeline.ingest.manifest import DatasetManifest, ShardEntry
+from pipeline.ingest.manifest import DatasetManifest
 from pipeline.metrics.classifier import CLASS_CNN, ROTATION_CNN
-from pipeline.metrics.feature_stats import CONSTANTS
+from pipeline.metrics.feature_stats import CONSTANTS, FeatureStats, merge_feature_stats
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["MAX_CLASSIFIER_IMAGES", "MEASURED", "REFERENCE", "EvaluationContext", "Part", "Side", "open_context"]
+__all__ = ["MAX_CLASSIFIER_IMAGES", "MEASURED", "REFERENCE", "EvaluationContext", "ImageSet", "Side", "open_context"]
 
-Pixels = NDArray[np.uint8]
 Side = Literal["train", "samples", "floor", "blurred", "noise"]
 
 REFERENCE: Final[Literal["train"]] = "train"
 MEASURED: Final[tuple[Literal["samples", "floor", "blurred", "noise"], ...]] = ("samples", "floor", "blurred", "noise")
 MAX_CLASSIFIER_IMAGES: Final = 100_000
-"""The classifier is trained in one process; a dataset is in random order, so its first images stand for all."""
+"""The classifier trains in one process. Datasets are stored in random order, so the first images are representative."""
 _NOISE_ROWS: Final = 1_024
 
 
 @dataclass(frozen=True)
-class Part:
-    """Images that become one sketch: the first `take` usable rows of a shard at rest, or `take` images of noise."""
+class ImageSet:
+    """Images with one stored file of feature statistics: the first `count` usable rows of a shard, or noise images.
+
+    store, key: location of the feature statistics; the shard is in the same store.
+    """
 
     side: Side
     first_id: int
-    take: int
-    shard: FileEntry | None
-    home: Store  # where the sketch is kept, under `key`
+    count: int
+    shard: StoredShard | None  # None: noise
+    store: Store
     key: str
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What is to be measured; everything here follows from the two manifests and the settings."""
+    """Samples, dataset and settings of one evaluation; every other property follows from these."""
 
     config: Config
     samples: Store
@@ -69,7 +70,7 @@ class EvaluationContext:
 
     @property
     def n(self) -> int:
-        """Images a side."""
+        """Number of images on each measured side."""
         limit = self.config.evaluate.num_images
         return min(self.manifest.rows("heldout"), self.num_usable, *([limit] if limit else []))
 
@@ -79,7 +80,10 @@ class EvaluationContext:
 
     @cached_property
     def made_from(self) -> dict[str, Any]:
-        """All that decides the extractor's weights and its sketches. Raises ConfigError on weights that are missing."""
+        """Inputs of the extractor id: everything that determines weights and feature statistics.
+
+        Raises ConfigError when the weights file is missing.
+        """
         evaluate = self.config.evaluate
         made = {"dataset_digest": self.manifest.digest(), "seed": evaluate.seed, "score": CONSTANTS}
         if self.pretrained:
@@ -95,67 +99,71 @@ class EvaluationContext:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of all that decides the scores."""
+        """sha256 (hex) of everything that determines the scores."""
         shards = [marker.sha256 for marker in self.sealed.shards]
         besides = self.config.evaluate.model_dump(mode="json", include={"extrapolate", "bits_per_dim"})
         return digest_of([self.made_from, self.sealed.plan, shards, self.n, besides])
 
     @property
     def reference(self) -> str:
-        """The real images that every side is measured against, as a fingerprint names them."""
+        """Name of the reference images (the training split) in fingerprints."""
         return f"{self.manifest.digest()}/{REFERENCE}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.manifest.shape
 
-    def parts(self, side: Side) -> list[Part]:
-        """What one side is made of, in order of id."""
-        folder = extractor_folder(self.extractor_id)
-        if side == "samples":
-            usable = [marker.rows - marker.failed for marker in self.sealed.shards]
-            folder = f"metrics/moments-{self.extractor_id}"
-            return list(_cut(side, self.sealed.shards, usable, self.n, self.samples, folder))
-        if side == "noise":
-            return self._noise(folder)
-        shards = self.manifest.split("train" if side == "train" else "heldout")
-        rows = [shard.rows for shard in shards]
-        n = sum(rows) if side == "train" else self.n
-        return list(_cut(side, shards, rows, n, self.dataset, folder))
+    def protocol(self, record: ExtractorRecord) -> dict[str, Any]:
+        """Fields that every result document has: what was measured, and with which extractor."""
+        return {
+            "dataset_digest": self.manifest.digest(),
+            "samples_plan": self.sealed.plan,
+            "reference": REFERENCE,
+            "failed": self.sealed.failed,
+            "extractor": record.name,
+            **record.model_dump(include={"weights_sha256", "preprocessing", "feature_dim", "heldout_accuracy"}),
+        }
 
-    def _noise(self, folder: str) -> list[Part]:
-        source = digest_of([self.config.evaluate.seed, self.shape])
+    def image_sets(self, side: Side) -> list[ImageSet]:
+        """The image sets of one side, in order of id."""
+        folder = extractor_folder(self.extractor_id)
+        if side == "noise":
+            source = digest_of([self.config.evaluate.seed, self.shape])
+            starts = range(0, self.n, _NOISE_ROWS)
+            counts = [min(_NOISE_ROWS, self.n - start) for start in starts]
+            names = [feature_stats_name(side, i, count, source) for i, count in enumerate(counts)]
+            return [
+                ImageSet(side, start, count, None, self.dataset, f"{folder}/{name}")
+                for start, count, name in zip(starts, counts, names, strict=True)
+            ]
+        store, n = self.dataset, self.n
+        shards: Sequence[StoredShard] = self.manifest.split("train" if side == REFERENCE else "heldout")
+        if side == "samples":
+            store, shards, folder = self.samples, self.sealed.shards, f"metrics/moments-{self.extractor_id}"
+        elif side == REFERENCE:
+            n = self.manifest.rows(REFERENCE)
         return [
-            Part("noise", first, take, None, self.dataset, f"{folder}/{feature_stats_name('noise', i, take, source)}")
-            for i, first in enumerate(range(0, self.n, _NOISE_ROWS))
-            for take in [min(_NOISE_ROWS, self.n - first)]
+            ImageSet(side, s.first_id, count, s, store, f"{folder}/{feature_stats_name(side, i, count, s.sha256)}")
+            for i, s, count in first_rows(shards, n)
         ]
+
+    def stored_stats(self, side: Side) -> FeatureStats:
+        """The stored feature statistics of one side, merged."""
+        return merge_feature_stats(read_feature_stats((one.store, one.key) for one in self.image_sets(side)))
 
 
 def open_context(config: Config, samples: str, dataset: str) -> EvaluationContext:
-    """Raises DataError for samples that are not sealed, a missing dataset, images of different kinds."""
+    """Raises DataError when the samples are not sealed, the dataset is missing or the image shapes differ."""
     sample_store, data_store = resolve(samples, config.storage), resolve(dataset, config.storage)
     (plan, sealed), manifest = read_sealed(sample_store), read_dataset(data_store)
     context = EvaluationContext(config, sample_store, data_store, plan, sealed, manifest)
     if (plan.image_size, plan.channels) != (manifest.image_size, manifest.channels):
         raise DataError(
-            f"{context.samples.uri} has images of {_kind_of_image(plan)}, "
-            f"{context.dataset.uri} of {_kind_of_image(manifest)}: give the dataset that the model was trained on"
+            f"{context.samples.uri} has images of {_dimensions(plan)}, {context.dataset.uri} has images of "
+            f"{_dimensions(manifest)}: pass the dataset that the model was trained on"
         )
     return context
 
 
-def _kind_of_image(of: SamplePlan | DatasetManifest) -> str:
+def _dimensions(of: SamplePlan | DatasetManifest) -> str:
     return f"{of.image_size}x{of.image_size}x{of.channels}"
-
-
-def _cut(
-    side: Side, shards: Sequence[ShardEntry | Marker], usable: Sequence[int], n: int, home: Store, folder: str
-) -> Iterator[Part]:
-    """The first n usable images of consecutive shards."""
-    for number, (shard, rows) in enumerate(zip(shards, usable, strict=True)):
-        take = min(rows, n)
-        if take:
-            key = f"{folder}/{feature_stats_name(side, number, take, shard.sha256)}"
-            yield Part(side, shard.first_id, take, shard.file, home, key)
-        n -= take

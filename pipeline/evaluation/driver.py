@@ -1,14 +1,15 @@
-"""Samples + dataset -> scores between a floor and two ceilings, on the features of one named network.
+"""`ddpm evaluate`: score generated samples against the training split, beside a floor and two ceilings.
 
-Every side is measured against the whole training split, and every side has the same n images:
+Every side has the same number of images, n, and is compared with the whole training split:
 
-    samples    the first n that the generation could make, in order of sample id
-    floor      the first n held-out real images: what perfect samples would get
-    blurred    the same images under a 3x3 box blur     noise    uniform noise
+    samples    the first n usable samples, in order of sample id
+    floor      the first n held-out real images: the score of perfect samples
+    blurred    the held-out images after a 3x3 box blur (ceiling)
+    noise      uniform noise (ceiling)
 
-Ray Data tasks turn parts of at most one shard into sketches, which stay at rest; a last one merges them. Sketches of
-equal images are equal bits however they were merged, so the scores are the same bits for any number of workers, and
-nothing is read twice, ever.
+Ray Data tasks compute feature statistics per image set (at most one shard) and store them; the last task merges the
+statistics. Merging is exact, so scores are bit-identical for any number of workers, and a later evaluation never reads
+an image again.
 """
 
 import pickle
@@ -43,9 +44,9 @@ __all__ = ["evaluate"]
 
 
 def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
-    """Measure sealed samples; a result that is there already is returned as it is.
+    """Score sealed samples. Returns a stored result when the same evaluation has run before.
 
-    Raises DataError for unsealed samples, a missing dataset, images of different kinds, or fewer than 2 images a side.
+    Raises DataError for unsealed samples, a missing dataset, different image shapes, or fewer than 2 images per side.
     """
     context = _open(config, samples, dataset)
     done = read_evaluation(context.samples, context.digest)
@@ -54,11 +55,11 @@ def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) 
     if dry_run:
         training = f"{context.manifest.rows('train'):,} training images"
         sides = f"{context.n:,} of {context.num_usable:,} samples against {training}"
-        return {"summary": f"would measure {sides} on features of {context.extractor_id} -> {context.samples.uri}"}
+        return {"summary": f"would score {sides} on features of {context.extractor_id} -> {context.samples.uri}"}
     started = time.monotonic()
     with cluster(config.ray, config.ray.max_workers + 1):
         record = extractor_of(context)
-        images = _sketch(context, record.weights_sha256)
+        images = _compute_missing(context, record.weights_sha256)
         scores: tuple[Score, ...] = ray.get(ray.remote(num_cpus=1)(score_feature_stats).remote(context, record))
         scores += tuple(heldout_bits(context))
     evaluation = write_evaluation(context.samples, scores, _protocol(context, record, scores))
@@ -69,30 +70,30 @@ def _open(config: Config, samples: str, dataset: str) -> EvaluationContext:
     context = open_context(config, samples, dataset)
     if context.n < 2:
         raise DataError(
-            f"scores need 2 images a side: {context.samples.uri} has {context.num_usable} usable samples, "
+            f"scores need 2 images per side: {context.samples.uri} has {context.num_usable} usable samples, "
             f"{context.dataset.uri} has {context.manifest.rows('heldout')} held-out images "
-            "(ingest.heldout_share keeps more)"
+            "(a higher ingest.heldout_share gives more)"
         )
-    asked = config.evaluate.num_images
-    if asked is not None and context.n < asked:  # scores at another n are other scores
+    wanted = config.evaluate.num_images
+    if wanted is not None and context.n < wanted:  # scores at different n are not comparable
         raise DataError(
-            f"evaluate.num_images asks for {asked:,} images a side: {context.samples.uri} has {context.num_usable:,} "
-            f"usable samples, {context.dataset.uri} has {context.manifest.rows('heldout'):,} held-out images "
-            f"(leave the setting out for {context.n:,})"
+            f"evaluate.num_images is {wanted:,}: {context.samples.uri} has {context.num_usable:,} usable samples, "
+            f"{context.dataset.uri} has {context.manifest.rows('heldout'):,} held-out images "
+            f"(omit the setting to use {context.n:,})"
         )
     return context
 
 
-def _sketch(context: EvaluationContext, weights_sha256: str) -> int:
-    """Make the sketches that are not there yet; returns how many images that took."""
-    parts = [part for side in (REFERENCE, *MEASURED) for part in context.parts(side)]
-    folders = {(part.home, part.key.rpartition("/")[0]) for part in parts}
-    present = {(home, key) for home, folder in folders for key in stored_feature_stats(home, folder)}
-    missing = [part for part in parts if (part.home, part.key) not in present]
-    total = sum(part.take for part in missing)
+def _compute_missing(context: EvaluationContext, weights_sha256: str) -> int:
+    """Compute and store the feature statistics that are missing. Returns the number of images read."""
+    image_sets = [one for side in (REFERENCE, *MEASURED) for one in context.image_sets(side)]
+    folders = {(one.store, one.key.rpartition("/")[0]) for one in image_sets}
+    present = {(store, key) for store, folder in folders for key in stored_feature_stats(store, folder)}
+    missing = [one for one in image_sets if (one.store, one.key) not in present]
+    total = sum(one.count for one in missing)
     if not missing:
         return 0
-    items = [{"part": pickle.dumps(part)} for part in missing]
+    items = [{"image_set": pickle.dumps(one)} for one in missing]
     made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         compute_feature_stats,
         fn_kwargs={"context": context, "weights_sha256": weights_sha256},
@@ -113,36 +114,28 @@ def _sketch(context: EvaluationContext, weights_sha256: str) -> int:
 
 
 def _protocol(context: EvaluationContext, record: ExtractorRecord, scores: tuple[Score, ...]) -> dict[str, Any]:
-    """Fields of an Evaluation besides its scores."""
+    """All fields of an Evaluation except scores and table."""
     return {
         "id": context.digest,
-        "dataset_digest": context.manifest.digest(),
-        "samples_plan": context.plan.fingerprint,
-        "reference": REFERENCE,
+        **context.protocol(record),
         "n": context.n,
-        "failed": context.sealed.failed,
-        "extractor": record.name,
-        "weights_sha256": record.weights_sha256,
-        "preprocessing": record.preprocessing,
-        "feature_dim": record.feature_dim,
-        "heldout_accuracy": record.heldout_accuracy,
         "warnings": tuple(_warnings(context, record, scores)),
     }
 
 
 def _warnings(context: EvaluationContext, record: ExtractorRecord, scores: tuple[Score, ...]) -> Iterator[str]:
-    """What a reader must know before trusting the Frechet distances."""
+    """Limits on how far the Frechet distances can be trusted."""
     distances = {s.kind: s for s in scores if s.metric == scores[0].metric}
     n = min(distances["samples"].n, distances["samples"].reference_n)
     if n <= record.feature_dim:
         yield (
-            f"{n} images are not more than the {record.feature_dim} features: {scores[0].metric} is biased far "
-            "upward, and only its order means something (ingest.heldout_share and more samples raise n)"
+            f"{n} images for {record.feature_dim} features: {scores[0].metric} is biased far upward, only its order is "
+            "meaningful (raise n with ingest.heldout_share and more samples)"
         )
     if context.config.evaluate.extrapolate and not any(s.metric.endswith("-infinity") for s in scores):
         yield f"{n} images are too few to extrapolate {scores[0].metric} over {record.feature_dim} features"
     if not distances["floor"].value < min(distances["blurred"].value, distances["noise"].value):
-        yield "held-out real images score no better than a ceiling: this extractor cannot judge these images"
+        yield "held-out real images score no better than a ceiling: this extractor cannot distinguish these images"
 
 
 def _result(context: EvaluationContext, evaluation: Evaluation, state: str) -> dict[str, Any]:
@@ -155,7 +148,7 @@ def _result(context: EvaluationContext, evaluation: Evaluation, state: str) -> d
         f"{BLUR_NAME} {value['blurred']:.4g}; {NOISE_NAME} {value['noise']:.4g})"
     )
     if evaluation.failed:
-        text += f", {evaluation.failed:,} failed samples left out"
+        text += f", {evaluation.failed:,} failed samples excluded"
     uri = context.samples.location(evaluation_key(evaluation.id))
     return {
         "state": state,

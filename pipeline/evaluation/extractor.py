@@ -1,9 +1,8 @@
-"""The extractor of an evaluation: trained on the data set's training split, or put beside it from a weights file."""
+"""Provide the feature extractor of an evaluation: train a classifier on the dataset, or copy a weights file."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -11,32 +10,30 @@ from pipeline.errors import DataError
 from pipeline.evaluation.context import MAX_CLASSIFIER_IMAGES, EvaluationContext
 from pipeline.evaluation.pretrained_weights import given_weights
 from pipeline.evaluation.results import ExtractorRecord, keep_pretrained, keep_weights, read_record, write_extractor
-from pipeline.images.png import decode_batch
+from pipeline.evaluation.stored_images import Pixels, decode_column, first_rows, read_usable
 from pipeline.ingest.manifest import ShardEntry
 from pipeline.metrics.classifier import train_classifier
 from pipeline.metrics.pretrained import load_extractor
 from pipeline.progress import Progress
-from pipeline.storage.files import read_parquet
 
 __all__ = ["extractor_of"]
 
-Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 
 def extractor_of(context: EvaluationContext) -> ExtractorRecord:
-    """The record of the job's extractor, which is trained or put beside the data set when it is not there yet."""
+    """The record of the evaluation's extractor. Trains or copies the extractor when the dataset folder has none."""
     found = read_record(context.dataset, context.extractor_id)
     if found is not None:
         return found
     if context.pretrained:
-        return _place_pretrained(context)
+        return _copy_pretrained(context)
     record: ExtractorRecord = ray.get(ray.remote(num_cpus=1)(_train_extractor).remote(context))
     return record
 
 
-def _place_pretrained(context: EvaluationContext) -> ExtractorRecord:
-    """Check the weights that the settings name and keep them beside the data set. Raises ConfigError, DataError."""
+def _copy_pretrained(context: EvaluationContext) -> ExtractorRecord:
+    """Verify the configured weights and copy them into the dataset folder. Raises ConfigError, DataError."""
     evaluate = context.config.evaluate
     weights = given_weights(evaluate, context.config.storage)
     if weights.sha256 != context.made_from["weights"]:
@@ -58,7 +55,7 @@ def _place_pretrained(context: EvaluationContext) -> ExtractorRecord:
 
 
 def _train_extractor(context: EvaluationContext) -> ExtractorRecord:
-    """A task: train the classifier on the training split, store it, and say how well it does on held-out images."""
+    """Ray task: train the classifier on the training split, store it, and measure its accuracy on held-out images."""
     images, labels = _load(context, context.manifest.split("train"))
     progress = Progress("extractor", context.config.evaluate.classifier_epochs, "epochs")
     trained = train_classifier(
@@ -82,15 +79,15 @@ def _train_extractor(context: EvaluationContext) -> ExtractorRecord:
 
 
 def _load(context: EvaluationContext, shards: Sequence[ShardEntry]) -> tuple[Pixels, Labels | None]:
-    """The first MAX_CLASSIFIER_IMAGES of some shards (which are in random order), with labels when there are any."""
+    """The first MAX_CLASSIFIER_IMAGES images of some shards, with labels when the dataset has classes."""
     rows = min(sum(shard.rows for shard in shards), MAX_CLASSIFIER_IMAGES)
     images, labels = np.empty((rows, *context.shape), np.uint8), np.empty(rows, np.int64)
     start = 0
-    for shard in shards:
-        table = read_parquet(context.dataset, shard, ["image", "label"]).slice(0, rows - start)
-        stop = start + len(table)
-        images[start:stop] = decode_batch(pc.struct_field(table["image"], "bytes").to_pylist(), context.shape)
+    for _, shard, count in first_rows(shards, rows):
+        table = read_usable(context.dataset, shard, ("image", "label"), count=count)
+        here = slice(start, start + count)
+        images[here] = decode_column(table, context.shape)
         if context.labelled:
-            labels[start:stop] = table["label"].to_numpy()
-        start = stop
+            labels[here] = table["label"].to_numpy()
+        start += count
     return images, labels if context.labelled else None

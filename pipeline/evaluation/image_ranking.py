@@ -1,4 +1,4 @@
-"""How far images lie from the training images, by the features that their evaluation used: what best and worst mean."""
+"""Rank images by the Mahalanobis distance of their features from the training images."""
 
 from collections.abc import Iterable
 
@@ -23,11 +23,11 @@ from pipeline.storage.store import Store
 __all__ = ["feature_distances", "features_of", "stored_extractors", "training_moments"]
 
 _RIDGE = 1e-3
-"""Share of the mean variance added to every direction: dead features have none."""
+"""Share of the mean variance added to the diagonal of the covariance: constant features have variance 0."""
 
 
 def stored_extractors(dataset: Store) -> list[ExtractorRecord]:
-    """Every extractor that the dataset has, in order of id."""
+    """The records of all extractors in a dataset folder, in order of id."""
     keys = sorted(entry.key for entry in dataset.list("extractors/") if entry.key.endswith(".json"))
     return [read_document(dataset, key, ExtractorRecord) for key in keys]
 
@@ -37,7 +37,7 @@ def feature_distances(
 ) -> NDArray[np.float64] | None:
     """Mahalanobis distance float64 [N] of images [N, H, W, C] to the training split's features.
 
-    None when no dataset has the evaluation's extractor and the sketches of its training split any more.
+    None when no dataset has both the evaluation's extractor and the feature statistics of its training split.
     """
     for dataset in datasets:
         try:
@@ -50,19 +50,19 @@ def feature_distances(
 
 
 def training_moments(dataset: Store, record: ExtractorRecord) -> Moments:
-    """Of the training split's features, from the sketches that `evaluate` left. Raises DataError without them."""
+    """Moments of the training split's features, as stored by `evaluate`. Raises DataError when they are missing."""
     folder = extractor_folder(record.id)
     keys = sorted(key for key in stored_feature_stats(dataset, folder) if key.startswith(f"{folder}/train-"))
     return merge_feature_stats(read_feature_stats((dataset, key) for key in keys)).moments
 
 
 def features_of(extractor: Extractor, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """float32 [N, D] of images uint8 [N, H, W, C]."""
+    """Features float32 [N, D] of images uint8 [N, H, W, C]."""
     return extractor.answer(pixels).features
 
 
 def _distances(dataset: Store, record: ExtractorRecord, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Raises DataError when the extractor or the sketches are gone."""
+    """Raises DataError when the extractor or the feature statistics are missing."""
     moments, stored = training_moments(dataset, record), read_extractor(dataset, record.id)
     if stored is None:
         raise DataError(f"{dataset.location(extractor_folder(record.id))} has no extractor")

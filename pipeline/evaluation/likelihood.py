@@ -1,10 +1,9 @@
-"""Held-out images -> bits per dimension of the model that drew the samples, batch by batch over Ray Data."""
+"""Likelihood bound of held-out images under the model of the samples, in bits per dimension; runs on Ray Data."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
 import torch
 from numpy.typing import NDArray
@@ -15,17 +14,15 @@ from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.objective import Objective
 from pipeline.errors import DataError
 from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.stored_images import Pixels, decode_column, first_rows, read_usable
 from pipeline.generation.generator import plan_denoiser
 from pipeline.generation.manifest import SamplePlan
 from pipeline.images.convert import to_model
-from pipeline.images.png import Pixels, decode_batch
-from pipeline.ingest.manifest import ShardEntry
 from pipeline.metrics.feature_stats import Score
 from pipeline.metrics.scoring import bits_score
 from pipeline.model_store.load_model import StoredModel, find_model, load_unet
 from pipeline.models.unet import UNet
 from pipeline.progress import Progress
-from pipeline.storage.files import read_parquet
 
 __all__ = ["heldout_bits", "heldout_bound"]
 
@@ -33,41 +30,41 @@ __all__ = ["heldout_bits", "heldout_bound"]
 def heldout_bound(
     unet: UNet, plan: SamplePlan, images: Pixels, ids: NDArray[np.int64], labels: NDArray[np.int64] | None, seed: int
 ) -> NDArray[np.float64]:
-    """Upper bounds on -log2 p(x_0) a dimension, float64 [B], of images uint8 [B, H, W, C]: T network calls.
+    """Upper bounds on -log2 p(x_0) per dimension, float64 [B], of images uint8 [B, H, W, C], in T network calls.
 
-    The noise of a row depends on (seed, id) alone. A class-conditional model is told the `labels` int64 [B]; without
-    any it is asked for the unlabelled score. Guidance is no part of the model's likelihood.
+    The noise of a row depends on (seed, id) alone. A class-conditional model gets `labels` int64 [B], or the null label
+    when `labels` is None. Guidance does not apply: it changes sampling, not the model's likelihood.
     """
     x_0 = to_model(images)
     noise = SampleNoise(seed, torch.from_numpy(ids), tuple(x_0.shape[1:]))
-    told = None
+    condition = None
     if plan.num_classes is not None:
         null = np.full(len(ids), plan.num_classes, np.int64)
-        told = torch.from_numpy(null if labels is None else labels.astype(np.int64))
+        condition = torch.from_numpy(null if labels is None else labels.astype(np.int64))
     objective = Objective(DiffusionConfig.model_validate(plan.diffusion), plan.channels)
-    return np.asarray(bits_per_dim(objective, plan_denoiser(unet, plan, told, None), x_0, noise).total.numpy())
+    return np.asarray(bits_per_dim(objective, plan_denoiser(unet, plan, condition, None), x_0, noise).total.numpy())
 
 
 _BATCH = 16
 
 
 def heldout_bits(context: EvaluationContext) -> Iterator[Score]:
-    """The bound of the first `evaluate.bits_per_dim` held-out images; nothing when that is 0.
+    """The mean bound of the first `evaluate.bits_per_dim` held-out images; nothing when that setting is 0.
 
-    Raises DataError when there are not so many, or the model is not the one that drew the samples any more.
+    Raises DataError when the dataset has fewer held-out images, or the model differs from the model of the samples.
     """
     wanted = context.config.evaluate.bits_per_dim
     if not wanted:
         return
     if wanted > context.manifest.rows("heldout"):
         raise DataError(
-            f"evaluate.bits_per_dim asks for {wanted:,} held-out images, {context.dataset.uri} has "
-            f"{context.manifest.rows('heldout'):,}"
+            f"evaluate.bits_per_dim is {wanted:,}, but {context.dataset.uri} has only "
+            f"{context.manifest.rows('heldout'):,} held-out images"
         )
     model = find_model(context.plan.model_uri, context.plan.weights, context.config.storage)
     if model.digest != context.plan.model_digest:
         raise DataError(
-            f"{context.plan.model_uri} is not the model that drew {context.samples.uri}: leave out bits_per_dim"
+            f"{context.plan.model_uri} has changed since it generated {context.samples.uri}: omit evaluate.bits_per_dim"
         )
     items = list(_batches(context, wanted))
     found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -86,20 +83,18 @@ def heldout_bits(context: EvaluationContext) -> Iterator[Score]:
 
 
 def _batches(context: EvaluationContext, wanted: int) -> Iterator[dict[str, int]]:
-    for shard, entry in enumerate(context.manifest.split("heldout")):
-        rows = min(entry.rows, wanted)
-        wanted -= rows
+    for shard, _, rows in first_rows(context.manifest.split("heldout"), wanted):
         for start in range(0, rows, _BATCH):
             yield {"shard": shard, "start": start, "rows": min(_BATCH, rows - start)}
 
 
 def _bound(batch: pa.Table, context: EvaluationContext, model: StoredModel) -> pa.Table:
-    """Columns shard, start, rows of one batch -> columns sample_id, bits, a row an image."""
+    """Columns shard, start, rows of one batch -> columns sample_id and bits, one row per image."""
     torch.set_num_threads(1)
     shard, start, rows = (batch[name][0].as_py() for name in ("shard", "start", "rows"))
-    entry: ShardEntry = context.manifest.split("heldout")[shard]
-    table = read_parquet(context.dataset, entry, ["sample_id", "image", "label"]).slice(start, rows)
-    images = decode_batch(pc.struct_field(table["image"], "bytes").to_pylist(), context.shape)
+    entry = context.manifest.split("heldout")[shard]
+    table = read_usable(context.dataset, entry, ("sample_id", "image", "label"), start, rows)
+    images = decode_column(table, context.shape)
     ids = table["sample_id"].to_numpy()
     labels = table["label"].to_numpy() if context.labelled and context.plan.num_classes is not None else None
     bits = heldout_bound(_unet(model, context), context.plan, images, ids, labels, context.config.evaluate.seed)
@@ -107,7 +102,7 @@ def _bound(batch: pa.Table, context: EvaluationContext, model: StoredModel) -> p
 
 
 _LOADED: dict[str, UNet] = {}
-"""The network of this process, by digest; one at a time."""
+"""The network that this process has loaded, by model digest; at most one."""
 
 
 def _unet(model: StoredModel, context: EvaluationContext) -> UNet:

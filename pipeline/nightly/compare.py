@@ -1,6 +1,6 @@
 """Input of the gate from two evaluated samples folders: scores, protocols, paired difference.
 
-Reads the feature sketches that `evaluate` stored, so it needs no Ray.
+Reads the feature statistics that `evaluate` stored, so it needs no Ray.
 """
 
 from typing import Any, NamedTuple
@@ -9,10 +9,10 @@ from pipeline.config.base import digest_of
 from pipeline.config.root import Config
 from pipeline.errors import DataError
 from pipeline.evaluation.context import REFERENCE, EvaluationContext, Side
-from pipeline.evaluation.results import Evaluation, read_evaluation, read_feature_stats
+from pipeline.evaluation.results import Evaluation, read_evaluation
 from pipeline.generation.commit import read_sealed
 from pipeline.ingest.dataset import read_dataset
-from pipeline.metrics.feature_stats import Score, merge_feature_stats
+from pipeline.metrics.feature_stats import Score
 from pipeline.metrics.paired_difference import paired_difference
 from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
 from pipeline.metrics.reservoir import Reservoir
@@ -95,4 +95,4 @@ def _difference(challenger: EvaluationContext, champion: EvaluationContext, conf
 
 
 def _reservoir(context: EvaluationContext, side: Side) -> Reservoir:
-    return merge_feature_stats(read_feature_stats((part.home, part.key) for part in context.parts(side))).reservoir
+    return context.stored_stats(side).reservoir

@@ -10,16 +10,16 @@ from pipeline.model_store.checkpoint import latest_checkpoint
 from pipeline.nightly.ledger import Night
 from pipeline.nightly.ledger_store import STATE
 from pipeline.report.nightly import night_facts, night_tables, night_verdict
-from pipeline.report.run_section import run_part, trained_on
-from pipeline.report.samples_section import dataset_part, samples_part
-from pipeline.report.section import Part, What
+from pipeline.report.run_section import run_section, trained_on
+from pipeline.report.samples_section import dataset_section, samples_section
+from pipeline.report.section import ArtefactKind, ReportSection
 from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["gather", "short_names"]
+__all__ = ["collect_sections", "short_names"]
 
 
-def gather(stores: Sequence[Store]) -> list[Part]:
+def collect_sections(stores: Sequence[Store]) -> list[ReportSection]:
     """One part a store, in order; a night brings its run and its samples, where they are still there.
 
     Names are as short as tells those of a kind apart. Raises DataError for a store that holds nothing of the kind.
@@ -29,22 +29,22 @@ def gather(stores: Sequence[Store]) -> list[Part]:
     uris = {kind: [s.uri for s, k in zip(stores, kinds, strict=True) if k == kind] for kind in kinds}
     datasets = [store for store, kind in zip(stores, kinds, strict=True) if kind == "dataset"]
     datasets += [trained for s, k in zip(stores, kinds, strict=True) if k == "run" and (trained := trained_on(s))]
-    parts = []
+    sections = []
     for store, kind in zip(stores, kinds, strict=True):
         name = _name(store.uri, uris[kind])
         match kind:
             case "samples":
-                parts.append(samples_part(store, name, datasets))
+                sections.append(samples_section(store, name, datasets))
             case "run":
-                parts.append(run_part(store, name))
+                sections.append(run_section(store, name))
             case "dataset":
-                parts.append(dataset_part(store, name))
+                sections.append(dataset_section(store, name))
             case "night":
-                parts.append(_night(store))
-    return parts
+                sections.append(_night(store))
+    return sections
 
 
-def _kind(store: Store) -> What:
+def _kind(store: Store) -> ArtefactKind:
     """Raises DataError when it is none of the four."""
     if store.exists("plan.json"):
         return "samples"
@@ -97,11 +97,11 @@ def _is_there(store: Store) -> bool:
         return False
 
 
-def _night(store: Store) -> Part:
+def _night(store: Store) -> ReportSection:
     night = _ledger(store)
-    return Part(
+    return ReportSection(
         name=f"night of {night.date}",
-        what="night",
+        kind="night",
         facts=tuple(night_facts(night)),
         verdict=night_verdict(night),
         leading=night_tables(night),

@@ -13,10 +13,10 @@ from pipeline.report.run_section import last_grid, read_run
 from pipeline.report.settings import different_settings
 from pipeline.storage.store import Store
 
-__all__ = ["side_by_side"]
+__all__ = ["compare_page"]
 
 
-def side_by_side(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
+def compare_page(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
     """The page. samples: folders whose scores count for the run that their model is of.
 
     Raises DataError, also when two runs were scored by different protocols.

@@ -11,14 +11,14 @@ from pipeline.errors import ConfigError, VerificationFailed
 from pipeline.evaluation.results import Evaluation
 from pipeline.images.png import decode_pixels
 from pipeline.operations.verify import check_artefact
-from pipeline.report.collect import gather
-from pipeline.report.compare_runs import side_by_side
+from pipeline.report.collect import collect_sections
+from pipeline.report.compare_runs import compare_page
 from pipeline.report.curves import training_charts
 from pipeline.report.render.content import Fact, Report, Table, Verdict, Verification
 from pipeline.report.render.page import render
 from pipeline.report.run_history import cost_table
 from pipeline.report.scores import metric_rows, verdict
-from pipeline.report.section import Part
+from pipeline.report.section import ReportSection
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["compare", "report"]
@@ -41,11 +41,11 @@ def report(
     ConfigError without a URI, DataError for a URI that holds no run, sealed samples, dataset or night.
     """
     stores = _stores(config, uris, "a URI: a run, a samples folder, a dataset or a night")
-    parts = gather(stores)
+    sections = collect_sections(stores)
     verification = Verification(True, verified) if verified else None
     if check and not dry_run:
         verification = _verified(config, stores)
-    page = _page(parts, verification, config.generate.price_per_hour)
+    page = _page(sections, verification, config.generate.price_per_hour)
     result = _written(config, page, stores[0], PAGE, out, dry_run)
     if verification is None or verification.ok:
         return result
@@ -61,7 +61,7 @@ def compare(
     Raises ConfigError for less than two runs, DataError for what is no run, or no samples.
     """
     stores = _stores(config, runs, "--runs with two runs or more", least=2)
-    page = side_by_side(stores, [resolve(uri, config.storage) for uri in samples])
+    page = compare_page(stores, [resolve(uri, config.storage) for uri in samples])
     return _written(config, page, stores[0], COMPARISON, out, dry_run)
 
 
@@ -118,43 +118,45 @@ def _counted(counts: dict[str, int]) -> str:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def _page(parts: Sequence[Part], verification: Verification | None, price: float | None) -> Report:
-    first = parts[0]
-    evaluations = [(part.name, evaluation) for part in parts for evaluation in part.evaluations]
+def _page(sections: Sequence[ReportSection], verification: Verification | None, price: float | None) -> Report:
+    first = sections[0]
+    evaluations = [(section.name, evaluation) for section in sections for evaluation in section.evaluations]
     several = len({name for name, _ in evaluations}) > 1
     return Report(
-        title=first.name if first.what != "night" else first.name.capitalize(),
-        subtitle=" · ".join(part.name if part.what == "night" else f"{part.what} {part.name}" for part in parts),
-        verdict=_verdict(parts, verification),
-        facts=tuple(_facts(parts)),
-        leading=tuple(table for part in parts for table in part.leading),
-        samples=tuple(picture for part in parts for picture in part.samples),
-        neighbours=tuple(picture for part in parts for picture in part.neighbours),
+        title=first.name if first.kind != "night" else first.name.capitalize(),
+        subtitle=" · ".join(
+            section.name if section.kind == "night" else f"{section.kind} {section.name}" for section in sections
+        ),
+        verdict=_verdict(sections, verification),
+        facts=tuple(_facts(sections)),
+        leading=tuple(table for section in sections for table in section.leading),
+        samples=tuple(picture for section in sections for picture in section.samples),
+        neighbours=tuple(picture for section in sections for picture in section.neighbours),
         metrics=tuple(
             row for name, e in evaluations for row in metric_rows(e.scores, _protocol(e), name if several else "")
         ),
-        charts=training_charts({part.name: part.curves for part in parts if part.curves is not None}),
-        grids=tuple(picture for part in parts for picture in part.grids),
-        throughput=tuple(row for part in parts for row in part.throughput),
-        running=tuple(_running(parts, price)),
+        charts=training_charts({section.name: section.curves for section in sections if section.curves is not None}),
+        grids=tuple(picture for section in sections for picture in section.grids),
+        throughput=tuple(row for section in sections for row in section.throughput),
+        running=tuple(_running(sections, price)),
         verification=verification,
-        settings=tuple(table for part in parts for table in part.settings),
-        config_yaml="\n".join(part.config_yaml for part in parts if part.config_yaml),
+        settings=tuple(table for section in sections for table in section.settings),
+        config_yaml="\n".join(section.config_yaml for section in sections if section.config_yaml),
     )
 
 
-def _verdict(parts: Sequence[Part], verification: Verification | None) -> Verdict | None:
+def _verdict(sections: Sequence[ReportSection], verification: Verification | None) -> Verdict | None:
     """A failed proof before all else, then a part's own, else that of the first evaluation."""
     if verification is not None and not verification.ok:
         return Verdict("bad", f"Verification failed: {verification.text}")
-    own = next((part.verdict for part in parts if part.verdict is not None), None)
-    evaluations = [evaluation for part in parts for evaluation in part.evaluations]
+    own = next((section.verdict for section in sections if section.verdict is not None), None)
+    evaluations = [evaluation for section in sections for evaluation in section.evaluations]
     return own or (verdict(evaluations[0].scores, evaluations[0].warnings) if evaluations else None)
 
 
-def _running(parts: Sequence[Part], price: float | None) -> Iterator[Table]:
-    tables = [table for part in parts for table in part.running]
-    cost = cost_table([work for part in parts for work in part.works], price)
+def _running(sections: Sequence[ReportSection], price: float | None) -> Iterator[Table]:
+    tables = [table for section in sections for table in section.running]
+    cost = cost_table([work for section in sections for work in section.works], price)
     yield from (table for table in (*tables, cost) if table is not None)
 
 
@@ -165,12 +167,12 @@ def _protocol(e: Evaluation) -> str:
     )
 
 
-def _facts(parts: Sequence[Part]) -> Iterator[Fact]:
+def _facts(sections: Sequence[ReportSection]) -> Iterator[Fact]:
     """Facts of all parts. Of several artefacts of a kind: once what holds for each, by name what does not."""
-    for part in parts:
-        alike = [other for other in parts if other.what == part.what]
-        for fact in part.facts:
+    for section in sections:
+        alike = [other for other in sections if other.kind == section.kind]
+        for fact in section.facts:
             if not all(fact in other.facts for other in alike):
-                yield Fact(f"{part.name}: {fact.name}", fact.value)
-            elif part is alike[0]:
+                yield Fact(f"{section.name}: {fact.name}", fact.value)
+            elif section is alike[0]:
                 yield fact

@@ -7,7 +7,7 @@ from pipeline.metrics.memorisation import Share, SpaceResult
 from pipeline.report.render.content import Fact, Picture
 from pipeline.storage.store import Store
 
-__all__ = ["memorisation_fact", "memorisation_picture", "memorised"]
+__all__ = ["memorisation_content", "memorisation_fact", "memorisation_picture"]
 
 
 def memorisation_fact(result: SpaceResult, extractor: str) -> Fact:
@@ -36,7 +36,7 @@ def _told(share: Share) -> str:
     return f"{share.value:.2%} ({share.low:.2%} to {share.high:.2%}) of {share.n:,}"
 
 
-def memorised(samples: Store, plan: str) -> tuple[list[Fact], list[Picture]]:
+def memorisation_content(samples: Store, plan: str) -> tuple[list[Fact], list[Picture]]:
     """Facts and sheets of the search over the most samples of the sealed plan; empty without one.
 
     plan: fingerprint, so that a search before an extension of the job is not shown as one of all its samples.

@@ -17,13 +17,13 @@ from pipeline.report.curves import training_rate
 from pipeline.report.image_sheets import within
 from pipeline.report.render.content import Fact, Picture
 from pipeline.report.run_history import starts_table, training_work
-from pipeline.report.section import Part, as_yaml
+from pipeline.report.section import ReportSection, as_yaml
 from pipeline.report.settings import changed_settings
 from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store, resolve
 from pipeline.training.metrics_table import read_metrics
 
-__all__ = ["last_grid", "read_run", "run_part", "trained_on"]
+__all__ = ["last_grid", "read_run", "run_section", "trained_on"]
 
 MOST_GRIDS: Final = 24
 GRID_SIDE, GRID_BYTES = 768, 8 * 2**20  # pixels of a grid's longer side, and bytes of all grids of a run
@@ -38,7 +38,7 @@ def read_run(store: Store) -> tuple[CheckpointManifest, pa.Table]:
     return checkpoint, read_metrics(store, checkpoint)
 
 
-def run_part(store: Store, name: str) -> Part:
+def run_section(store: Store, name: str) -> ReportSection:
     """Raises DataError before the first checkpoint."""
     checkpoint, curves = read_run(store)
     state = "" if read_success(store) else f" of {checkpoint.config['train']['steps']:,}, unfinished"
@@ -50,9 +50,9 @@ def run_part(store: Store, name: str) -> Part:
         Fact("Dataset digest", checkpoint.dataset_digest[:16]),
         Fact("Configuration digest", checkpoint.config_digest[:16]),
     )
-    return Part(
+    return ReportSection(
         name=name,
-        what="run",
+        kind="run",
         facts=facts,
         grids=tuple(_grids(store, name)),
         throughput=(rate,) if rate else (),

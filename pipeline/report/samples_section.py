@@ -15,18 +15,18 @@ from pipeline.ingest.dataset import read_dataset
 from pipeline.model_store.load_model import checkpoint_place
 from pipeline.report.curves import generation_rates
 from pipeline.report.image_sheets import best_and_worst, by_class, first_images, pngs, random_pool, random_sheet
-from pipeline.report.memorisation import memorised
+from pipeline.report.memorisation import memorisation_content
 from pipeline.report.render.content import Fact, Picture
 from pipeline.report.run_history import generation_work, shard_table
 from pipeline.report.run_section import trained_on
-from pipeline.report.section import Part, as_yaml
+from pipeline.report.section import ReportSection, as_yaml
 from pipeline.storage.files import read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["dataset_part", "samples_part"]
+__all__ = ["dataset_section", "samples_section"]
 
 
-def samples_part(store: Store, name: str, datasets: Sequence[Store]) -> Part:
+def samples_section(store: Store, name: str, datasets: Sequence[Store]) -> ReportSection:
     """datasets: where an evaluation's extractor may be. Raises DataError before the seal."""
     plan, sealed = read_sealed(store)
     # Scores of these samples only, the ones of the most images first: they make the verdict.
@@ -34,10 +34,10 @@ def samples_part(store: Store, name: str, datasets: Sequence[Store]) -> Part:
         (e for e in read_evaluations(store) if e.samples_plan == sealed.plan), key=lambda e: e.scores[0].n, reverse=True
     )
     shards = _shard_log(store)
-    near_copies, closest_pairs = memorised(store, sealed.plan)
-    return Part(
+    near_copies, closest_pairs = memorisation_content(store, sealed.plan)
+    return ReportSection(
         name=name,
-        what="samples",
+        kind="samples",
         facts=(*_sample_facts(plan, sealed, evaluations), *near_copies),
         samples=tuple(_sheets(store, name, plan, sealed, evaluations, [*datasets, *_datasets_of(plan, store)])),
         neighbours=tuple(closest_pairs),
@@ -97,7 +97,7 @@ def _shard_log(store: Store) -> pa.Table | None:
         return None
 
 
-def dataset_part(store: Store, name: str) -> Part:
+def dataset_section(store: Store, name: str) -> ReportSection:
     """The newest generation. Raises DataError."""
     manifest = read_dataset(store)
     rejected = sum(manifest.reject_counts.values())
@@ -108,4 +108,4 @@ def dataset_part(store: Store, name: str) -> Part:
         *([Fact("Rejected images", f"{rejected:,}")] if rejected else []),
     )
     sheet = first_images(images, manifest.image_size, f"real training images of {name}")
-    return Part(name=name, what="dataset", facts=facts, samples=tuple(sheet))
+    return ReportSection(name=name, kind="dataset", facts=facts, samples=tuple(sheet))

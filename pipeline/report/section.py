@@ -11,17 +11,17 @@ from pipeline.evaluation.results import Evaluation
 from pipeline.report.render.content import Fact, Picture, Table, ThroughputRow, Verdict
 from pipeline.report.run_history import Work
 
-__all__ = ["Part", "What", "as_yaml"]
+__all__ = ["ArtefactKind", "ReportSection", "as_yaml"]
 
-What = Literal["run", "samples", "dataset", "night"]
+ArtefactKind = Literal["run", "samples", "dataset", "night"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportSection:
     """What one artefact contributes. curves: the METRICS table of a run. neighbours: samples beside training images."""
 
     name: str
-    what: What
+    kind: ArtefactKind
     facts: tuple[Fact, ...] = ()
     verdict: Verdict | None = None
     leading: tuple[Table, ...] = ()

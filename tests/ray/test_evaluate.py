@@ -251,13 +251,13 @@ def test_again_is_already_done_and_a_smaller_n_reads_only_what_it_cuts(
     smaller = world.run(mine, num_images=100)
     assert smaller["n"] == 100
     assert smaller["images"] == 21 + 3 * 100  # the first 79 samples are one whole shard, sketched before
-    assert "100 images are not more than the 128 features" in smaller["summary"]
+    assert "100 images for 128 features" in smaller["summary"]
     assert smaller["value"] > first["value"]
 
 
 def test_more_images_than_there_are_is_refused(world: World, real_samples: tuple[Store, dict]):
     """A score at another n is another score."""
-    with pytest.raises(DataError, match=rf"asks for 1,000 images .* has {NUM_HELDOUT} held-out images"):
+    with pytest.raises(DataError, match=rf"num_images is 1,000: .* has {NUM_HELDOUT} held-out images"):
         world.run(real_samples[0], num_images=1000)
 
 
@@ -306,9 +306,9 @@ def test_bits_per_dim_are_those_of_the_first_heldout_images(world: World, tmp_pa
     assert (score.kind, score.n) == ("heldout", 20)
     assert score.low < score.value < score.high
     other = _make_samples(_store(tmp_path / "other"), world.unseen[:100], **{**model, "model_digest": "0" * 64})
-    with pytest.raises(DataError, match="is not the model that drew"):
+    with pytest.raises(DataError, match="has changed since it generated"):
         world.run(other, num_images=20, bits_per_dim=20)
-    with pytest.raises(DataError, match=rf"300 held-out images, .* has {NUM_HELDOUT}"):
+    with pytest.raises(DataError, match=rf"bits_per_dim is 300, but .* has only {NUM_HELDOUT}"):
         world.run(other, num_images=20, bits_per_dim=300)
 
 

@@ -1,9 +1,9 @@
-"""Samples + dataset -> how many samples are near-copies of training images, and which.
+"""`ddpm memorisation`: find samples that are near-copies of training images.
 
-Every sample's nearest images of the whole training split, in pixels and in features of the evaluation's extractor,
-against what held-out images of the same dataset have (`metrics/memorisation.py` has the rule). Training shards are
-streamed past groups of samples by tasks that keep the k best a sample, so memory does not depend on how large the
-dataset is; and merging those is exact, so the result is the same bits for any number of workers.
+The search compares each sample with the whole training split, in pixels and in features of the evaluation's extractor.
+Held-out images of the same dataset give the baseline (`metrics/memorisation.py` defines the rule). Ray tasks stream
+training shards past groups of samples and keep the k nearest images per sample, so memory does not grow with the
+dataset. Merging is exact, so the result is bit-identical for any number of workers.
 """
 
 import time
@@ -22,9 +22,9 @@ from pipeline.errors import DataError, Transient
 from pipeline.evaluation.context import REFERENCE, EvaluationContext, open_context
 from pipeline.evaluation.extractor import extractor_of
 from pipeline.evaluation.memorisation.nearest_search import (
-    Found,
+    NearestBySpace,
+    RowRange,
     Search,
-    Slice,
     chunks_of,
     draw_sheet,
     groups_of,
@@ -49,30 +49,21 @@ from pipeline.task_pool import fan_out
 __all__ = ["memorisation"]
 
 SPACES: Final[tuple[Space, ...]] = ("pixel", "feature")
-LISTED: Final = 3
-_NEEDED: Final[tuple[tuple[Split, str], ...]] = (
-    ("train", "a neighbourhood needs 2"),
-    ("heldout", "the baseline needs 2"),
-)
+NUM_LISTED: Final = 3
+"""Nearest training images of each sample in the table."""
+_REASONS: Final[dict[Split, str]] = {"train": "a neighbourhood needs 2", "heldout": "the baseline needs 2"}
+"""Why each split must have at least 2 images."""
 FEW_HELDOUT, ENOUGH_HELDOUT = 100, 1000
-_TOLD: Final = (
-    "n",
-    "failed",
-    "heldout_n",
-    "reference_n",
-    "rule",
-    "closeness",
-    "neighbours",
-    "flips",
-    "spaces",
-    "pairs",
-)
+_RESULT_FIELDS: Final = {
+    *("n", "failed", "heldout_n", "reference_n", "rule", "closeness", "neighbours", "flips", "spaces", "pairs")
+}
+"""Fields of a Memorisation in the result of the command."""
 
 
 def memorisation(config: Config, samples: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
-    """Look sealed samples up in the training split; a result that is there already is returned as it is.
+    """Search the training split for near-copies among sealed samples. Returns a stored result when there is one.
 
-    Raises DataError for unsealed samples, a missing dataset, images of different kinds, too few images of a side.
+    Raises DataError for unsealed samples, a missing dataset, different image shapes, or too few images.
     """
     context = _open(config, samples, dataset)
     n, heldout = _counts(context)
@@ -82,22 +73,24 @@ def memorisation(config: Config, samples: str, dataset: str, dry_run: bool = Fal
     if dry_run:
         what = f"{n:,} of {context.num_usable:,} samples and {heldout:,} held-out images"
         where = f"{context.manifest.rows('train'):,} training images -> {context.samples.uri}"
-        return {"summary": f"would look up {what} among {where}"}
+        return {"summary": f"would compare {what} with {where}"}
     started, workers = time.monotonic(), config.ray.max_workers
     with cluster(config.ray, workers):
         record = extractor_of(context)
         k = min(config.memorisation.neighbours, context.manifest.rows(REFERENCE))
         search = Search(context, record.weights_sha256, k, _flips(config))
         ids, found = _neighbours(search, groups_of(context, n, heldout), workers)
-        judged = {space: _judge(context, record, space, ids[:n], found[space]) for space in SPACES}
+        outcomes = {space: _compare_space(context, record, space, ids[:n], found[space]) for space in SPACES}
         draw = ray.remote(num_cpus=1, retry_exceptions=[Transient])(draw_sheet)
-        sheets = dict(zip(SPACES, ray.get([draw.remote(search, judged[space].pairs) for space in SPACES]), strict=True))
+        sheets = dict(
+            zip(SPACES, ray.get([draw.remote(search, outcomes[space].pairs) for space in SPACES]), strict=True)
+        )
     fields = {
         **_protocol(context, record, search, n, heldout),
-        "spaces": tuple(judged[space].result for space in SPACES),
-        "pairs": tuple(pair for space in SPACES for pair in judged[space].pairs),
+        "spaces": tuple(outcomes[space].result for space in SPACES),
+        "pairs": tuple(pair for space in SPACES for pair in outcomes[space].pairs),
     }
-    table = pa.concat_tables([judged[space].neighbours for space in SPACES])
+    table = pa.concat_tables([outcomes[space].neighbours for space in SPACES])
     result = write_memorisation(context.samples, table, sheets, fields)
     return {**_result(context, result, "looked up"), "seconds": time.monotonic() - started}
 
@@ -106,7 +99,7 @@ def _open(config: Config, samples: str, dataset: str) -> EvaluationContext:
     context = open_context(config, samples, dataset)
     if context.num_usable < 1:
         raise DataError(f"{context.samples.uri} has no usable sample: all {context.sealed.rows:,} failed")
-    for split, why in _NEEDED:
+    for split, why in _REASONS.items():
         if context.manifest.rows(split) < 2:
             raise DataError(
                 f"{context.dataset.uri} has {context.manifest.rows(split)} {split} images, {why}: ingest with another "
@@ -116,10 +109,10 @@ def _open(config: Config, samples: str, dataset: str) -> EvaluationContext:
 
 
 def _counts(context: EvaluationContext) -> tuple[int, int]:
-    """Samples and held-out images that are looked up; a few samples are judged by more held-out images."""
+    """(samples, held-out images) to search for; a small number of samples still gets a full-sized baseline."""
     limit = context.config.memorisation.num_samples
-    there = context.num_usable, context.manifest.rows("heldout")
-    return there if limit is None else (min(there[0], limit), min(there[1], max(limit, ENOUGH_HELDOUT)))
+    usable, heldout = context.num_usable, context.manifest.rows("heldout")
+    return (usable, heldout) if limit is None else (min(usable, limit), min(heldout, max(limit, ENOUGH_HELDOUT)))
 
 
 def _flips(config: Config) -> bool:
@@ -127,22 +120,16 @@ def _flips(config: Config) -> bool:
 
 
 def _digest(context: EvaluationContext) -> str:
-    """sha256 (hex) of all that decides the result."""
+    """sha256 (hex) of everything that determines the result."""
     settings = context.config.memorisation.model_dump(mode="json", include={"closeness", "neighbours", "pairs"})
     shards = [marker.sha256 for marker in context.sealed.shards]
-    decided = [
-        RULE,
-        LISTED,
-        settings,
-        _flips(context.config),
-        *_counts(context),
-        context.manifest.digest(),
-        context.extractor_id,
-    ]
-    return digest_of([*decided, context.sealed.plan, shards])
+    search = [RULE, NUM_LISTED, settings, _flips(context.config), *_counts(context)]
+    return digest_of([*search, context.manifest.digest(), context.extractor_id, context.sealed.plan, shards])
 
 
-def _neighbours(search: Search, groups: Sequence[Sequence[Slice]], workers: int) -> tuple[NDArray[np.int64], Found]:
+def _neighbours(
+    search: Search, groups: Sequence[Sequence[RowRange]], workers: int
+) -> tuple[NDArray[np.int64], NearestBySpace]:
     """Ids of all queries in order, and their nearest training images. Each group takes one pass over the split."""
     shards = search.context.manifest.split(REFERENCE)
     chunks = chunks_of(shards, workers)
@@ -153,7 +140,7 @@ def _neighbours(search: Search, groups: Sequence[Sequence[Slice]], workers: int)
     for group in groups:
         own, queries = load.remote(search, group)
         ids.append(ray.get(own).copy())
-        kept: Found = {space: Nearest.none(len(ids[-1]), search.k) for space in SPACES}
+        kept: NearestBySpace = {space: Nearest.none(len(ids[-1]), search.k) for space in SPACES}
         for found, images in fan_out(search_chunk, search, ((queries, chunk) for chunk in chunks), workers):
             kept = {space: kept[space].merge(found[space]) for space in SPACES}
             seen += images
@@ -170,18 +157,18 @@ def _neighbours(search: Search, groups: Sequence[Sequence[Slice]], workers: int)
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-class Judged(NamedTuple):
-    """What one space says: figures, NEIGHBOURS of every sample, the closest pairs."""
+class SpaceOutcome(NamedTuple):
+    """The outcome in one space. neighbours: NEIGHBOURS table of all samples; pairs: the closest pairs."""
 
     result: SpaceResult
     neighbours: pa.Table
     pairs: list[Pair]
 
 
-def _judge(
+def _compare_space(
     context: EvaluationContext, record: ExtractorRecord, space: Space, ids: NDArray[np.int64], found: Nearest
-) -> Judged:
-    """ids int64 [S] of the samples, which come first in `found`; the held-out images follow them."""
+) -> SpaceOutcome:
+    """Apply the near-copy rule. ids: int64 [S] of the samples; `found` has samples first, then held-out images."""
     n, settings = len(ids), context.config.memorisation
     unit, scale = "root mean square difference of levels in [0, 1]", 1 / (255 * float(np.prod(context.shape)) ** 0.5)
     if space == "feature":
@@ -189,13 +176,13 @@ def _judge(
     samples = Nearest(found.squared[:n], found.ids[:n])
     heldout = Nearest(found.squared[n:], found.ids[n:])
     result, relative, near_copy = compare(space, unit, scale, settings.closeness, samples, heldout)
-    distances = scale * np.sqrt(samples.squared[:, :LISTED])
+    distances = scale * np.sqrt(samples.squared[:, :NUM_LISTED])
     ranks = distances.shape[1]
     columns = {
         "sample_id": ids.repeat(ranks),
         "space": [space] * (n * ranks),
         "rank": np.tile(np.arange(1, ranks + 1, dtype=np.int32), n),
-        "train_id": samples.ids[:, :LISTED].ravel(),
+        "train_id": samples.ids[:, :NUM_LISTED].ravel(),
         "distance": distances.ravel(),
         "relative": relative.repeat(ranks),
         "near_copy": near_copy.repeat(ranks),
@@ -213,42 +200,34 @@ def _judge(
         )
         for place, i in enumerate(closest, 1)
     ]
-    return Judged(result, pa.table(columns, schema=NEIGHBOURS), pairs)
+    return SpaceOutcome(result, pa.table(columns, schema=NEIGHBOURS), pairs)
 
 
 def _protocol(
     context: EvaluationContext, record: ExtractorRecord, search: Search, n: int, heldout: int
 ) -> dict[str, Any]:
-    """Fields of a Memorisation besides figures and files."""
+    """All fields of a Memorisation except the outcomes and the files."""
     return {
         "id": _digest(context),
-        "dataset_digest": context.manifest.digest(),
-        "samples_plan": context.sealed.plan,
-        "reference": REFERENCE,
+        **context.protocol(record),
         "reference_n": context.manifest.rows(REFERENCE),
         "n": n,
         "usable": context.num_usable,
-        "failed": context.sealed.failed,
         "heldout_n": heldout,
         "rule": RULE,
         "closeness": context.config.memorisation.closeness,
         "neighbours": search.k,
         "flips": search.flips,
-        "extractor": record.name,
-        "weights_sha256": record.weights_sha256,
-        "preprocessing": record.preprocessing,
-        "feature_dim": record.feature_dim,
-        "heldout_accuracy": record.heldout_accuracy,
         "warnings": tuple(_warnings(context, search.k, heldout)),
     }
 
 
 def _warnings(context: EvaluationContext, k: int, heldout: int) -> Iterator[str]:
-    """What a reader must know before trusting the shares."""
+    """Limits on how far the shares can be trusted."""
     if heldout < FEW_HELDOUT:
-        yield f"{heldout} held-out images set the scale: the baseline is coarse (ingest.heldout_share keeps more)"
+        yield f"only {heldout} held-out images: the baseline is coarse (a higher ingest.heldout_share gives more)"
     if k < context.config.memorisation.neighbours:
-        yield f"the training split has only {k} images: all of them are every sample's neighbourhood"
+        yield f"the training split has only {k} images: the neighbourhood of every sample is the whole split"
 
 
 def _result(context: EvaluationContext, found: Memorisation, state: str) -> dict[str, Any]:
@@ -269,7 +248,7 @@ def _result(context: EvaluationContext, found: Memorisation, state: str) -> dict
         "digest": found.id,
         "table": context.samples.location(found.table.key),
         "sheets": {space: context.samples.location(file.key) for space, file in found.sheets.items()},
-        **found.model_dump(mode="json", include=set(_TOLD)),
+        **found.model_dump(mode="json", include=_RESULT_FIELDS),
         "exact_copies": shares["pixel"].exact_copies,
         **{f"{space}_share": of.near_copies.value for space, of in shares.items()},
         **{f"{space}_baseline": of.baseline.value for space, of in shares.items()},

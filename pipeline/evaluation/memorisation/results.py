@@ -1,8 +1,8 @@
-"""Searches for training images among samples, at rest beside the samples.
+"""Storage of memorisation results, in the samples folder.
 
 <samples>/metrics/memorisation-<id>.parquet        NEIGHBOURS: the nearest training images of every sample
 <samples>/metrics/memorisation-<id>-<space>.png    the closest pairs, sample left, training image right
-<samples>/metrics/memorisation-<id>.json           created once, last: figures, protocol, the pairs of the sheets
+<samples>/metrics/memorisation-<id>.json           created once, last: results, protocol, pairs on the sheets
 """
 
 from collections.abc import Mapping
@@ -46,10 +46,10 @@ NEIGHBOURS = pa.schema(
 
 
 class Pair(Section):
-    """A sample and its nearest training image, in the order of a sheet: smallest relative distance first."""
+    """A sample and its nearest training image; pairs are ordered by relative distance, smallest first."""
 
     space: Space
-    place: int  # on the sheet, from 1: row by row
+    place: int  # position on the sheet, from 1, row by row
     sample_id: int
     train_id: int
     distance: float
@@ -62,14 +62,14 @@ class Memorisation(Section):
 
     kind: Literal["memorisation"] = "memorisation"
     schema_version: int = SCHEMA_VERSION
-    id: str  # sha256 of all that decides the result
+    id: str  # sha256 of everything that determines the result
     dataset_digest: str
     samples_plan: str
-    reference: str  # split that the neighbours are of, whole
+    reference: str  # split that was searched
     reference_n: int
-    n: int  # samples looked up
-    usable: int  # samples there are
-    failed: int  # samples that the generation could not make
+    n: int  # samples compared
+    usable: int  # samples with an image
+    failed: int  # samples that generation could not make
     heldout_n: int
     rule: str
     closeness: float
@@ -87,21 +87,21 @@ class Memorisation(Section):
     sheets: dict[Space, FileEntry]
 
     def of(self, space: Space) -> SpaceResult:
-        """The figures of one space."""
+        """The result in one space."""
         return next(result for result in self.spaces if result.space == space)
 
 
 def memorisation_key(memorisation_id: str) -> str:
-    """Of the result's document, relative to the samples."""
+    """Key of a result's document, relative to the samples."""
     return f"{_PREFIX}{memorisation_id[:16]}.json"
 
 
 def write_memorisation(
     samples: Store, neighbours: pa.Table, sheets: Mapping[Space, bytes], fields: Mapping[str, Any]
 ) -> Memorisation:
-    """Table and sheets (PNG), then the document that makes them exist: ours, or that of an equal, faster search.
+    """Store table and sheets (PNG), then the document that commits them. An equal result committed earlier wins.
 
-    fields: of a Memorisation, without table and sheets.
+    fields: all fields of a Memorisation except table and sheets.
     """
     key = memorisation_key(fields["id"])
     stem = key.removesuffix(".json")
@@ -111,15 +111,15 @@ def write_memorisation(
 
 
 def read_memorisation(samples: Store, memorisation_id: str) -> Memorisation | None:
-    """One result, or None."""
+    """A committed result, or None."""
     return find_document(samples, memorisation_key(memorisation_id), Memorisation)
 
 
 def read_memorisations(samples: Store) -> list[Memorisation]:
-    """Every result beside the samples, in order of key."""
+    """Every committed result of a samples folder, in order of key."""
     return read_documents(samples, _PREFIX, Memorisation)
 
 
 def read_sheet(samples: Store, result: Memorisation, space: Space) -> bytes:
-    """PNG of the closest pairs. Raises VerificationFailed when it is not the one that was written."""
+    """PNG of the closest pairs. Raises VerificationFailed when the file differs from the one written."""
     return read_verified(samples, result.sheets[space])

@@ -79,8 +79,8 @@ def test_weights_of_others_are_kept_beside_the_dataset(tmp_path: Path, weights: 
     assert found[0] == record
     assert found[1].preprocessing == record.preprocessing
     assert "32x32" in record.preprocessing
-    parts = context.parts("samples")
-    assert sum(part.take for part in parts) == context.n == HELDOUT
+    parts = context.image_sets("samples")
+    assert sum(part.count for part in parts) == context.n == HELDOUT
     sketches = [
         feature_stats_of(found[1], fingerprint_of(found[1], context.reference), context, part) for part in parts
     ]
@@ -115,7 +115,7 @@ def test_what_is_not_there_or_not_such_a_file_is_one_clear_error(tmp_path: Path,
     context = job_of(tmp_path, weights=str(weights))
     record = extractor_of(context)
     context.dataset.put(f"extractors/{record.id}.weights", weights.read_bytes()[:-4] + b"\x00\x00\x00\x00")
-    with pytest.raises(DataError, match="is not what"):
+    with pytest.raises(DataError, match="does not match"):
         read_extractor(context.dataset, record.id)
 
 

@@ -103,7 +103,7 @@ def test_an_extractor_exists_with_its_record_and_the_first_stays(store: Store):
 def test_weights_that_are_not_those_of_the_record_are_refused(store: Store):
     keep_weights(store, "class-cnn-1", weights(seed=0))
     write_extractor(store, record("00" * 32))
-    with pytest.raises(DataError, match="is not what"):
+    with pytest.raises(DataError, match="does not match"):
         read_extractor(store, "class-cnn-1")
 
 

@@ -17,7 +17,7 @@ from pipeline.evaluation.memorisation.results import (
 )
 from pipeline.metrics.memorisation import RULE, compare
 from pipeline.metrics.nearest import Nearest
-from pipeline.report.memorisation import memorised
+from pipeline.report.memorisation import memorisation_content
 from pipeline.storage.store import Store, resolve
 
 pytestmark = pytest.mark.unit
@@ -101,12 +101,12 @@ def test_a_damaged_sheet_is_refused(samples: Store):
 
 
 def test_a_report_shows_the_widest_search_of_these_samples(samples: Store):
-    assert memorised(samples, PLAN) == ([], [])
+    assert memorisation_content(samples, PLAN) == ([], [])
     write(samples, "1", n=10)
     write(samples, "2", n=20)
     write(samples, "3", n=90, plan="f" * 64)
     assert len(read_memorisations(samples)) == 3
-    facts, pictures = memorised(samples, PLAN)
+    facts, pictures = memorisation_content(samples, PLAN)
     assert [fact.name for fact in facts] == [
         "Near-copies of training images, by pixels",
         "Near-copies of training images, by features of class-cnn",
