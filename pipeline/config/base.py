@@ -1,4 +1,4 @@
-"""What every configuration model and every manifest is made of: a frozen model with a digest."""
+"""Base classes of configuration sections and manifests: frozen pydantic models with a sha256 digest."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ __all__ = ["FileEntry", "Section", "digest_of"]
 
 
 def digest_of(value: Any) -> str:
-    """sha256 (hex) of a JSON value in canonical form: keys sorted, no spaces."""
+    """sha256 (hex) of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Section(BaseModel):
-    """Base of every configuration model: immutable, and an unknown key is an error."""
+    """Base of configuration sections and manifests: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 class FileEntry(Section):
-    """One stored object: key relative to its artefact, size, sha256 (hex)."""
+    """One stored object: key relative to the folder of its dataset, run or samples; size in bytes; sha256 (hex)."""
 
     key: str
     bytes: int
@@ -34,5 +34,5 @@ class FileEntry(Section):
 
     @property
     def file(self) -> "FileEntry":
-        """The entry alone, without what a shard or a marker says besides."""
+        """These three fields alone, without the additional fields of a subclass."""
         return FileEntry(key=self.key, bytes=self.bytes, sha256=self.sha256)

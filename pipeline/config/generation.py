@@ -1,4 +1,4 @@
-"""Settings of bulk sampling: what decides the samples, and how they are packed."""
+"""Settings of `ddpm generate`, `ddpm explore` and `ddpm sweep`."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -22,11 +22,11 @@ SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"]
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun")
 BALANCED = "balanced"
 LabelMix = tuple[tuple[int, float], ...]
-"""(label, weight), labels ascending; shares are weight over the sum of weights."""
+"""(label, weight) pairs by ascending label; a label's share of the samples is its weight over the sum of weights."""
 
 
 def label_mix(text: str) -> LabelMix | None:
-    """'0:0.5,3:0.5' -> ((0, 0.5), (3, 0.5)); None for 'balanced'. Raises ValueError."""
+    """Parse generate.labels: '0:0.5,3:0.5' -> ((0, 0.5), (3, 0.5)); 'balanced' -> None. Raises ValueError."""
     if text == BALANCED:
         return None
     mix: dict[int, float] = {}
@@ -50,40 +50,54 @@ def _check_labels(value: str) -> str:
 
 
 def _no_integer(value: Any) -> Any:
-    """1 and 0 would be read as a quantile or as a switch by chance."""
+    """Refuse 1 and 0 for `clip`: each could mean a switch or a quantile."""
     if value in ("0", "1") or (isinstance(value, int) and not isinstance(value, bool)):
         raise ValueError("must be true, false or a quantile such as 0.995")
     return value
 
 
 class GenerateConfig(Section):
-    """Bulk sampling."""
+    """Sampling a number of images, and the shards that store them."""
 
-    num_samples: int = Field(64, ge=1, lt=2**63)
-    seed: int = Field(0, ge=0, lt=2**63)
-    sampler: SamplerName = "ddpm"
-    steps: int | None = Field(None, ge=1, description="sampling steps; unset means every step of the process")
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM stochasticity; 1 has the variance of DDPM fixed_small")
-    variance: Literal["fixed_small", "fixed_large"] | None = Field(None, description="DDPM only; unset: as trained")
+    num_samples: int = Field(64, ge=1, lt=2**63, description="number of samples in total")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of all noise; equal seeds and settings give equal samples")
+    sampler: SamplerName = Field("ddpm", description="sampling algorithm")
+    steps: int | None = Field(None, ge=1, description="sampling steps; unset: all T timesteps of the process")
+    eta: float = Field(
+        0.0, ge=0, le=1, description="DDIM: share of fresh noise, 0 is deterministic, 1 is as noisy as DDPM fixed_small"
+    )
+    variance: Literal["fixed_small", "fixed_large"] | None = Field(
+        None, description="sampler ddpm: variance of each step; unset: the variance that the model was trained with"
+    )
     clip: Annotated[bool | Annotated[float, Field(gt=0, le=1)], BeforeValidator(_no_integer)] = Field(
-        True, description="clip predicted x_0 to [-1, 1]; a number is the quantile of dynamic thresholding"
+        True, description="clip the predicted x_0 to [-1, 1]; a number in (0, 1]: quantile of dynamic thresholding"
     )
     guidance: FiniteFloat | None = Field(
-        None, ge=0, description="classifier-free guidance: 1 is the conditional model, more exaggerates; unset: off"
+        None,
+        ge=0,
+        description="scale of classifier-free guidance: 0 ignores the label, 1 is the plain conditional model, above 1 "
+        "strengthens the label; unset: off",
     )
     guidance_interval: tuple[FiniteFloat, FiniteFloat] | None = Field(
         None,
-        description="LOW,HIGH: guide there only; timestep indices, or shares of the process when HIGH is at most 1",
+        description="LOW,HIGH: timestep indices with guidance, or shares of the process when HIGH is at most 1; unset: "
+        "all",
     )
     labels: Annotated[str, AfterValidator(_check_labels)] = Field(
-        BALANCED, description="'balanced' (every class in turn) or LABEL:WEIGHT,... such as 0:0.5,3:0.5"
+        BALANCED, description="classes of the samples: 'balanced', or LABEL:WEIGHT,... such as 0:0.5,3:0.5"
     )
-    weights: str = Field("ema", description="'ema', or 'raw' for the optimiser's own weights")
-    batch_size: int = Field(64, ge=1, description="images a forward pass; pinned in the plan")
-    compile: bool = Field(False, description="torch.compile: minutes at the start; pays for large jobs")
-    shard_size: int = Field(1024, ge=1, description="images an output shard, the unit of commit")
-    format: Literal["parquet", "webdataset"] = Field("parquet", description="of the shards; webdataset is tar")
-    price_per_hour: FiniteFloat | None = Field(None, ge=0, description="of one actor, any currency: for the forecast")
+    weights: str = Field(
+        "ema", description="weights to sample with: an average by name, or 'raw' for those of the optimiser"
+    )
+    batch_size: int = Field(64, ge=1, description="images in one forward pass; part of the plan, as it affects bits")
+    compile: bool = Field(False, description="use torch.compile: minutes at the start, faster steps after")
+    shard_size: int = Field(1024, ge=1, description="images of a shard; a shard is committed as a whole")
+    format: Literal["parquet", "webdataset"] = Field(
+        "parquet", description="file format of the shards; webdataset files are tar archives"
+    )
+    price_per_hour: FiniteFloat | None = Field(
+        None, ge=0, description="price of one actor for an hour, in any currency, for the cost forecast"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -95,43 +109,52 @@ class GenerateConfig(Section):
 
 
 def _split(value: Any) -> Any:
-    """'0,1' as a short flag gives it."""
+    """Split the text of a flag such as '0,1' at its commas."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 class ExploreConfig(Section):
-    """Sheets that show a model at work; how it samples is said by `generate`."""
+    """Image sheets that show how a model samples; the `generate` section gives the sampler settings."""
 
-    mode: Literal["progressive", "interpolate", "shared", "rate-distortion", "frechet"] = "progressive"
-    ids: Annotated[tuple[int, ...], BeforeValidator(_split)] = Field(
-        (0, 1), min_length=1, description="sample ids; interpolate takes two, shared one"
+    mode: Literal["progressive", "interpolate", "shared", "rate-distortion", "frechet"] = Field(
+        "progressive",
+        description="sheet to make. progressive: predicted x_0 during sampling; interpolate: between two samples; "
+        "shared: samples that share their first steps; rate-distortion: rate and distortion over t on held-out "
+        "images; frechet: Frechet distance of the predicted x_0 during sampling",
     )
-    rows: int = Field(4, ge=1, description="timesteps to begin at, from x_T downwards; progressive: a row a sample")
-    columns: int = Field(10, ge=2)
-    num_images: int = Field(64, ge=2, description="rate-distortion: held-out images; frechet: samples")
+    ids: Annotated[tuple[int, ...], BeforeValidator(_split)] = Field(
+        (0, 1), min_length=1, description="sample ids; mode interpolate takes two, shared one"
+    )
+    rows: int = Field(
+        4, ge=1, description="interpolate, shared: number of start timesteps; rate-distortion, frechet: images shown"
+    )
+    columns: int = Field(10, ge=2, description="number of pictures in a row")
+    num_images: int = Field(
+        64, ge=2, description="rate-distortion: number of held-out images; frechet: of samples and of held-out images"
+    )
 
     @model_validator(mode="after")
     def _ids_are_samples(self) -> Self:
         if min(self.ids) < 0:
-            raise ValueError("ids are not negative")
+            raise ValueError("ids must not be negative")
         needed = {"interpolate": 2, "shared": 1}.get(self.mode)
         if needed is not None and len(self.ids) != needed:
-            raise ValueError(f"mode {self.mode!r} takes {needed} of ids, {len(self.ids)} are given")
+            raise ValueError(f"the number of ids must be {needed} in mode {self.mode!r} (got {len(self.ids)})")
         return self
 
 
 class SweepConfig(Section):
-    """A grid of generation jobs: every sampler with every number of steps and every set of weights.
+    """A grid of samples folders: every sampler with every number of steps and every set of weights.
 
-    Which names there are is a matter of the model: `stages.sweep_points` refuses, all that is wrong in one message.
+    `pipeline.analysis.sweep_grid` checks the names against the model, and reports all wrong ones in one message.
     """
 
     samplers: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
-        ("ddim", "dpm++2m"), min_length=1, description=f"of {', '.join(SAMPLERS)}"
+        ("ddim", "dpm++2m"), min_length=1, description=f"samplers to compare, of {', '.join(SAMPLERS)}"
     )
     steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)] = Field(
-        (10, 20, 50), min_length=1, description="sampling steps"
+        (10, 20, 50), min_length=1, description="numbers of sampling steps to compare"
     )
     ema: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
-        ("ema",), min_length=1, description="averages of the run by name, or 'raw'"
+        ("ema",), min_length=1, description="weights to compare: averages of the run by name, or 'raw'"
     )

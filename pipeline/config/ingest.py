@@ -10,39 +10,58 @@ __all__ = ["IngestConfig"]
 
 
 def _as_int(value: Any) -> Any:
-    """A flag's text to a number, so that Literal can compare it."""
+    """Convert the text of a flag to a number: Literal[1, 3] accepts no text."""
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 class IngestConfig(Section):
-    """From source images to shuffled Parquet shards."""
+    """Conversion of source images to shuffled Parquet shards of equal image size."""
 
     image_size: int = Field(32, ge=1, le=4096, description="height and width of the stored images, pixels")
-    channels: Annotated[Literal[1, 3], BeforeValidator(_as_int)] = Field(3, description="1 is grey, 3 is RGB")
-    fit: Literal["crop", "pad", "stretch"] = Field(
-        "crop", description="to a square: cut the longer side's ends, add background to the shorter's, or distort"
+    channels: Annotated[Literal[1, 3], BeforeValidator(_as_int)] = Field(
+        3, description="colour channels of the stored images: 1 is grey, 3 is RGB"
     )
-    background: int = Field(255, ge=0, le=255, description="grey level under transparent pixels and of padding")
-    animation: Literal["first", "reject"] = Field("first", description="of several frames: keep the first, or none")
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        "crop",
+        description="how an image becomes square: crop the longer side to its centre, pad the shorter side, or stretch",
+    )
+    background: int = Field(
+        255, ge=0, le=255, description="grey level of padding and behind transparent pixels; 0 is black, 255 white"
+    )
+    animation: Literal["first", "reject"] = Field(
+        "first", description="images of several frames: keep the first frame, or reject the image"
+    )
     duplicates: Literal["keep-first", "keep-all", "reject"] = Field(
-        "keep-first", description="of images with equal pixels: the first in the source's order, all, or none"
+        "keep-first", description="images with equal pixels: keep the first in source order, keep all, or reject all"
     )
     label_map: dict[str, str | None] | str | None = Field(
-        None, description="new name by label (null: no label), or a JSON or YAML file of it; others are rejected"
+        None,
+        description="new class name by source label (null: no label), or the path of a JSON or YAML file that holds "
+        "the mapping; images with other labels are rejected",
     )
-    image_column: str | None = Field(None, description="of tables; unset: found by its type")
-    label_column: str | None = Field(None, description="of tables; unset: found by its type or name")
-    heldout_share: float = Field(0.1, ge=0, lt=1, description="share kept from training, chosen by content hash")
-    shard_rows: int = Field(1024, ge=1, description="images a shard; a shard is the unit that a training lane reads")
+    image_column: str | None = Field(None, description="image column of table sources; unset: found by its type")
+    label_column: str | None = Field(None, description="label column of table sources; unset: found by type or name")
+    heldout_share: float = Field(
+        0.1, ge=0, lt=1, description="share of images held out from training, chosen by content hash"
+    )
+    shard_rows: int = Field(1024, ge=1, description="images of a shard; a training lane reads shard by shard")
     shard_bytes: int = Field(
-        128 * 2**20, ge=1, description="shards of large images have fewer rows, to stay about here"
+        128 * 2**20, ge=1, description="approximate upper size of a shard, bytes; large images: fewer than shard_rows"
     )
-    row_group_rows: int = Field(256, ge=1, le=1000, description="fewer where they would take more than 32 MiB")
-    partition_rows: int = Field(2000, ge=1, description="source images handled by one task")
-    min_size: int = Field(1, ge=1, description="images with a shorter side, pixels, are rejected")
-    max_image_pixels: int = Field(89_478_485, ge=1, description="larger images are rejected before decoding")
-    max_image_bytes: int = Field(64 * 2**20, ge=1, description="larger files are rejected before reading")
-    max_frames: int = Field(10_000, ge=1, description="images with more frames are rejected")
-    max_decode_seconds: float = Field(30.0, gt=0, description="of processor time for one image; slower: rejected")
-    max_reject_share: float = Field(1.0, ge=0, le=1, description="a larger share of rejects ends the job with exit 3")
-    seed: int = Field(0, ge=0, description="key of the shuffle at write time")
+    row_group_rows: int = Field(
+        256, ge=1, le=1000, description="images of a Parquet row group; fewer where a group would exceed 32 MiB"
+    )
+    partition_rows: int = Field(2000, ge=1, description="source images that one Ray task processes")
+    min_size: int = Field(1, ge=1, description="images with a side below this are rejected, pixels")
+    max_image_pixels: int = Field(
+        89_478_485, ge=1, description="images of more pixels (width x height) are rejected before decoding"
+    )
+    max_image_bytes: int = Field(64 * 2**20, ge=1, description="larger files are rejected before reading, bytes")
+    max_frames: int = Field(10_000, ge=1, description="images of more frames are rejected")
+    max_decode_seconds: float = Field(
+        30.0, gt=0, description="CPU time limit for decoding one image, seconds; slower images are rejected"
+    )
+    max_reject_share: float = Field(
+        1.0, ge=0, le=1, description="a larger share of rejected images ends the command with exit 3"
+    )
+    seed: int = Field(0, ge=0, description="seed of the shuffle of the stored images")

@@ -1,6 +1,6 @@
-"""From layers to one `Config`: defaults < recipe < --config files in order < environment < flags.
+"""Merges layers of settings into one `Config`: defaults < recipe < --config files in order < environment < flags.
 
-Every layer is a nested dictionary with an origin, so that a bad value can be traced to where it was written.
+Every layer keeps its origin, so that an error message can name the file or flag of the bad value.
 """
 
 import difflib
@@ -27,7 +27,7 @@ RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place, nested as `Config` is."""
+    """Settings from one origin, as a nested dictionary with the structure of `Config`."""
 
     origin: str
     values: Mapping[str, Any]
@@ -38,7 +38,7 @@ class _Settings(Config, BaseSettings):
 
 
 def yaml_layer(path: Path) -> Layer:
-    """Read one YAML file. Raises ConfigError when it is missing, not YAML, or not a mapping."""
+    """The settings of one YAML file. Raises ConfigError when the file is missing, not YAML, or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -51,7 +51,7 @@ def yaml_layer(path: Path) -> Layer:
 
 
 def recipe_layer(name: str) -> Layer:
-    """A complete named run that ships with the package."""
+    """The settings of a recipe that ships with the package. Raises ConfigError when there is no such recipe."""
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
@@ -60,21 +60,23 @@ def recipe_layer(name: str) -> Layer:
 
 
 def environment_layer() -> Layer:
-    """Variables such as DDPM__TRAIN__LR=1e-4. Raises ConfigError for one that names no section."""
+    """The settings of variables such as DDPM__TRAIN__LR=1e-4. Raises ConfigError for an unknown section."""
     for name in os.environ:
         if name.upper().startswith(_PREFIX):
             section = name[len(_PREFIX) :].partition("__")[0].lower()
             if section not in Config.model_fields:
                 known = list(Config.model_fields)
-                raise ConfigError(f"environment: {name} names no section{_suggest(section, known)}: {', '.join(known)}")
+                raise ConfigError(
+                    f"environment: {name} names no section{_suggest(section, known)} (sections: {', '.join(known)})"
+                )
     try:
         return Layer("environment", _with_nulls(EnvSettingsSource(_Settings)()))
     except SettingsError as error:
-        raise ConfigError(f"environment: {error} (lists are JSON there: [32, 64])") from error
+        raise ConfigError(f"environment: {error} (write lists as JSON, such as [32, 64])") from error
 
 
 def flag_layer(argv: Sequence[str]) -> Layer:
-    """Dotted flags such as `--train.lr 1e-4`; lists as `--model.block_out_channels 32,64`."""
+    """The settings of dotted flags such as `--train.lr 1e-4`; commas separate list items. Raises ConfigError."""
     try:
         values = _source(argv)()
     except SettingsError as error:
@@ -124,7 +126,7 @@ def _with_nulls(value: Any) -> Any:
 
 
 def resolve(layers: Sequence[Layer]) -> Config:
-    """Merge the layers, later ones winning. Raises one ConfigError that names every bad field and its origin."""
+    """Merge layers; a later layer overrides earlier ones. Raises one ConfigError naming every bad field and origin."""
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -144,7 +146,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str, origins
             into[key] = dict(inner) if isinstance(inner, dict) else {}
             _merge(into[key], value, origin, origins, f"{path}.")
         elif value is not None or not isinstance(into.get(key), dict):
-            into[key] = value  # a section left empty in YAML is None, and changes nothing
+            into[key] = value  # an empty section in YAML is None and changes nothing
         origins[path] = origin
 
 
@@ -156,7 +158,7 @@ def _describe(item: Any, origins: Mapping[str, str]) -> str:
         return f"{path}: unknown setting{_suggest(path, list(_paths(Config)))} (from {origin})"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if not path:
-        return str(message)  # several sections together
+        return str(message)  # a rule across sections: the message names the fields
     if isinstance(item["input"], dict):
         return f"{path}: {message} (from {origin})"
     return f"{path}: {message} (got {item['input']!r}; from {origin})"
@@ -168,5 +170,5 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 
 def to_yaml(config: Section) -> str:
-    """The resolved configuration as YAML that `--config` reads back to an equal one."""
+    """YAML of a section or configuration; `--config` reads the YAML of a `Config` back to an equal `Config`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)

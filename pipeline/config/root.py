@@ -1,7 +1,7 @@
-"""The configuration of every verb: frozen models, each default exactly once.
+"""The configuration of every verb: one frozen model a section, each default stated once.
 
-A `Config` is resolved from layers (`pipeline.config.layers`) and stored beside whatever it made.
-`digest` names the settings that decide a result; where and when things run (`ray`, `storage`, `schedule`) is not.
+`pipeline.config.layers` resolves a `Config` from its layers; every run, plan and dataset stores its `Config`.
+`digest` covers the settings that decide a result, so `ray`, `storage`, `schedule` and the like are left out.
 """
 
 import os
@@ -34,18 +34,22 @@ def _endpoint_from_environment() -> str | None:
 
 
 class StorageConfig(Section):
-    """How to reach an object store. Credentials are never here: environment or instance role only."""
+    """Access to the object store. Credentials come from the environment or the instance role, never from here."""
 
     endpoint: str | None = Field(
         default_factory=_endpoint_from_environment,
-        description="S3 endpoint URL; unset means AWS itself (default: $AWS_ENDPOINT_URL_S3, $AWS_ENDPOINT_URL)",
+        description="S3 endpoint URL; unset: AWS (default: $AWS_ENDPOINT_URL_S3, then $AWS_ENDPOINT_URL)",
     )
     region: str = Field("us-east-1", description="S3 region")
-    verify_tls: bool = Field(True, description="check the endpoint's certificate")
-    connect_timeout_seconds: float = Field(10.0, gt=0)
-    read_timeout_seconds: float = Field(60.0, gt=0, description="a contended create-once may take seconds")
-    retries: int = Field(5, ge=0, description="attempts after the first for transient failures")
-    outage_seconds: float = Field(600.0, ge=0, description="how long training waits for a store that is away")
+    verify_tls: bool = Field(True, description="verify the endpoint's TLS certificate")
+    connect_timeout_seconds: float = Field(10.0, gt=0, description="time limit for opening a connection, seconds")
+    read_timeout_seconds: float = Field(
+        60.0, gt=0, description="time limit for a reply, seconds; a conditional write under contention needs several"
+    )
+    retries: int = Field(5, ge=0, description="repeats of a request after a transient failure; 0: none")
+    outage_seconds: float = Field(
+        600.0, ge=0, description="how long training waits for an unreachable store before it fails, seconds"
+    )
 
 
 def _check_workers(value: str) -> str:
@@ -59,16 +63,20 @@ Workers = Annotated[str, BeforeValidator(str), AfterValidator(_check_workers)]
 
 
 class RayConfig(Section):
-    """Where the work runs."""
+    """The Ray cluster and how many of its processes to use."""
 
-    address: str = Field("local", description="'local' starts a cluster of its own; 'auto' or an address joins one")
-    workers: Workers = Field("1", description="training workers or generation actors: N or MIN..MAX")
-    use_gpu: bool = Field(False, description="one GPU a worker or actor")
-    num_cpus: int | None = Field(
-        None, ge=1, description="logical CPUs of a local cluster (default: what the job needs)"
+    address: str = Field(
+        "local", description="'local': start a cluster for this command; 'auto' or HOST:PORT: join one"
     )
-    max_failures: int = Field(3, ge=-1, description="worker losses tolerated in one invocation; -1 is unlimited")
-    resize_seconds: float = Field(60.0, gt=0, description="how often MIN..MAX training looks for more room")
+    workers: Workers = Field("1", description="training workers or generation actors: N, or MIN..MAX for elastic")
+    use_gpu: bool = Field(False, description="reserve one GPU for each worker or actor")
+    num_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a local cluster; unset: as many as the command needs"
+    )
+    max_failures: int = Field(3, ge=-1, description="worker or actor failures tolerated by one command; -1: no limit")
+    resize_seconds: float = Field(
+        60.0, gt=0, description="training with MIN..MAX workers: seconds between checks for a better worker count"
+    )
 
     @property
     def min_workers(self) -> int:
@@ -82,14 +90,20 @@ class RayConfig(Section):
 class ModelConfig(Section):
     """The U-Net of Ho et al. 2020, appendix B; image size and channels come from the dataset."""
 
-    block_out_channels: tuple[int, ...] = Field((128, 256, 256, 256), min_length=1, description="channels a level")
-    layers_per_block: int = Field(2, ge=1)
-    attention_levels: tuple[int, ...] = Field((1,), description="levels (0 is full resolution) with self-attention")
-    norm_num_groups: int = Field(32, ge=1)
-    norm_eps: float = Field(1e-6, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    num_classes: int | None = Field(None, ge=1, description="class-conditional when given")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a slower step")
+    block_out_channels: tuple[int, ...] = Field(
+        (128, 256, 256, 256),
+        min_length=1,
+        description="channels of each level, full resolution first; every further level halves height and width",
+    )
+    layers_per_block: int = Field(2, ge=1, description="residual blocks of each level on the way down (one more up)")
+    attention_levels: tuple[int, ...] = Field((1,), description="levels with self-attention; 0 is full resolution")
+    norm_num_groups: int = Field(32, ge=1, description="groups of every group norm; must divide all channel counts")
+    norm_eps: float = Field(1e-6, gt=0, description="epsilon that group norm adds to the variance")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability inside residual blocks")
+    num_classes: int | None = Field(None, ge=1, description="number of class labels; unset: an unconditional model")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, slower steps"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -102,23 +116,31 @@ class ModelConfig(Section):
 
 
 class DiffusionConfig(Section):
-    """Forward process, what the network predicts, and what it is trained on."""
+    """Forward process, network output and training objective."""
 
-    num_timesteps: int = Field(1000, ge=2, description="T")
-    schedule: Literal["linear", "cosine", "sigmoid", "quadratic"] = "linear"
-    beta_start: float = Field(1e-4, gt=0, lt=1, description="linear and quadratic only")
-    beta_end: float = Field(0.02, gt=0, lt=1, description="linear and quadratic only")
+    num_timesteps: int = Field(1000, ge=2, description="T, the number of timesteps of the forward process")
+    schedule: Literal["linear", "cosine", "sigmoid", "quadratic"] = Field(
+        "linear", description="how the noise variance beta grows over the timesteps"
+    )
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="beta of the first timestep; linear and quadratic only")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="beta of the last timestep; linear and quadratic only")
     zero_terminal_snr: bool = Field(False, description="rescale the schedule so that alpha_bar_T = 0")
-    prediction: Literal["epsilon", "x_0", "v", "mean"] = Field("epsilon", description="what the network outputs")
+    prediction: Literal["epsilon", "x_0", "v", "mean"] = Field(
+        "epsilon", description="quantity that the network outputs: noise, image, velocity or posterior mean"
+    )
     variance: Literal["fixed_small", "fixed_large", "learned_range", "learned"] = Field(
-        "fixed_large", description="variance of p_theta(x_{t-1}|x_t)"
+        "fixed_large", description="variance of p_theta(x_{t-1}|x_t); the learned ones need objective hybrid or bound"
     )
     objective: Literal["simple", "bound", "hybrid"] = Field(
-        "simple", description="plain MSE (Eq. 14), the full variational bound, or their sum (improved DDPM)"
+        "simple", description="plain MSE (Ho et al. 2020, Eq. 14), the variational bound, or both (improved DDPM)"
     )
-    hybrid_weight: float = Field(1e-3, gt=0, description="weight of the bound in the hybrid objective")
-    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR loss weighting when given")
-    timestep_sampling: Literal["uniform", "importance"] = "uniform"
+    hybrid_weight: float = Field(1e-3, gt=0, description="weight of the bound in objective hybrid")
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="gamma of the min-SNR loss weights (Hang et al. 2023); unset: equal weights"
+    )
+    timestep_sampling: Literal["uniform", "importance"] = Field(
+        "uniform", description="distribution of training timesteps; importance needs objective bound or hybrid"
+    )
 
     @model_validator(mode="after")
     def _compatible(self) -> Self:
@@ -130,26 +152,28 @@ class DiffusionConfig(Section):
         if self.objective == "hybrid" and not learned:
             raise ValueError("objective 'hybrid' trains a learned variance: set variance 'learned_range' or 'learned'")
         if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise ValueError("at zero terminal SNR x_T holds no signal, so epsilon says nothing: predict 'v' or 'x_0'")
+            raise ValueError(
+                "at zero terminal SNR x_T holds no signal, epsilon does not determine x_0: use 'v' or 'x_0'"
+            )
         if self.min_snr_gamma is not None and (self.objective == "bound" or self.prediction == "mean"):
-            raise ValueError("min_snr_gamma weights an epsilon, x_0 or v MSE: not the bound, not mean prediction")
+            raise ValueError("min_snr_gamma is defined for an MSE of epsilon, x_0 or v, not for the bound or the mean")
         if self.timestep_sampling == "importance" and self.objective == "simple":
-            raise ValueError("importance sampling follows the terms of the bound: use objective 'bound' or 'hybrid'")
+            raise ValueError("importance sampling needs the terms of the bound: use objective 'bound' or 'hybrid'")
         return self
 
 
 class EmaConfig(Section):
-    """One exponential moving average of the weights: a fixed decay, a half-life in images, or a power function."""
+    """One moving average of the weights: constant decay, half-life in images, or power function."""
 
-    decay: float = Field(0.9999, ge=0, lt=1)
+    decay: float = Field(0.9999, ge=0, lt=1, description="share of the old average kept at each step")
     warmup: bool = Field(
-        True, description="decay at step n is at most (1 + n) / (10 + n), a half-life at most 0.05 of the images seen"
+        True, description="cap decay at (1 + n) / (10 + n) at step n, and the half-life at 0.05 of the images seen"
     )
     half_life_images: float | None = Field(
-        None, gt=0, description="instead of decay: images after which a weight counts half (Karras et al. 2022)"
+        None, gt=0, description="replaces decay: images after which a weight counts half (Karras et al. 2022)"
     )
     relative_width: float | None = Field(
-        None, gt=0, lt=0.28, description="instead of decay: sigma_rel of the power function (Karras et al. 2024)"
+        None, gt=0, lt=0.28, description="replaces decay: sigma_rel of the power function (Karras et al. 2024)"
     )
 
     @model_validator(mode="after")
@@ -165,7 +189,9 @@ _RESERVED = ("ema", "model", "optimizer", "raw", "scaler", "timesteps", "folder"
 def _check_profiles(value: dict[str, EmaConfig]) -> dict[str, EmaConfig]:
     bad = [name for name in value if name in _RESERVED or not re.fullmatch(r"[a-z][a-z0-9_-]*", name)]
     if bad:
-        raise ValueError(f"{', '.join(bad)}: a name has a-z, 0-9, _ or -, and is none of {', '.join(_RESERVED)}")
+        raise ValueError(
+            f"{', '.join(bad)}: a name starts with a-z and holds a-z, 0-9, _ or -; reserved: {', '.join(_RESERVED)}"
+        )
     return value
 
 
@@ -173,41 +199,65 @@ InitialWeights = Literal["paper", "fan_in"]
 
 
 class TrainConfig(Section):
-    """Optimisation. The global batch is lanes x micro_batch images, whatever the number of workers."""
+    """Optimisation. The global batch is lanes x micro_batch images for any number of workers."""
 
-    steps: int = Field(800_000, ge=1)
-    lanes: int = Field(8, ge=1, description="fixed for a run; the number of workers must divide it")
-    micro_batch: int = Field(16, ge=1, description="images a lane a step")
-    lr: float = Field(2e-4, gt=0)
-    warmup_steps: int = Field(5000, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
-    flip: bool = Field(False, description="random horizontal flips")
+    steps: int = Field(800_000, ge=1, description="optimiser steps of the whole run")
+    lanes: int = Field(
+        8,
+        ge=1,
+        description="data streams that make up a global batch, fixed for a run; at most this many workers: N must "
+        "divide it, MIN..MAX may be any up to it",
+    )
+    micro_batch: int = Field(16, ge=1, description="images of each lane in one step")
+    lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after warm-up")
+    warmup_steps: int = Field(5000, ge=0, description="steps over which the learning rate rises linearly from 0")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the gradient mean")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the squared gradient mean")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    grad_clip: float = Field(1.0, gt=0, description="larger global gradient norms are scaled down to this norm")
+    flip: bool = Field(False, description="mirror each image left to right with probability 1/2")
     label_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of images trained without their label: what guidance needs, often 0.1"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of images trained without label, often 0.1; classifier-free guidance needs it",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of forward and backward; weights are fp32")
-    sharding: Literal["ddp", "fsdp"] = Field("ddp", description="fsdp splits weights and optimiser over the workers")
-    ema: EmaConfig = Field(EmaConfig(), description="the average named 'ema', what samples are drawn from")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of forward and backward passes; weights stay fp32"
+    )
+    sharding: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp: full weights on every worker; fsdp: weights and optimiser split over the workers"
+    )
+    ema: EmaConfig = Field(EmaConfig(), description="the average named 'ema', by default used for sampling")
     more_ema: Annotated[dict[str, EmaConfig], AfterValidator(_check_profiles)] = Field(
-        {}, description="further averages by name, each in every checkpoint"
+        {}, description="further averages by name, stored in every checkpoint"
     )
-    init: InitialWeights = Field("paper", description="first weights: Ho et al. 2020, or by fan-in as improved DDPM")
-    init_from: str | None = Field(None, description="warm start: weights of another run, checkpoint or model folder")
-    init_weights: str = Field("ema", description="which weights of init_from: an average by name, or 'raw'")
-    seed: int = Field(0, ge=0)
+    init: InitialWeights = Field(
+        "paper", description="initial weights: as Ho et al. 2020, or scaled by fan-in as improved DDPM"
+    )
+    init_from: str | None = Field(
+        None, description="warm start: URI of a run, checkpoint or model folder that gives the initial weights"
+    )
+    init_weights: str = Field("ema", description="weights taken from init_from: an average by name, or 'raw'")
+    seed: int = Field(0, ge=0, description="seed of initial weights, noise, flips, dropout and data order")
     checkpoint_every: int = Field(10_000, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
-    keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps stay for good")
-    keep_best: int = Field(0, ge=0, description="checkpoints of lowest mean loss since the one before, kept as well")
-    check_every: int = Field(1000, ge=1, description="steps between self-checks: replicas equal, averages moving")
-    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field((), description="beside Parquet and TensorBoard")
-    grid_every: int = Field(10_000, ge=1, description="steps between sample grids")
-    grid_size: int = Field(64, ge=1, description="images a grid")
-    grid_sampling_steps: int = Field(50, ge=1, description="DDIM steps of a grid")
-    compile: bool = Field(False, description="torch.compile: minutes at the start; pays for long runs")
+    keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints kept")
+    keep_every: int | None = Field(
+        None, ge=1, description="checkpoints at multiples of this many steps are never deleted; unset: none"
+    )
+    keep_best: int = Field(
+        0, ge=0, description="number of checkpoints with the lowest mean loss since the previous one, kept as well"
+    )
+    check_every: int = Field(
+        1000, ge=1, description="steps between self-checks: equal weights on all workers, averages that move"
+    )
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (), description="experiment trackers in addition to Parquet and TensorBoard"
+    )
+    grid_every: int = Field(10_000, ge=1, description="steps between grids of sample images")
+    grid_size: int = Field(64, ge=1, description="images of a grid")
+    grid_sampling_steps: int = Field(50, ge=1, description="DDIM steps for the images of a grid")
+    compile: bool = Field(False, description="use torch.compile: minutes at the start, faster steps after")
 
     @property
     def global_batch(self) -> int:
@@ -215,11 +265,11 @@ class TrainConfig(Section):
 
 
 NOT_IN_DIGEST = ("ray", "storage", "memorisation", "gate", "nightly", "registry", "schedule", "submit")
-"""Sections that decide no result: where and when things run, and what becomes of them."""
+"""Sections that do not decide a result: where and when a command runs, and what happens to its output."""
 
 
 class Config(Section):
-    """A complete named run: every verb reads its sections, a recipe may set them all."""
+    """All settings of all verbs: every verb reads its own sections, a recipe may set any."""
 
     storage: StorageConfig = Field(default_factory=StorageConfig)
     ray: RayConfig = RayConfig()
@@ -239,11 +289,11 @@ class Config(Section):
     submit: SubmitConfig = SubmitConfig()
 
     @model_validator(mode="after")
-    def _labels_are_there_to_drop(self) -> Self:
+    def _label_dropout_needs_classes(self) -> Self:
         if self.train.label_dropout and self.model.num_classes is None:
-            raise ValueError("train.label_dropout drops labels of a class-conditional model: set model.num_classes")
+            raise ValueError("train.label_dropout needs a class-conditional model: set model.num_classes")
         return self
 
     def digest(self) -> str:
-        """sha256 (hex) of the settings that decide a result: not where it runs, nor what becomes of it."""
+        """sha256 (hex) of the settings that decide a result: all sections but `NOT_IN_DIGEST`."""
         return digest_of(self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)))

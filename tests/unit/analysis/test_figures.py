@@ -119,9 +119,9 @@ def test_nan_is_no_picture():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"mode": "shared"}, "takes 1 of ids, 2 are given"),
-        ({"mode": "interpolate", "ids": [1]}, "takes 2 of ids"),
-        ({"ids": [0, -1]}, "not negative"),
+        ({"mode": "shared"}, r"must be 1 in mode 'shared' \(got 2\)"),
+        ({"mode": "interpolate", "ids": [1]}, r"must be 2 in mode 'interpolate' \(got 1\)"),
+        ({"ids": [0, -1]}, "must not be negative"),
     ],
 )
 def test_ids_must_suit_the_mode(settings, reason):
@@ -153,7 +153,7 @@ def test_the_verb_says_what_is_wrong_in_one_line(tmp_path, capsys):
     write_model(str(tmp_path / "run"), config())
     words = ["explore", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
     assert main([*words, "--mode", "shared"]) == 2
-    assert "takes 1 of ids" in capsys.readouterr().err
+    assert "must be 1 in mode 'shared'" in capsys.readouterr().err
     few = ["--ids", "1,2", "--explore.columns", "3", "--generate.steps", "2"]
     assert main([*words, "--mode", "interpolate", *few]) == 0
     written = [f"interpolate.{ending}" for ending in ("html", "parquet", "png")]

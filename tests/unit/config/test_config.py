@@ -1,7 +1,8 @@
-"""Every bad setting is named at once, with its origin; what is printed can be fed back."""
+"""Configuration: one message for all bad settings, with origins; printed YAML reads back; every setting described."""
 
 import pytest
 
+from pipeline.config.base import Section
 from pipeline.config.generation import label_mix
 from pipeline.config.layers import Layer, environment_layer, flag_layer, recipe_layer, resolve, to_yaml, yaml_layer
 from pipeline.config.root import Config
@@ -76,6 +77,27 @@ def test_flags_reach_nested_fields_lists_and_nulls():
 def test_a_label_mix_is_sorted_by_label():
     assert label_mix("balanced") is None
     assert label_mix("3:0.5, 0:2") == ((0, 2.0), (3, 0.5))
+
+
+def test_every_setting_and_section_is_described():
+    """`ddpm VERB --help` prints these texts."""
+    sections = {Config}
+    while todo := {kind for section in sections for kind in _sections(section)} - sections:
+        sections |= todo
+    silent = [
+        f"{section.__name__}.{name}"
+        for section in sections - {Config}
+        for name, field in section.model_fields.items()
+        if not field.description
+    ]
+    assert silent == []
+    assert all("__doc__" in vars(section) and section.__doc__ for section in sections)
+
+
+def _sections(section):
+    """The sections that are fields of a section."""
+    kinds = (field.annotation for field in section.model_fields.values())
+    return {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)}
 
 
 def test_unknown_flag_gets_a_suggestion():

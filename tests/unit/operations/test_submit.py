@@ -448,7 +448,7 @@ def test_ctrl_c_without_a_terminal_detaches(cluster, monkeypatch, capsys):
         (["trian"], "unknown verb 'trian': did you mean train?"),
         (["submit", "train"], "submit is not for a cluster"),
         (["train", "--run", "s3://b/r"], "ddpm train needs --dataset"),
-        (["--date", "31.1.2026", *COMMAND], "--date: '31.1.2026' is no date"),
+        (["--date", "31.1.2026", *COMMAND], "--date: '31.1.2026' is not a date"),
         ([*COMMAND, "--train.lr", "0"], "train.lr"),
         ([*COMMAND, "--submit.pip", '["x"]', "--submit.num_cpus", "-1"], "submit.num_cpus"),
         ([*COMMAND, "--submit.address", "ray://h:1"], "submit.address"),
