@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config.root import TrainConfig
 from pipeline.models.layers import Attention, ResnetBlock
 
-__all__ = ["forget_gathered", "is_split", "parallelise", "synchronised", "take", "whole"]
+__all__ = ["discard_gathered", "gradient_sync", "is_split", "parallelise", "take", "whole"]
 
 
 def parallelise(model: nn.Module, settings: TrainConfig, world_size: int, device: torch.device) -> nn.Module:
@@ -52,7 +52,7 @@ def is_split(model: nn.Module) -> bool:
 
 
 @contextmanager
-def synchronised(model: nn.Module, network: nn.Module, last: bool) -> Iterator[None]:
+def gradient_sync(model: nn.Module, network: nn.Module, last: bool) -> Iterator[None]:
     """Around forward and backward of one micro-batch of a step: workers exchange gradients in the last one only."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
@@ -64,7 +64,7 @@ def synchronised(model: nn.Module, network: nn.Module, last: bool) -> Iterator[N
         yield
 
 
-def forget_gathered(model: nn.Module) -> None:
+def discard_gathered(model: nn.Module) -> None:
     """After parts have changed other than by the optimiser: what was put together from them is out of date."""
     if isinstance(model, FSDPModule):
         model.reshard()  # only the root keeps its weights after a forward pass

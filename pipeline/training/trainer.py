@@ -16,7 +16,7 @@ from pipeline.diffusion.reverse_process import split
 from pipeline.models.ema import Ema
 from pipeline.models.unet import UNet, init_weights
 from pipeline.training.inputs import Inputs, MicroBatch, training_inputs, training_labels
-from pipeline.training.parallel import forget_gathered, is_split, parallelise, synchronised, take, whole
+from pipeline.training.parallel import discard_gathered, gradient_sync, is_split, parallelise, take, whole
 from pipeline.training.precision import Precision
 
 __all__ = ["EMA", "StepResult", "Trainer", "learning_rate"]
@@ -131,7 +131,7 @@ class Trainer:
         # Workers of split weights run the network together: one with fewer micro-batches repeats its last for nothing.
         rounds = math.ceil(total / self.world_size) if is_split(self.model) else len(batches)
         for number in range(rounds):
-            with synchronised(self.model, self.network, last=number == rounds - 1):
+            with gradient_sync(self.model, self.network, last=number == rounds - 1):
                 counts = number < len(batches)
                 # Workers' gradients are averaged, so a micro-batch has the weight W / lanes here and 1 / lanes there.
                 part = self._loss(batches[min(number, len(batches) - 1)], by_t if counts else None)
@@ -203,10 +203,10 @@ class Trainer:
         self.model.eval()
         try:
             with self.averages[name].applied():
-                forget_gathered(self.model)
+                discard_gathered(self.model)
                 yield self.model
         finally:
-            forget_gathered(self.model)
+            discard_gathered(self.model)
 
     # --- at rest -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Writes beside the work: a checkpoint goes to the store while training goes on."""
+"""Asynchronous uploads: a checkpoint is written to the store while training continues."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ __all__ = ["Uploads", "snapshot"]
 
 
 def snapshot(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Contiguous copies on the CPU, without gradient, that share no memory with the live tensors or each other."""
+    """Contiguous copies on the CPU, without gradient, that share no memory with the originals or each other."""
     return {
         group: {
             name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -23,11 +23,11 @@ def snapshot(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str,
 
 
 class Uploads:
-    """At most one job at a time on a thread of its own, in the order of `submit`.
+    """Runs upload tasks on a background thread, one at a time, in the order of `submit`.
 
-    Memory is bounded by one job's data: call `wait` before the next `snapshot` is taken, and there is one copy. A
-    job's error is raised once, in the next `submit`, `wait` or `poll`. Leaving the block waits for the last job and
-    raises its error; when the block itself failed, it waits for `grace_seconds` at most and raises nothing.
+    Call `wait` before `snapshot`, so that at most one copy of the data is in memory. The error of a task is raised
+    once, by the next `submit`, `wait` or `poll`. The end of the `with` block waits for the last task and raises its
+    error; after an exception in the block, the wait lasts at most `grace_seconds` and raises nothing.
     """
 
     def __init__(self, grace_seconds: float = 10.0) -> None:
@@ -35,15 +35,15 @@ class Uploads:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Begin `job` when the one before is done. Raises that one's error, and then begins nothing."""
+    def submit(self, task: Callable[[], None]) -> None:
+        """Start `task` after the previous one. Raises the previous task's error instead of starting."""
         self.wait()
-        # A daemon, so that a process whose work failed does not stay for a store that is away.
-        self._thread = threading.Thread(target=self._run, args=(job,), name="ddpm-upload", daemon=True)
+        # A daemon thread: a process whose training failed must not wait for an unreachable store.
+        self._thread = threading.Thread(target=self._run, args=(task,), name="ddpm-upload", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until no job is under way. Raises the last one's error."""
+        """Wait until no task runs. Raises the last task's error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -52,15 +52,15 @@ class Uploads:
             raise error
 
     def poll(self) -> bool:
-        """True when no job is under way; never waits. Raises the error of one that ended."""
+        """True when no task runs; never waits. Raises the error of a task that ended."""
         if self._thread is not None and self._thread.is_alive():
             return False
         self.wait()
         return True
 
-    def _run(self, job: Callable[[], None]) -> None:
+    def _run(self, task: Callable[[], None]) -> None:
         try:
-            job()
+            task()
         except BaseException as error:
             self._error = error
 

@@ -1,4 +1,4 @@
-"""Keeps what a run made: checkpoints, metrics, pictures; committed by rank 0 off the training path."""
+"""Checkpoints, metrics and sample grids of a run: read by every rank, committed by rank 0 in the background."""
 
 import json
 import time
@@ -36,19 +36,20 @@ from pipeline.training.distributed.async_upload import Uploads, snapshot
 from pipeline.training.metrics_table import write_metrics
 from pipeline.training.trackers.tracker import Tracker, open_trackers
 
-__all__ = ["Checkpointer", "DataPosition", "Restart"]
+__all__ = ["Checkpointer", "DataPosition", "StaleWorkerGroup"]
 
 T = TypeVar("T")
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
-class Restart(PipelineError):
-    """What is at rest is not what this group of workers began with: the next group begins with it."""
+class StaleWorkerGroup(PipelineError):
+    """The newest checkpoint is another than the one this worker group started from; the next group starts from it."""
 
 
 @dataclass(frozen=True)
 class DataPosition:
-    """Where a run stands: `batches` global batches of `epoch` are done; running sha256 of each lane's sample ids."""
+    """Position in the data: `batches` global batches of `epoch` are done. lane_digests: a running sha256 of each lane's
+    sample ids."""
 
     epoch: int
     batches: int
@@ -57,7 +58,7 @@ class DataPosition:
 
 @dataclass
 class Checkpointer:
-    """Reading is for every rank; `working`, `commit` and `picture` are rank 0's."""
+    """Every rank may read; only rank 0 calls `commit` and `store_grid`, inside `uploading`."""
 
     config: Config
     run: Store
@@ -71,27 +72,29 @@ class Checkpointer:
     _found: tuple[CheckpointManifest, dict[str, dict[str, Tensor]]] | None = None
 
     def newest_step(self) -> int:
-        """Step of the newest checkpoint that is whole, -1 without one; later ones that are not are removed.
+        """Step of the newest intact checkpoint, -1 without one; later, damaged checkpoints are removed.
 
-        Raises Restart when the feed was cut for one of these, so that all start again.
+        Raises StaleWorkerGroup when the lanes were planned from one of the damaged checkpoints.
         """
         return self._patiently(self._newest_step, "checkpoints/")
 
     def _newest_step(self) -> int:
-        cut = usable_checkpoint(self.run)  # as every lane of the feed did
+        planned = usable_checkpoint(self.run)  # the lanes start at this one, chosen without reading tensors
         found = load_newest(self.run)
-        if cut is None or found is None:
+        if planned is None or found is None:
             return -1
         self._found = found
         step = found[0].step
         if committed_steps(self.run)[-1] != step:
             rewind(self.run, step)
-        if cut.step != step:
-            raise Restart(f"{self.run.uri}: the checkpoint of step {cut.step} is damaged; going on from step {step}")
+        if planned.step != step:
+            raise StaleWorkerGroup(
+                f"{self.run.uri}: the checkpoint of step {planned.step} is damaged; continuing from step {step}"
+            )
         return step
 
     def read(self, step: int) -> tuple[CheckpointManifest, dict[str, dict[str, Tensor]]]:
-        """A checkpoint, verified."""
+        """Manifest and tensors of a checkpoint, verified by hash."""
         found, self._found = self._found, None
         if found is not None and found[0].step == step:
             self.metric_parts = found[0].metric_parts
@@ -101,7 +104,7 @@ class Checkpointer:
         return manifest, self._patiently(lambda: read_tensors(self.run, manifest), f"checkpoint {step}")
 
     def initial_weights(self) -> dict[str, Tensor]:
-        """Of the model that a warm start takes. Raises DataError when they are not those that the run pinned."""
+        """Weights of `train.init_from`. Raises DataError when the run recorded another hash of them at its start."""
         settings = self.config.train
         assert settings.init_from is not None
         found = find_model(settings.init_from, settings.init_weights, self.config.storage)
@@ -114,19 +117,19 @@ class Checkpointer:
         return dict(load_unet(found, self.config.storage).state_dict())
 
     @contextmanager
-    def working(self, rank: int, step: int) -> Iterator[None]:
-        """On rank 0: says who begins where, and does not end before everything that was handed over is stored."""
+    def uploading(self, rank: int, step: int) -> Iterator[None]:
+        """On rank 0: records this attempt, opens trackers, and at the end waits until all uploads are stored."""
         if rank != 0:
             yield
             return
-        self._say_who(step)
+        self._record_attempt(step)
         self.trackers = open_trackers(self.run, self.config.train.trackers)
         with Uploads() as self.uploads:
             yield
         for tracker in self.trackers:
             tracker.close()
 
-    def _say_who(self, step: int) -> None:
+    def _record_attempt(self, step: int) -> None:
         attempt = {
             "step": step,
             "world_size": self.world_size,
@@ -136,30 +139,31 @@ class Checkpointer:
         key = f"attempts/step-{step:09d}-{uuid.uuid4().hex[:8]}.json"
         self._patiently(lambda: self.run.put(key, json.dumps(attempt).encode()), key)
 
-    def commit(self, step: int, place: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
-        """Copy what is to be stored and go on; an error of the upload before ends the run here."""
-        assert self.uploads is not None, "only inside `working`"
-        self.uploads.wait()  # so that there is one copy at most
+    def commit(self, step: int, position: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
+        """Copy the tensors and upload the copy in the background. Raises the error of the previous upload."""
+        assert self.uploads is not None, "only inside `uploading`"
+        self.uploads.wait()  # at most one copy in memory
         copy = snapshot(tensors)
-        self._submit(lambda: self._store(step, place, copy, rows))
+        self._submit(lambda: self._store(step, position, copy, rows))
 
-    def _store(self, step: int, place: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
-        """The lease, then the tensors, the metrics and the manifest. Raises Restart when the step is committed.
+    def _store(self, step: int, position: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
+        """Check the lease, then write tensors, metrics and, last, the manifest.
 
-        That was a worker of this driver that everybody took for dead: going on from its checkpoint is right.
+        Raises StaleWorkerGroup when the step is committed already: by a worker of this driver that Ray had declared
+        dead, so its checkpoint is valid.
         """
         where = f"checkpoint {step}"
         if not self._patiently(lambda: held_by(self.run, LEASE, self.lease), LEASE):
             raise PipelineError(f"{self.run.uri} was taken over by another driver: this one ends without a checkpoint")
         try:
-            self._write(step, place, tensors, rows)
+            self._write(step, position, tensors, rows)
         except AlreadyExists as error:
-            raise Restart(f"{error}; going on from it") from error
-        self._patiently(self._retire, where)
+            raise StaleWorkerGroup(f"{error}; continuing from that checkpoint") from error
+        self._patiently(self._remove_old, where)
         for tracker in self.trackers:
             tracker.scalars(rows)
 
-    def _write(self, step: int, place: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
+    def _write(self, step: int, position: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
         where = f"checkpoint {step}"
         files = self._patiently(lambda: write_tensors(self.run, step, tensors), where)
         if rows:
@@ -168,8 +172,8 @@ class Checkpointer:
         manifest = CheckpointManifest(
             step=step,
             images=step * self.config.train.global_batch,
-            epoch=place.epoch,
-            batches=place.batches,
+            epoch=position.epoch,
+            batches=position.batches,
             world_size=self.world_size,
             dataset_digest=self.dataset_digest,
             image_size=self.dataset.image_size,
@@ -177,7 +181,7 @@ class Checkpointer:
             classes=self.dataset.classes,
             config=self.config.model_dump(mode="json"),
             config_digest=self.config.digest(),
-            lane_digests=place.lane_digests,
+            lane_digests=position.lane_digests,
             metric_parts=self.metric_parts,
             ema=("ema", *self.config.train.more_ema),
             loss=sum(row["loss"] for row in rows) / len(rows) if rows else None,
@@ -185,23 +189,23 @@ class Checkpointer:
         )
         self._patiently(lambda: write_checkpoint(self.run, manifest), where)
 
-    def _retire(self) -> None:
+    def _remove_old(self) -> None:
         settings = self.config.train
         remove_old_checkpoints(self.run, settings.keep_checkpoints, settings.keep_every, settings.keep_best)
 
-    def picture(self, step: int, png: bytes) -> None:
-        """A grid of samples."""
-        self._submit(lambda: self._store_picture(step, png))
+    def store_grid(self, step: int, png: bytes) -> None:
+        """Upload a grid of samples in the background."""
+        self._submit(lambda: self._store_grid(step, png))
 
-    def _store_picture(self, step: int, png: bytes) -> None:
+    def _store_grid(self, step: int, png: bytes) -> None:
         key = f"grids/step-{step:09d}.png"
         self._patiently(lambda: self.run.put(key, png), key)
         for tracker in self.trackers:
             tracker.image("samples", png, step)
 
-    def _submit(self, job: Callable[[], None]) -> None:
-        assert self.uploads is not None, "only inside `working`"
-        self.uploads.submit(job)
+    def _submit(self, task: Callable[[], None]) -> None:
+        assert self.uploads is not None, "only inside `uploading`"
+        self.uploads.submit(task)
 
     def _patiently(self, action: Callable[[], T], what: str) -> T:
         return patiently(action, self.config.storage.outage_seconds, self.run.location(what))

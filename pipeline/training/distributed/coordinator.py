@@ -1,4 +1,4 @@
-"""Where the driver and the workers of a run meet: how far it is, whether it shall stop, what ended it for good."""
+"""State shared by the driver and the workers of a run: progress, requests to stop, warnings, the final error."""
 
 import enum
 import threading
@@ -12,23 +12,23 @@ from pipeline.errors import PipelineError
 from pipeline.log import Entry, replay
 from pipeline.progress import Progress
 
-__all__ = ["StepStatus", "StopReason", "Watch", "new_coordinator"]
+__all__ = ["ProgressReporter", "StepStatus", "StopReason", "new_coordinator"]
 
 POLL_SECONDS = 0.5
 
 
 class StopReason(enum.Enum):
-    """Why a group of workers ended in good order."""
+    """Why a worker group ended without being restarted by Ray."""
 
     DONE = "done"
-    STOPPED = "stopped"  # the driver was asked to
-    PREEMPTED = "preempted"  # a node that hosts a worker is about to go
-    REGROUPED = "regrouped"  # there may be room for more workers
-    FAILED = "failed"  # the board says how
+    STOPPED = "stopped"  # SIGTERM to the driver
+    PREEMPTED = "preempted"  # a node that hosts a worker drains
+    REGROUPED = "regrouped"  # a larger group may fit
+    FAILED = "failed"  # the coordinator holds the error
 
 
 class StepStatus(NamedTuple):
-    """What rank 0 says about once a second; speeds and shares are of the time since it said so before."""
+    """Rank 0's report, about once a second; speed and share are of the time since the previous report."""
 
     step: int
     epoch: int
@@ -39,7 +39,7 @@ class StepStatus(NamedTuple):
 
     @property
     def text(self) -> str:
-        """For the line that a person reads."""
+        """For the progress line."""
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
         waiting = f"{100 * self.data_wait_share:.0f} % waiting for data"
         return f"epoch {self.epoch}, {self.images_per_second:,.0f} img/s, loss {self.loss:.4f}, {waiting}, {workers}"
@@ -47,10 +47,10 @@ class StepStatus(NamedTuple):
 
 @ray.remote
 class Coordinator:
-    """Lives on the driver's node, so that it is there as long as the driver is. Numbers are Prometheus gauges too."""
+    """An actor on the driver's node, so that it lives as long as the driver. Its numbers are also Prometheus gauges."""
 
     def __init__(self, run: str) -> None:
-        self.reading: StepStatus | None = None
+        self.status: StepStatus | None = None
         self.stopping = False
         self.regrouping = False
         self.failure: PipelineError | None = None
@@ -62,24 +62,24 @@ class Coordinator:
         for gauge in self.gauges.values():
             gauge.set_default_tags({"run": run})
 
-    def show(self, reading: StepStatus) -> StopReason | None:
-        """From rank 0; returns what the workers shall end for."""
-        self.reading = reading
-        for name, value in reading._asdict().items():
+    def report(self, status: StepStatus) -> StopReason | None:
+        """Called by rank 0; returns the reason why the workers should stop, if any."""
+        self.status = status
+        for name, value in status._asdict().items():
             self.gauges[name].set(value)
         if self.stopping:
             return StopReason.STOPPED
         return StopReason.REGROUPED if self.regrouping else None
 
-    def read(self) -> StepStatus | None:
-        return self.reading
+    def last_status(self) -> StepStatus | None:
+        return self.status
 
     def warn(self, entry: Entry) -> None:
         """A warning that a worker logged."""
         self.pending_warnings.append(entry)
 
     def take_warnings(self) -> list[Entry]:
-        """Those since the last call, for the driver's log."""
+        """Warnings since the last call, for the driver's log."""
         taken, self.pending_warnings = self.pending_warnings, []
         return taken
 
@@ -87,11 +87,11 @@ class Coordinator:
         self.stopping = True
 
     def regroup(self, wanted: bool) -> None:
-        """Whether this group of workers shall give way to another one."""
+        """Set or withdraw the request that this group ends so that a larger one can start."""
         self.regrouping = wanted
 
     def fail(self, error: PipelineError) -> None:
-        """An error that the same run would meet again: a restart of the workers is of no use."""
+        """Record an error that a restart of the workers would only repeat."""
         self.failure = self.failure or error
 
     def failed(self) -> PipelineError | None:
@@ -99,40 +99,40 @@ class Coordinator:
 
 
 def new_coordinator(run: str) -> Any:
-    """Handle of a fresh board on this node."""
+    """Handle of a new coordinator on this node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Coordinator.options(num_cpus=0, scheduling_strategy=here).remote(run)  # type: ignore[attr-defined]
 
 
-class Watch:
-    """Shows the board on the driver until the block ends, and hands on the driver's wish to stop."""
+class ProgressReporter:
+    """On the driver, while the block runs: progress, the workers' warnings, and the request to stop for the workers."""
 
     def __init__(self, coordinator: Any, steps: int, stop: threading.Event) -> None:
-        self._board, self._steps, self._stop = coordinator, steps, stop
-        self._progress: Progress | None = None  # begins with the first reading, so that start-up is no part of the ETA
-        self._told = False
+        self._coordinator, self._steps, self._stop = coordinator, steps, stop
+        self._progress: Progress | None = None  # from the first status on, so that start-up does not count in the ETA
+        self._stop_forwarded = False
         self._note = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
-            self._look()
+            self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         try:
-            if self._stop.is_set() and not self._told:
-                ray.get(self._board.stop.remote())
-                self._told = True
-            replay(ray.get(self._board.take_warnings.remote()))
-            reading = ray.get(self._board.read.remote())
+            if self._stop.is_set() and not self._stop_forwarded:
+                ray.get(self._coordinator.stop.remote())
+                self._stop_forwarded = True
+            replay(ray.get(self._coordinator.take_warnings.remote()))
+            status = ray.get(self._coordinator.last_status.remote())
         except ray.exceptions.RayError:
-            return  # a lost board costs the progress line, not the run
-        if reading is None:
+            return  # without the coordinator there is no progress line; the run continues
+        if status is None:
             return
-        self._progress = self._progress or Progress("train", self._steps, "steps", reading.step)
-        self._note = reading.text
-        self._progress.update(reading.step, self._note)
+        self._progress = self._progress or Progress("train", self._steps, "steps", status.step)
+        self._note = status.text
+        self._progress.update(status.step, self._note)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -140,6 +140,6 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._look()
+        self._poll()
         if self._progress is not None:
             self._progress.close(self._note)

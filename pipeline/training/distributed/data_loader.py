@@ -1,4 +1,4 @@
-"""Lanes of training images as Ray Data streams: planned reads, decoded ahead of the trainer, in exact order."""
+"""Lanes of training images as Ray Data streams, in the exact order of the plan, decoded ahead of the trainer."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -17,23 +17,23 @@ from pipeline.ingest.manifest import DatasetManifest
 from pipeline.model_store.checkpoint import usable_checkpoint
 from pipeline.storage.store import Store
 from pipeline.training.data_plan import Cursor, TrainPlan
-from pipeline.training.distributed.elastic import staying
-from pipeline.training.distributed.scheduler_throttle import Unhurried
+from pipeline.training.distributed.elastic import remaining_capacity
+from pipeline.training.distributed.scheduler_throttle import SchedulerThrottle
 from pipeline.training.distributed.shard_reader import UNITS, batches_together, read_units
 from pipeline.training.inputs import MicroBatch
 
-__all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name", "micro_batches"]
+__all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name", "rebatch"]
 
 TASK_ROWS = 1024
-"""Small shards are read several to a task, so that a task is worth its start."""
+"""One task reads several small shards, up to so many rows, so that the cost of starting a task is small."""
 BLOCK_BYTES = 16 * 2**20
-"""Ray cuts a block that is half as large again."""
+"""Ray splits a block of more than 1.5 times its target size."""
 LANE_BYTES = 4 * BLOCK_BYTES
-"""Decoded images that a lane may hold ahead of its worker, in the object store."""
+"""Decoded images of a lane that may wait for the worker in the object store."""
 MOST_TASKS = 2000
-"""A lane of a long run: the driver keeps a little of every task from the start."""
+"""Limit for a lane of a long run: the driver keeps some state for every task from the start."""
 READ_CPUS = 0.25
-"""A lane's reader mostly waits: for storage, and for the trainer to take what it decoded."""
+"""CPUs of a lane's reader, which mostly waits for storage or for the trainer."""
 PREFETCH_BATCHES = 2
 
 
@@ -44,7 +44,7 @@ def lane_name(lane: int) -> str:
 
 @dataclass(frozen=True)
 class LaneDataset:
-    """Called by Ray Train whenever its workers start: the lane from the run's latest checkpoint to its end."""
+    """Ray Train calls this at each start of workers: the lane from the run's newest checkpoint to the last step."""
 
     run: Store
     dataset: Store
@@ -65,10 +65,10 @@ class LaneDataset:
         context = DataContext.get_current()
         context.target_max_block_size = self._block_bytes()
         context.enable_progress_bars = False
-        context.custom_execution_callback_classes = [Unhurried]
+        context.custom_execution_callback_classes = [SchedulerThrottle]
         table = pa.Table.from_pylist(units, schema=UNITS)
         blocks = [table.slice(start, units_per_task) for start in range(0, len(units), units_per_task)]
-        # Not from_arrow: that starts a task of one CPU a block, and the workers may hold all CPUs there are.
+        # Not from_arrow: it starts a task of one CPU for each block, and the workers may hold all CPUs.
         return ray.data.from_blocks(blocks or [table]).map_batches(
             read_units,
             fn_kwargs={
@@ -84,25 +84,25 @@ class LaneDataset:
         )
 
     def _block_bytes(self) -> int:
-        """What a reader hands over is one block: Ray would copy several into one, and copy again what it cuts."""
+        """Target size with which each yield of a reader becomes one block, as merging and splitting cost Ray a copy."""
         images = batches_together(self.manifest, self.plan.micro_batch) * self.plan.micro_batch
-        handed_over = images * math.prod(self.manifest.shape)
-        return min(BLOCK_BYTES, handed_over * 3 // 4)  # less than is handed over, and more than two thirds of it
+        yielded = images * math.prod(self.manifest.shape)
+        return min(BLOCK_BYTES, yielded * 3 // 4)  # below the yielded size, above two thirds of it
 
     def _cpus(self) -> float:
-        """None where the cluster has no room beside the workers: a reader that is never started stops them all."""
+        """0 where the workers leave no CPU free: a reader that Ray cannot place would stop all workers."""
         needed = self.workers + self.plan.lanes * READ_CPUS
-        return READ_CPUS if sum(staying("CPU")) >= needed else 0
+        return READ_CPUS if sum(remaining_capacity("CPU")) >= needed else 0
 
 
 Rows = dict[str, np.ndarray]
 
 
-def micro_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
-    """Blocks of any number of rows -> the same rows in the same order, `size` at a time; what is left over is an error.
+def rebatch(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
+    """Blocks of any number of rows -> the same rows in the same order, `size` at a time.
 
-    Views of the blocks, where Ray's own cutting takes half a millisecond a micro-batch and copies it. Only the rows
-    of a micro-batch that lies in two blocks are copied.
+    Yields views of the blocks and copies only a micro-batch that spans two blocks; Ray's own rebatching copies each
+    one and takes half a millisecond. Raises PipelineError when rows are left over at the end.
     """
     rest: Rows = {}
     for block in blocks:
@@ -117,15 +117,15 @@ def micro_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
 
 
 class LaneStream:
-    """A lane's micro-batches on `device`, each checked to be the one that the plan has next."""
+    """A lane's micro-batches on `device`."""
 
     def __init__(self, iterator: Any, micro_batch: int, device: torch.device) -> None:
         blocks = iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES)
-        self._batches = micro_batches(blocks, micro_batch)
+        self._batches = rebatch(blocks, micro_batch)
         self._device = device
 
     def next(self) -> tuple[MicroBatch, int]:
-        """The next micro-batch and the number of its global batch in its epoch."""
+        """The next micro-batch, and the number of its global batch in the epoch. Raises PipelineError at the lane's end."""
         rows = next(self._batches, None)
         if rows is None:
             raise PipelineError("a lane ended before its run: the feed and the plan disagree")

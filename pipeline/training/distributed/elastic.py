@@ -1,8 +1,8 @@
-"""Room for workers beside nodes that said that they will go, and a new start once there is more.
+"""Elastic sizing while nodes drain.
 
-Ray counts such a node until it is gone, though nothing can be started on it any more: what is asked for by that count
-waits in vain until then. So a group that starts meanwhile is given a smaller largest size, for good; later it is asked
-to give way to one that may grow again.
+Ray counts a draining node until the node is gone, although nothing can start there any more, so a worker group sized by
+that count would wait in vain. A group that starts meanwhile therefore gets a smaller maximum for its whole life. Once
+more workers fit, `ResizeMonitor` asks that group to checkpoint and end, and the next group may grow again.
 """
 
 import threading
@@ -13,42 +13,42 @@ import ray
 
 from pipeline.config.root import RayConfig
 
-__all__ = ["ResizeMonitor", "most_workers", "staying"]
+__all__ = ["ResizeMonitor", "remaining_capacity", "usable_workers"]
 
 SETTLED_SECONDS = 25.0
-"""Ray looks at the nodes every 20 seconds: before, it may count one that is gone."""
+"""Ray polls the nodes every 20 seconds, so until then its count may include a node that is gone."""
 
 
-def _going() -> set[str]:
-    """Ids of nodes that are alive and take no new work. What Ray Train asks, too: there is no public way."""
+def _draining_nodes() -> set[str]:
+    """Ids of nodes that are alive and accept no new work; Ray Train uses this call too, as there is no public one."""
     return set(ray._private.state.state.get_draining_nodes())
 
 
-def staying(kind: str) -> list[float]:
-    """How much of a resource ("CPU", "GPU") each node has that is alive and does not go, whoever uses it."""
-    going = _going()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
+def remaining_capacity(kind: str) -> list[float]:
+    """Total of a resource ("CPU", "GPU") on each node that is alive and not draining, in use or not."""
+    draining = _draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     return [float(node["Resources"].get(kind, 0.0)) for node in nodes]
 
 
-def most_workers(config: RayConfig) -> int:
-    """The largest group that is worth asking for now: MAX, or while nodes go what fits on the others, at least MIN."""
-    if not _going():
+def usable_workers(config: RayConfig) -> int:
+    """Maximum size for a group that starts now: MAX, or while nodes drain what fits on the others, at least MIN."""
+    if not _draining_nodes():
         return config.max_workers
-    room = sum(int(most) for most in staying("GPU" if config.use_gpu else "CPU"))
-    return min(config.max_workers, max(config.min_workers, room))
+    fitting = sum(int(amount) for amount in remaining_capacity("GPU" if config.use_gpu else "CPU"))
+    return min(config.max_workers, max(config.min_workers, fitting))
 
 
 class ResizeMonitor:
-    """While the block runs: tells the board when a group of at most `most` workers should give way to a larger one.
+    """While the block runs: asks a group of at most `most` workers to end when a larger group should take over.
 
-    That is when a larger one fits, or when the nodes that made it small are gone: only a group that may grow makes an
-    autoscaler bring others. A group that began with the whole range is left to Ray, which may still resize it onto a
-    node that goes.
+    That is the case when a larger group fits, or when the drained nodes are gone: an autoscaler adds nodes only for a
+    group that may grow. A group that started with the full range needs no monitor: Ray resizes that group itself, even
+    onto a draining node.
     """
 
     def __init__(self, config: RayConfig, coordinator: Any, most: int) -> None:
-        self._config, self._board, self._most = config, coordinator, most
+        self._config, self._coordinator, self._most = config, coordinator, most
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -56,18 +56,18 @@ class ResizeMonitor:
         since: float | None = None
         while not self._ended.wait(self._config.resize_seconds):
             try:
-                if most_workers(self._config) <= self._most:
+                if usable_workers(self._config) <= self._most:
                     since = None
                     continue
                 since = time.monotonic() if since is None else since
-                if _going() or time.monotonic() - since >= SETTLED_SECONDS:
-                    ray.get(self._board.regroup.remote(True))
+                if _draining_nodes() or time.monotonic() - since >= SETTLED_SECONDS:
+                    ray.get(self._coordinator.regroup.remote(True))
                     return
             except ray.exceptions.RayError:
-                continue  # a busy head; a lost cluster ends the group by itself
+                continue  # the head node is busy; loss of the cluster ends the group anyway
 
     def __enter__(self) -> Self:
-        ray.get(self._board.regroup.remote(False))
+        ray.get(self._coordinator.regroup.remote(False))
         if self._most < self._config.max_workers:
             self._thread.start()
         return self

@@ -1,20 +1,20 @@
-"""A pause for Ray Data's scheduler. The class goes along with every task of a dataset: this file imports no torch."""
+"""Limits the CPU use of Ray Data's scheduling loop. Ray sends this class with every task: no torch import here."""
 
 import time
 from typing import Any
 
-__all__ = ["Unhurried"]
+__all__ = ["SchedulerThrottle"]
 
 SHORTEST_SECONDS = 0.02
 LONGEST_SECONDS = 0.2
 
 
-class Unhurried:
-    """Rests between the steps of a lane's scheduler: ever longer while finished blocks wait for the trainer.
+class SchedulerThrottle:
+    """Sleeps after each step of a lane's scheduling loop, longer and longer while finished blocks wait for the trainer.
 
-    Ray Data's loop waits only while it has tasks under way. A lane that is read ahead has none, and then the loop runs
-    as fast as it can inside the training process: two lanes took half of a worker's core. A step costs one to three
-    milliseconds, so even 50 a second were some per cent of a core a lane.
+    Ray Data's loop blocks only while tasks run. A lane that has read ahead runs no task, and then the loop spins inside
+    the training process: two lanes used half of a worker's core. A step costs one to three milliseconds, so even 50
+    steps a second were several per cent of a core a lane.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Unhurried:
         pass
 
     def on_execution_step(self, executor: Any) -> None:
-        self._seconds = SHORTEST_SECONDS if _is_awaited(executor) else min(2 * self._seconds, LONGEST_SECONDS)
+        self._seconds = SHORTEST_SECONDS if _consumer_is_waiting(executor) else min(2 * self._seconds, LONGEST_SECONDS)
         time.sleep(self._seconds)
 
     def after_execution_succeeds(self, executor: Any) -> None:
@@ -34,7 +34,7 @@ class Unhurried:
         pass
 
 
-def _is_awaited(executor: Any) -> bool:
-    """Whether no finished block is left for the consumer. A method of Ray 2.60's own; True where there is none."""
+def _consumer_is_waiting(executor: Any) -> bool:
+    """Whether no finished block is left for the consumer. By a private method of Ray 2.60; True without that method."""
     idling = getattr(executor, "_consumer_idling", None)
     return idling is None or bool(idling())

@@ -1,6 +1,6 @@
-"""What reads and decodes a lane, in a process of its own.
+"""Reads and decodes the shards of a lane, as Ray Data tasks.
 
-It imports no torch, which would cost such a process seconds of its start and 200 MB.
+This module imports no torch: the import would cost each task process seconds at its start and 200 MB.
 """
 
 import math
@@ -22,21 +22,24 @@ from pipeline.training.data_plan import TrainPlan, Unit
 
 __all__ = ["UNITS", "batches_together", "read_units"]
 
-HAND_OVER_BYTES = 8 * 2**20
-"""Decoded images that a reader hands over at a time, or one micro-batch where that is more."""
+YIELD_BYTES = 8 * 2**20
+"""Decoded images that a reader yields at a time, or one micro-batch where that is more."""
 
 UNITS = pa.schema([pa.field(name, pa.int64()) for name in ("epoch", "shard", "first_batch", "skip", "take")])
 
 
 def batches_together(manifest: DatasetManifest, micro_batch: int) -> int:
-    """Micro-batches that a reader hands over at a time: Ray takes about a millisecond for each thing it is given."""
-    return max(1, HAND_OVER_BYTES // (micro_batch * math.prod(manifest.shape)))
+    """Micro-batches that a reader yields at a time: Ray takes about a millisecond for each yield."""
+    return max(1, YIELD_BYTES // (micro_batch * math.prod(manifest.shape)))
 
 
 def read_units(
     batch: pa.Table, dataset: Store, manifest: DatasetManifest, plan: TrainPlan, coordinator: Any = None
 ) -> Iterator[dict[str, Any]]:
-    """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch."""
+    """Units (UNITS) -> rows in the plan's order: image uint8 [H, W, C], sample_id, label (-1: none), epoch, batch.
+
+    coordinator: handle of a coordinator.Coordinator that takes warnings, if any.
+    """
     if coordinator is not None:
         collect(coordinator.warn.remote, task="read lane")
     shards, together = manifest.split("train"), batches_together(manifest, plan.micro_batch)

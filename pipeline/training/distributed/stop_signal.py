@@ -1,4 +1,4 @@
-"""What all ranks decide together, about once a second: whether to go on."""
+"""The ranks' common decision, about once a second, to continue or to stop after the same step."""
 
 import time
 from typing import Any
@@ -14,50 +14,49 @@ __all__ = ["StopSignal"]
 
 CHECK_SECONDS = 1.0
 
-
-NUMBERED: tuple[StopReason | None, ...] = (None, *StopReason)
-"""As ranks tell each other; None: go on."""
+WIRE_REASONS: tuple[StopReason | None, ...] = (None, *StopReason)
+"""Rank 0 broadcasts an index into this tuple; None: continue."""
 
 
 class StopSignal:
-    """Steps at which the ranks look up from their work; one collective at each, none in between.
+    """One collective at the steps where ranks check for a stop, and none at the steps in between.
 
-    Rank 0 knows what the driver wants and how fast steps are, so it says both what to do and when to ask again: all
-    ranks stop after the same step, and no step waits for the host.
+    Rank 0 has the driver's request and measures the step rate, so rank 0 broadcasts both the decision and the next step
+    to check at. All ranks then stop after the same step, and no other step waits for the host.
     """
 
     def __init__(self, coordinator: Any, rank: int, world_size: int, device: torch.device, step: int) -> None:
-        self._board, self._rank, self._world_size, self._device = coordinator, rank, world_size, device
+        self._coordinator, self._rank, self._world_size, self._device = coordinator, rank, world_size, device
         self._next = step + 1
         self._since = (step, time.monotonic())
         self._reply: Any = None
 
     def due(self, step: int) -> bool:
-        """Whether the ranks look up after this step."""
+        """Whether the ranks check after this step."""
         return step >= self._next
 
-    def decide(self, reading: StepStatus) -> StopReason | None:
-        """Called by every rank at the same steps; only rank 0's reading counts. None: go on."""
-        wish = NUMBERED.index(self._wish(reading) if self._rank == 0 else None)
-        message = torch.tensor([wish, reading.step + self._steps_a_check(reading.step)], device=self._device)
+    def decide(self, status: StepStatus) -> StopReason | None:
+        """Every rank calls this at the same steps; only rank 0's status counts. None: continue."""
+        index = WIRE_REASONS.index(self._driver_request(status) if self._rank == 0 else None)
+        message = torch.tensor([index, status.step + self._steps_a_check(status.step)], device=self._device)
         if self._world_size > 1:
             dist.broadcast(message, src=0)
-        wish, self._next = message.tolist()
-        reason = NUMBERED[int(wish)]
+        index, self._next = message.tolist()
+        reason = WIRE_REASONS[int(index)]
         if reason is not None:
             return reason
-        # A broadcast from rank 0 through an actor, hence every rank asks.
+        # Ray Train broadcasts this from rank 0 through an actor, so every rank must call.
         return None if ray.train.get_preemption_info() is None else StopReason.PREEMPTED
 
-    def _wish(self, reading: StepStatus) -> StopReason | None:
-        """The driver's answer to the reading before: nobody waits for it."""
-        wish: StopReason | None = None
+    def _driver_request(self, status: StepStatus) -> StopReason | None:
+        """The driver's answer to the previous status, if the answer has arrived: no step waits for an answer."""
+        request: StopReason | None = None
         if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
-            wish = ray.get(self._reply)
+            request = ray.get(self._reply)
             self._reply = None
         if self._reply is None:
-            self._reply = self._board.show.remote(reading)
-        return wish
+            self._reply = self._coordinator.report.remote(status)
+        return request
 
     def _steps_a_check(self, step: int) -> int:
         before, then = self._since

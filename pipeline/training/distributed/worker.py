@@ -1,6 +1,7 @@
-"""What one Ray Train worker does: its lanes of every global batch, and on rank 0 also checkpoints and grids."""
+"""The training loop of one Ray Train worker: its lanes of every global batch; on rank 0 also checkpoints and grids."""
 
 import hashlib
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pipeline.log import collect
 from pipeline.models.cpu import compute_on_one_core
 from pipeline.storage.store import Store
 from pipeline.training.data_plan import lanes_of_worker
-from pipeline.training.distributed.checkpointer import Checkpointer, DataPosition, Restart
+from pipeline.training.distributed.checkpointer import Checkpointer, DataPosition, StaleWorkerGroup
 from pipeline.training.distributed.coordinator import StopReason
 from pipeline.training.distributed.data_loader import LaneStream, lane_name
 from pipeline.training.distributed.metrics import MetricsRecorder, StepInfo
@@ -34,13 +35,15 @@ from pipeline.training.trainer import Trainer
 
 __all__ = ["WorkerContext", "train_worker"]
 
+logger = logging.getLogger("ddpm.training")
+
 GRID_PIXELS, GRID_GAP = 64, 2
-"""About the side of one image on a grid."""
+"""Target side of one image on a grid, and the gap between images."""
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Everything a worker needs, small and without clients or credentials."""
+    """Arguments of a worker: small, without storage clients and credentials."""
 
     config: Config
     run: Store
@@ -51,9 +54,9 @@ class WorkerContext:
 
 
 def train_worker(context: WorkerContext) -> str:
-    """Train from the latest checkpoint to the end of the run, or until all ranks decide to stop; the Ending's value.
+    """Train from the newest checkpoint to the last step, or until all ranks decide to stop; a StopReason's value.
 
-    An error that a restart would meet again is left on the board, and restarted workers end at once.
+    An error that a restart would repeat goes to the coordinator, and restarted workers then end at once.
     """
     if ray.get(context.coordinator.failed.remote()) is not None:
         return StopReason.FAILED.value
@@ -63,7 +66,9 @@ def train_worker(context: WorkerContext) -> str:
         worker.resume()
         return worker.work().value
     except PipelineError as error:
-        if not isinstance(error, Transient | Restart):
+        if isinstance(error, Transient | StaleWorkerGroup):
+            logger.warning("%s", error)
+        else:
             ray.get(context.coordinator.fail.remote(error))
         raise
 
@@ -91,7 +96,7 @@ class Worker:
             LaneStream(ray.train.get_dataset_shard(lane_name(j)), self.settings.micro_batch, self.device)
             for j in self.lanes
         ]
-        self.place = DataPosition(0, 0, ("",) * self.settings.lanes)
+        self.position = DataPosition(0, 0, ("",) * self.settings.lanes)
         self.metrics = MetricsRecorder(self.settings, self.rank, self.world_size, self.device)
         self.checkpointer = Checkpointer(
             context.config, context.run, context.manifest, context.dataset_digest, context.lease, self.world_size
@@ -102,68 +107,69 @@ class Worker:
         return self.trainer.steps_done
 
     def resume(self) -> None:
-        """Load the newest checkpoint that is whole, which rank 0 finds; without one, start afresh."""
+        """Load the newest intact checkpoint, chosen by rank 0; without one, start from the initial weights."""
         found = torch.tensor(self.checkpointer.newest_step() if self.rank == 0 else 0, device=self.device)
         if self.world_size > 1:
             dist.broadcast(found, src=0)
         if found >= 0:
             manifest, tensors = self.checkpointer.read(int(found))
             self.trainer.load(tensors, manifest.step)
-            self.place = DataPosition(manifest.epoch, manifest.batches, manifest.lane_digests)
+            self.position = DataPosition(manifest.epoch, manifest.batches, manifest.lane_digests)
         elif self.settings.init_from is not None:
             self.trainer.start_from(self.checkpointer.initial_weights())
         self.averages = self._average_digests()
 
     def work(self) -> StopReason:
-        """Step after step; a checkpoint at the end, whatever the reason for it."""
-        control = StopSignal(self.context.coordinator, self.rank, self.world_size, self.device, self.step)
-        with self.checkpointer.working(self.rank, self.step):
+        """Run steps until the last one or a common decision to stop; a checkpoint is committed in either case."""
+        stop_signal = StopSignal(self.context.coordinator, self.rank, self.world_size, self.device, self.step)
+        with self.checkpointer.uploading(self.rank, self.step):
             while self.step < self.settings.steps:
                 self.advance()
-                if control.due(self.step) or self.step == self.settings.steps:
+                if stop_signal.due(self.step) or self.step == self.settings.steps:
                     self.metrics.check_finite()
-                    reason = control.decide(self.metrics.reading())
+                    reason = stop_signal.decide(self.metrics.status())
                     if reason is not None and self.step < self.settings.steps:
                         self._checkpoint()
                         return reason
-                self._regular()
+                self._run_due_work()
         return StopReason.DONE
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
-        """One global batch."""
+        """Train on one global batch."""
         began = time.perf_counter()
         received = [stream.next() for stream in self.streams]
         waited = time.perf_counter() - began
         batches = [batch for batch, _ in received]
         self._take_position({(batch.epoch, number) for batch, number in received})
-        self._digest([batch.ids for batch in batches])
+        self._update_lane_digests([batch.ids for batch in batches])
         result = self.trainer.step(batches)
         seconds = time.perf_counter() - began
         ids = torch.cat([batch.ids for batch in batches])
-        moment = StepInfo(self.step, self.place.epoch, self.place.batches - 1, ids, waited, seconds)
-        self.metrics.add(moment, result)
+        info = StepInfo(self.step, self.position.epoch, self.position.batches - 1, ids, waited, seconds)
+        self.metrics.add(info, result)
 
     def _take_position(self, positions: set[tuple[int, int]]) -> None:
-        """The feed must continue where the weights stand: same epoch and next batch, or the next epoch's first."""
-        epoch, batches = self.place.epoch, self.place.batches
+        """Check that the data continues where the weights stand: the epoch's next batch, or the next epoch's first."""
+        epoch, batches = self.position.epoch, self.position.batches
         if len(positions) != 1 or not positions <= {(epoch, batches), (epoch + 1, 0)}:
             raise PipelineError(
-                f"step {self.step + 1} expects batch {batches} of epoch {epoch}, and was fed {sorted(positions)}"
+                f"step {self.step + 1} expects batch {batches} of epoch {epoch}, "
+                f"and the lanes delivered {sorted(positions)}"
             )
         epoch, number = positions.pop()
-        self.place = DataPosition(epoch, number + 1, self.place.lane_digests)
+        self.position = DataPosition(epoch, number + 1, self.position.lane_digests)
 
-    def _digest(self, ids: list[Tensor]) -> None:
-        digests = list(self.place.lane_digests)
+    def _update_lane_digests(self, ids: list[Tensor]) -> None:
+        digests = list(self.position.lane_digests)
         for lane, part in zip(self.lanes, ids, strict=True):
             digests[lane] = hashlib.sha256(digests[lane].encode() + part.cpu().numpy().tobytes()).hexdigest()
-        self.place = DataPosition(self.place.epoch, self.place.batches, tuple(digests))
+        self.position = DataPosition(self.position.epoch, self.position.batches, tuple(digests))
 
     # --- what is due after a step ------------------------------------------------------------------------------------
 
-    def _regular(self) -> None:
+    def _run_due_work(self) -> None:
         if self._due(self.settings.check_every):
             self._check()
         if self._due(self.settings.checkpoint_every):
@@ -175,8 +181,7 @@ class Worker:
         return self.step % every == 0 or self.step == self.settings.steps
 
     def _check(self) -> None:
-        """Failures that no loss curve shows: ranks that drifted apart, weights or averages that are no numbers or that
-        stand still."""
+        """Find failures that a loss curve hides: diverged replicas, values that are not finite, a constant average."""
         shadows = {name: ema.shadow for name, ema in self.trainer.averages.items()}
         check_finite({"model": self.trainer.replica(), **shadows}, self.step)
         check_replicas(self._gather(weights_digest(self.trainer.replica())), self.step)
@@ -193,18 +198,20 @@ class Worker:
         return values
 
     def _checkpoint(self) -> None:
-        """Every rank tells what it saw; rank 0 commits in the background."""
-        mine = {lane: self.place.lane_digests[lane] for lane in self.lanes}
+        """Gather lane digests and metrics of all ranks; rank 0 commits in the background."""
+        mine = {lane: self.position.lane_digests[lane] for lane in self.lanes}
         digests = {lane: digest for part in self._gather(mine) for lane, digest in part.items()}
-        self.place = DataPosition(self.place.epoch, self.place.batches, tuple(digests[j] for j in range(len(digests))))
+        self.position = DataPosition(
+            self.position.epoch, self.position.batches, tuple(digests[j] for j in range(len(digests)))
+        )
         rows, tensors = self.metrics.rows(), self.trainer.tensors()
         if self.rank == 0:
-            self.checkpointer.commit(self.step, self.place, tensors, rows)
+            self.checkpointer.commit(self.step, self.position, tensors, rows)
 
     def _grid(self) -> None:
-        """Samples of the averaged weights from the same noise every time, by DDIM."""
+        """DDIM samples of the averaged weights, from the same noise at every call."""
         if self.rank != 0 and self.settings.sharding == "ddp":
-            return  # with fsdp it takes all ranks
+            return  # fsdp needs all ranks to run the network
         settings, manifest = self.settings, self.context.manifest
         ids = torch.arange(settings.grid_size, device=self.device)
         noise = SampleNoise(settings.seed, ids, (manifest.channels, manifest.image_size, manifest.image_size))
@@ -217,6 +224,6 @@ class Worker:
         images = to_uint8(last.x_t)
         scale = max(1, GRID_PIXELS // manifest.image_size)
         if self.rank == 0:
-            self.checkpointer.picture(
+            self.checkpointer.store_grid(
                 self.step, encode_png(grid(images, math.ceil(math.sqrt(len(images))), scale, GRID_GAP))
             )

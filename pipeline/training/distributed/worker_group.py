@@ -1,4 +1,4 @@
-"""One run of Ray Train, again and again until the run is done or asked to stop."""
+"""Worker groups of Ray Train: one after another until the run is done or SIGTERM arrives."""
 
 import signal
 import threading
@@ -18,9 +18,9 @@ from pipeline.errors import Stopped
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.storage.store import Store
 from pipeline.training.data_plan import TrainPlan
-from pipeline.training.distributed.coordinator import StopReason, Watch, new_coordinator
+from pipeline.training.distributed.coordinator import ProgressReporter, StopReason, new_coordinator
 from pipeline.training.distributed.data_loader import LANE_BYTES, LaneDataset, lane_name
-from pipeline.training.distributed.elastic import ResizeMonitor, most_workers
+from pipeline.training.distributed.elastic import ResizeMonitor, usable_workers
 from pipeline.training.distributed.worker import WorkerContext, train_worker
 
 __all__ = ["TrainingContext", "run_worker_groups"]
@@ -30,7 +30,7 @@ RAY_FOLDER = "ray"
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a run trains on what, and where it is stored; workers look for the token `lease` before they commit."""
+    """Dataset, plan and storage of a run. lease: token of the driver's lease, checked by workers before each commit."""
 
     config: Config
     source: Store
@@ -41,13 +41,13 @@ class TrainingContext:
 
 
 def run_worker_groups(context: TrainingContext) -> None:
-    """Train to the last step, one group of workers after another.
+    """Train to the last step, one worker group after another.
 
-    A group that ends because a node is going away, or because more workers fit, is followed by the next at once.
-    Raises Stopped after SIGTERM, and every error that a new group would meet again.
+    A group that ends because a node drains, or because more workers fit, is followed by the next at once. Raises
+    Stopped after SIGTERM, and any error that a new group would repeat.
     """
     coordinator = new_coordinator(context.run.uri)
-    with _stop_requests() as stop, Watch(coordinator, context.config.train.steps, stop):
+    with _stop_requests() as stop, ProgressReporter(coordinator, context.config.train.steps, stop):
         reason = StopReason.REGROUPED
         while reason in (StopReason.PREEMPTED, StopReason.REGROUPED):
             reason = _run_group(context, coordinator)
@@ -60,7 +60,7 @@ def run_worker_groups(context: TrainingContext) -> None:
 
 
 def _run_group(context: TrainingContext, coordinator: Any) -> StopReason:
-    most = most_workers(context.config.ray)
+    most = usable_workers(context.config.ray)
     trainer = ray.train.torch.TorchTrainer(
         lambda settings: train_worker(settings["context"]),
         train_loop_config={"context": _worker_context(context, coordinator)},
@@ -69,7 +69,7 @@ def _run_group(context: TrainingContext, coordinator: Any) -> StopReason:
         scaling_config=_scaling(context.config.ray, most),
         run_config=_run_config(context),
     )
-    with _interrupts_as_usual(), ResizeMonitor(context.config.ray, coordinator, most):
+    with _keyboard_interrupts(), ResizeMonitor(context.config.ray, coordinator, most):
         try:
             return StopReason(trainer.fit().return_value)
         except ray.train.TrainingFailedError as error:
@@ -98,7 +98,7 @@ def _scaling(config: RayConfig, most: int) -> ray.train.ScalingConfig:
 
 
 def _run_config(context: TrainingContext) -> ray.train.RunConfig:
-    # Ray's own state is of one attempt only: a run resumes from its own latest checkpoint.
+    # Ray Train's state serves one attempt only: a run resumes from its own newest checkpoint.
     return ray.train.RunConfig(
         name=uuid.uuid4().hex,
         storage_path=context.run.path(RAY_FOLDER),
@@ -115,28 +115,28 @@ def _remove_ray_state(run: Store) -> None:
 
 
 def _read_ahead() -> ExecutionOptions:
-    """In order, and a few blocks a lane: Ray Data would give each lane a quarter of the object store, and spill."""
+    """In order, with a few blocks a lane: by default each lane may fill a quarter of the object store, which spills."""
     limits = ExecutionResources.for_limits(object_store_memory=LANE_BYTES)
     return ExecutionOptions(preserve_order=True, resource_limits=limits)
 
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """Set by SIGTERM inside the block, when on the main thread: the run then ends with a checkpoint."""
-    asked = threading.Event()
+    """An event that SIGTERM sets inside the block (main thread only); the run then ends with a checkpoint."""
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requested
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
     try:
-        yield asked
+        yield requested
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def _interrupts_as_usual() -> Iterator[None]:
-    """Ray's fit() answers Ctrl-C with exit 0 and leaves its handler behind; here it means stop, not done."""
+def _keyboard_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt: Ray's fit() would exit with code 0 and leave its own handler installed."""
     on_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if on_main else None
     try:

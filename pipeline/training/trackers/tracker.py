@@ -49,10 +49,10 @@ def open_trackers(run: Store, names: Iterable[str] = ()) -> Sequence[Tracker]:
     names = list(names)
     check_trackers(names)
     chosen = {"TensorBoard": TensorBoard, **{name: services[name] for name in names}}
-    return [_Guarded(name, partial(make, run)) for name, make in chosen.items()]
+    return [_BackgroundTracker(name, partial(make, run)) for name, make in chosen.items()]
 
 
-class _Guarded:
+class _BackgroundTracker:
     """A tracker on a thread of its own, until it fails or is so far behind that somebody waited `WAIT_SECONDS`."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
-from pipeline.training.distributed.data_loader import micro_batches
+from pipeline.training.distributed.data_loader import rebatch
 
 pytestmark = pytest.mark.unit
 
@@ -23,7 +23,7 @@ def blocks_of(lengths):
 def test_any_blocks_give_every_row_once_and_in_order(size, lengths):
     left_over = sum(lengths) % size
     lengths = [*lengths, size - left_over if left_over else 0]
-    batches = list(micro_batches(blocks_of(lengths), size))
+    batches = list(rebatch(blocks_of(lengths), size))
     assert all(len(batch["sample_id"]) == size for batch in batches)
     ids = [int(n) for batch in batches for n in batch["sample_id"]]
     assert ids == list(range(sum(lengths)))
@@ -32,10 +32,10 @@ def test_any_blocks_give_every_row_once_and_in_order(size, lengths):
 
 def test_a_whole_block_is_not_copied():
     block = next(blocks_of([8]))
-    for batch in micro_batches([block], 4):
+    for batch in rebatch([block], 4):
         assert np.shares_memory(batch["image"], block["image"])
 
 
 def test_rows_left_over_are_an_error():
     with pytest.raises(PipelineError, match="inside a micro-batch of 4"):
-        list(micro_batches(blocks_of([4, 3]), 4))
+        list(rebatch(blocks_of([4, 3]), 4))

@@ -8,10 +8,10 @@ from unittest.mock import MagicMock
 import pytest
 
 from pipeline.config.root import RayConfig
-from pipeline.training.distributed import coordinator as boards
+from pipeline.training.distributed import coordinator as module
 from pipeline.training.distributed import elastic
 from pipeline.training.distributed.coordinator import StepStatus, StopReason
-from pipeline.training.distributed.stop_signal import NUMBERED
+from pipeline.training.distributed.stop_signal import WIRE_REASONS
 
 pytestmark = pytest.mark.unit
 
@@ -25,15 +25,15 @@ def nodes(monkeypatch):
     """Nodes and the ids of those that will go; a test fills both."""
     there, going = [], set()
     monkeypatch.setattr(elastic.ray, "nodes", lambda: list(there))
-    monkeypatch.setattr(elastic, "_going", lambda: set(going))
+    monkeypatch.setattr(elastic, "_draining_nodes", lambda: set(going))
     monkeypatch.setattr(elastic.ray, "get", lambda answer: answer)
     return there, going
 
 
 def test_while_no_node_goes_the_whole_range_is_asked_for_so_that_an_autoscaler_hears_of_it(nodes):
-    assert elastic.most_workers(RayConfig(workers="1..8")) == 8
+    assert elastic.usable_workers(RayConfig(workers="1..8")) == 8
     nodes[0].append(node("a", CPU=2.0))
-    assert elastic.most_workers(RayConfig(workers="1..8")) == 8
+    assert elastic.usable_workers(RayConfig(workers="1..8")) == 8
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,15 @@ def test_nodes_that_go_and_nodes_that_are_gone_have_no_room(nodes, workers, use_
     there, going = nodes
     there += [node("a", CPU=3.9, GPU=1.0), node("b", CPU=16.0, GPU=4.0), node("c", alive=False, CPU=16.0), node("d")]
     going.add("b")
-    assert elastic.most_workers(RayConfig(workers=workers, use_gpu=use_gpu)) == most
+    assert elastic.usable_workers(RayConfig(workers=workers, use_gpu=use_gpu)) == most
 
 
 def test_what_stays_is_counted_node_by_node(nodes):
     there, going = nodes
     there += [node("a", CPU=3.5), node("b", CPU=16.0), node("c", alive=False, CPU=16.0), node("d")]
-    assert elastic.staying("CPU") == [3.5, 16.0, 0.0]
+    assert elastic.remaining_capacity("CPU") == [3.5, 16.0, 0.0]
     going.add("b")
-    assert elastic.staying("CPU") == [3.5, 0.0]
+    assert elastic.remaining_capacity("CPU") == [3.5, 0.0]
 
 
 class Coordinator:
@@ -81,7 +81,7 @@ def test_a_small_group_gives_way_once_there_may_be_room_for_more(nodes, change, 
     there += [node("a", CPU=1.0), node("b", CPU=1.0)]
     going.add("b")
     coordinator = Coordinator()
-    with elastic.ResizeMonitor(FAST, coordinator, elastic.most_workers(FAST)):
+    with elastic.ResizeMonitor(FAST, coordinator, elastic.usable_workers(FAST)):
         assert not coordinator.told.wait(0.1), "nothing has changed"
         if change == "the node has gone":
             going.clear()
@@ -99,7 +99,7 @@ def test_a_group_that_may_grow_by_itself_is_left_alone(nodes):
     assert coordinator.said == [False]
 
 
-def test_a_busy_head_does_not_end_the_look_out(nodes, monkeypatch):
+def test_a_busy_head_does_not_end_the_monitor(nodes, monkeypatch):
     there, going = nodes
     there.append(node("a", CPU=1.0))
     going.add("b")
@@ -111,7 +111,7 @@ def test_a_busy_head_does_not_end_the_look_out(nodes, monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(elastic, "most_workers", most)
+    monkeypatch.setattr(elastic, "usable_workers", most)
     monkeypatch.setattr(elastic, "SETTLED_SECONDS", 0.0)
     with elastic.ResizeMonitor(FAST, coordinator, 1):
         assert coordinator.told.wait(10)
@@ -120,26 +120,26 @@ def test_a_busy_head_does_not_end_the_look_out(nodes, monkeypatch):
 def test_room_that_comes_and_goes_moves_nobody(nodes, monkeypatch):
     monkeypatch.setattr(elastic, "SETTLED_SECONDS", 0.2)
     answers = itertools.cycle([2, 1])
-    monkeypatch.setattr(elastic, "most_workers", lambda config: next(answers))
+    monkeypatch.setattr(elastic, "usable_workers", lambda config: next(answers))
     coordinator = Coordinator()
     with elastic.ResizeMonitor(FAST, coordinator, 1):
         assert not coordinator.told.wait(0.6)
 
 
 def test_every_ending_is_one_that_ranks_can_tell_each_other():
-    assert set(NUMBERED) == {None, *StopReason}
-    assert NUMBERED[0] is None
+    assert set(WIRE_REASONS) == {None, *StopReason}
+    assert WIRE_REASONS[0] is None
 
 
 def test_a_wish_to_stop_comes_before_one_to_regroup_and_a_new_group_has_neither_of_the_old(monkeypatch):
-    monkeypatch.setattr(boards, "Gauge", MagicMock())
-    coordinator = boards.Coordinator.__ray_metadata__.modified_class("run")
-    reading = StepStatus(1, 0, 0.5, 10.0, 0.0, 1)
-    assert coordinator.show(reading) is None
+    monkeypatch.setattr(module, "Gauge", MagicMock())
+    coordinator = module.Coordinator.__ray_metadata__.modified_class("run")
+    status = StepStatus(1, 0, 0.5, 10.0, 0.0, 1)
+    assert coordinator.report(status) is None
     coordinator.regroup(True)
-    assert coordinator.show(reading) is StopReason.REGROUPED
+    assert coordinator.report(status) is StopReason.REGROUPED
     coordinator.stop()
-    assert coordinator.show(reading) is StopReason.STOPPED
+    assert coordinator.report(status) is StopReason.STOPPED
     coordinator.stopping = False
     coordinator.regroup(False)
-    assert coordinator.show(reading) is None
+    assert coordinator.report(status) is None

@@ -39,15 +39,15 @@ def test_rows_hold_each_step_and_are_told_once():
     assert len(r) == 0
 
 
-def test_a_reading_is_of_the_steps_since_the_one_before():
+def test_a_status_is_of_the_steps_since_the_one_before():
     r = metrics()
     r.add(moment(1), result(0.5))
     r.add(moment(2), result(0.75))
-    reading = r.reading()
-    assert (reading.step, reading.epoch, reading.loss, reading.world_size) == (2, 2, 0.75, 1)
-    assert reading.images_per_second > 0
+    status = r.status()
+    assert (status.step, status.epoch, status.loss, status.world_size) == (2, 2, 0.75, 1)
+    assert status.images_per_second > 0
     r.add(moment(3, waited=0.0), result())
-    assert r.reading().data_wait_share == 0.0
+    assert r.status().data_wait_share == 0.0
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (0.5, float("nan"))])

@@ -6,7 +6,7 @@ import pytest
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipeline.training.distributed import scheduler_throttle
-from pipeline.training.distributed.scheduler_throttle import LONGEST_SECONDS, SHORTEST_SECONDS, Unhurried
+from pipeline.training.distributed.scheduler_throttle import LONGEST_SECONDS, SHORTEST_SECONDS, SchedulerThrottle
 
 pytestmark = pytest.mark.unit
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 def rests_with(monkeypatch, executors):
     rests = []
     monkeypatch.setattr(scheduler_throttle.time, "sleep", rests.append)
-    callback = Unhurried()
+    callback = SchedulerThrottle()
     for executor in executors:
         callback.on_execution_step(executor)
     return rests

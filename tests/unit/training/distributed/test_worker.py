@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 def worker():
     """A worker without Ray: what its methods need of it, and nothing else."""
     made = Worker.__new__(Worker)
-    made.place = DataPosition(3, 7, ("", "", "", ""))
+    made.position = DataPosition(3, 7, ("", "", "", ""))
     made.rank, made.world_size, made.lanes = 0, 1, [0, 1, 2, 3]
     made.settings = config().train
     made.trainer = Trainer(config(), 8, 1, torch.device("cpu"))
@@ -27,7 +27,7 @@ def worker():
 def test_the_next_batch_or_the_next_epochs_first(fed, place):
     w = worker()
     w._take_position({fed})
-    assert (w.place.epoch, w.place.batches) == place
+    assert (w.position.epoch, w.position.batches) == place
 
 
 @pytest.mark.parametrize("fed", [{(3, 8)}, {(3, 6)}, {(5, 0)}, {(4, 1)}, {(3, 7), (4, 0)}, set()])
@@ -39,14 +39,14 @@ def test_a_batch_or_an_epoch_left_out_or_repeated_or_mixed_is_refused(fed):
 def test_the_digest_of_a_lane_is_of_its_ids_in_order():
     one, other, swapped = worker(), worker(), worker()
     ids = [torch.tensor([lane, lane + 10]) for lane in range(4)]
-    one._digest(ids)
-    other._digest(ids)
-    swapped._digest([ids[0].flip(0), *ids[1:]])
-    assert one.place.lane_digests == other.place.lane_digests
-    assert one.place.lane_digests[0] != swapped.place.lane_digests[0]
-    assert one.place.lane_digests[1:] == swapped.place.lane_digests[1:]
-    one._digest(ids)
-    assert one.place.lane_digests != other.place.lane_digests
+    one._update_lane_digests(ids)
+    other._update_lane_digests(ids)
+    swapped._update_lane_digests([ids[0].flip(0), *ids[1:]])
+    assert one.position.lane_digests == other.position.lane_digests
+    assert one.position.lane_digests[0] != swapped.position.lane_digests[0]
+    assert one.position.lane_digests[1:] == swapped.position.lane_digests[1:]
+    one._update_lane_digests(ids)
+    assert one.position.lane_digests != other.position.lane_digests
 
 
 def test_an_average_that_stands_still_ends_the_run():
