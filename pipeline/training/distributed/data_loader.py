@@ -125,7 +125,7 @@ class LaneStream:
         self._device = device
 
     def next(self) -> tuple[MicroBatch, int]:
-        """The next micro-batch, and the number of its global batch in the epoch. Raises PipelineError at the lane's end."""
+        """The next micro-batch, and its global batch's number in the epoch. Raises PipelineError at the lane's end."""
         rows = next(self._batches, None)
         if rows is None:
             raise PipelineError("a lane ended before its run: the feed and the plan disagree")
