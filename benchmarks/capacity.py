@@ -11,7 +11,7 @@ PAGE = 1000
 """Objects a listing gives at once, on S3."""
 LISTINGS = 3
 """Of an undisturbed job: markers before the first round and after it, data files at the end."""
-RUN_BYTES, SETTLE_BYTES, GROUP_BYTES = 64 * 2**20, 64 * 2**20, 128 * 2**20
+SORTED_RUN_BYTES, DEDUPLICATE_BYTES, GROUP_BYTES = 64 * 2**20, 64 * 2**20, 128 * 2**20
 RECORD_BYTES = 268
 """What is known of one RGB image without its pixels, as `stages/ingest_phases.py` counts it."""
 RANGES_TO_SETTLE, RANGES_TO_WRITE = 3, 4
@@ -111,9 +111,9 @@ def dataset_needs(
         raise ValueError("images, image_bytes, partition_rows, shard_rows and generations must be positive")
     part = -(-images // generations)
     partitions, shards = -(-part // partition_rows), -(-part // shard_rows)
-    runs = max(partitions, -(-part * image_bytes // RUN_BYTES))
+    runs = max(partitions, -(-part * image_bytes // SORTED_RUN_BYTES))
     slots = Slots.for_bytes(part * image_bytes, 0.0).train
-    settling = min(slots, -(-part * RECORD_BYTES // SETTLE_BYTES))
+    settling = min(slots, -(-part * RECORD_BYTES // DEDUPLICATE_BYTES))
     writing = -(-part * image_bytes // GROUP_BYTES)
     between = runs * (settling * RANGES_TO_SETTLE + writing * RANGES_TO_WRITE)
     return DatasetNeeds(

@@ -1,9 +1,9 @@
-"""Datasets at rest: shuffled Parquet shards and the manifests that name them.
+"""Read and commit dataset versions: one manifest file for each version, and a copy of the newest one for readers.
 
-    manifests/000001.json   generation 1, created once; generation g names the digest of g - 1 and appends to it
-    manifest.json           a copy of the newest, moved on by compare-and-swap: what readers take
+    manifests/000001.json   dataset version 1, created once; version v names the digest of v - 1 and appends to it
+    manifest.json           a copy of the newest version's manifest, replaced by compare-and-swap
 
-A generation exists from the moment that its file in manifests/ does.
+A dataset version exists as soon as its file in manifests/ exists.
 """
 
 from pipeline.errors import AlreadyExists, DataError, NotFound
@@ -17,15 +17,15 @@ __all__ = ["dataset_version_key", "finish_commit", "read_dataset", "read_dataset
 MANIFEST = "manifest.json"
 
 
-def dataset_version_key(generation: int) -> str:
-    """Where the manifest of one generation is, relative to the dataset."""
-    return f"manifests/{generation:06d}.json"
+def dataset_version_key(version: int) -> str:
+    """Key of one version's manifest, relative to the dataset."""
+    return f"manifests/{version:06d}.json"
 
 
 def read_dataset(store: Store, digest: str | None = None) -> DatasetManifest:
-    """The newest generation of a dataset, or the one with this digest.
+    """The newest version of a dataset, or the version with this digest.
 
-    Raises DataError when there is no dataset, or no such generation of it.
+    Raises DataError when there is no dataset, or no version of it with this digest.
     """
     try:
         data = store.read(MANIFEST)
@@ -34,23 +34,23 @@ def read_dataset(store: Store, digest: str | None = None) -> DatasetManifest:
     newest = parse(DatasetManifest, data, store.location(MANIFEST))
     if digest is None or newest.digest() == digest:
         return newest
-    for generation in range(newest.generation - 1, 0, -1):
-        manifest = read_dataset_version(store, generation)
+    for version in range(newest.generation - 1, 0, -1):
+        manifest = read_dataset_version(store, version)
         if manifest is not None and manifest.digest() == digest:
             return manifest
     raise DataError(
-        f"{store.uri} has no generation with digest {digest[:16]}...: it is another dataset, or was made again "
-        f"(its newest generation, {newest.generation}, is {newest.digest()[:16]}...)"
+        f"{store.uri} has no version with digest {digest[:16]}...: the URI names another dataset, or the dataset was "
+        f"ingested again from scratch (its newest version, {newest.generation}, has {newest.digest()[:16]}...)"
     )
 
 
-def read_dataset_version(store: Store, generation: int) -> DatasetManifest | None:
-    """The manifest of one generation, or None."""
-    return find_document(store, dataset_version_key(generation), DatasetManifest)
+def read_dataset_version(store: Store, version: int) -> DatasetManifest | None:
+    """The manifest of one version, or None."""
+    return find_document(store, dataset_version_key(version), DatasetManifest)
 
 
 def write_dataset(store: Store, manifest: DatasetManifest) -> None:
-    """Commit a generation. Raises AlreadyExists when there is another one of its number."""
+    """Commit a dataset version. Raises AlreadyExists when a different one with this number exists."""
     key, data = dataset_version_key(manifest.generation), to_json(manifest)
     if create_or_read(store, key, data) != data:
         raise AlreadyExists(f"{store.location(key)} exists already with other content: another ingest was faster")
@@ -58,16 +58,16 @@ def write_dataset(store: Store, manifest: DatasetManifest) -> None:
 
 
 def finish_commit(store: Store, manifest: DatasetManifest) -> None:
-    """Let `manifest.json` show a committed generation, or a newer one."""
+    """Make `manifest.json` a copy of this committed version, unless it already shows this one or a newer one."""
     while True:
         try:
-            shown, version = store.read_versioned(MANIFEST)
+            shown, token = store.read_versioned(MANIFEST)
             if parse(DatasetManifest, shown, store.location(MANIFEST)).generation >= manifest.generation:
                 return
         except NotFound:
-            version = None
+            token = None
         try:
-            store.compare_and_swap(MANIFEST, to_json(manifest), version)
+            store.compare_and_swap(MANIFEST, to_json(manifest), token)
             return
         except AlreadyExists:
             continue

@@ -1,29 +1,52 @@
-"""Source images -> dataset: every row ends once, in data/ or in rejects/, and nobody holds all of them at a time.
+"""`ddpm ingest`: decode, deduplicate and shuffle the images of a source into the Parquet shards of a dataset version.
 
-    plan      list what is new in the source; claim the next generation of the dataset
-    prepare   a task a partition: decode, hash, write runs sorted by slot            (pipeline.ingest.map_tasks)
-    settle    a task a range of slots: which of equal images stay, and how many      (pipeline.ingest.reduce_tasks)
-    write     a task a group of shards: gather from the runs, order, write
-    commit    one manifest; only then is anything temporary removed
+An external sort in two passes of Ray tasks, so that no process holds more than a small share of the images:
 
-Order and split are functions of content (pipeline.ingest.partitioning): neither the number of tasks nor a rerun changes
-the dataset, and an image stays on its side of the split when others are added. A killed ingest continues from its
-markers; an ingest of a source that has grown adds a dataset version.
+    plan         list the new files of the source and claim the next dataset version      source_listing, journal
+    prepare      per partition of the source: decode, hash, write sorted runs and rejects map_tasks
+    deduplicate  per range of slots: which images with equal pixels stay, and how many    reduce_tasks
+    write        per group of shards: read the slots from all sorted runs, write shards   reduce_tasks
+    commit       write the manifest; only then delete temporary files                     dataset, journal
+
+Terms used in this folder:
+
+    partition        files of the source, or rows of one large file, that one task of the first pass reads
+    shuffle key      64-bit hash of seed and pixels; the sort order (partitioning)
+    slot             one of many equal ranges of shuffle keys, so equal images fall into one slot (partitioning)
+    sorted run       temporary file of prepared images, sorted by slot (sorted_runs); no relation to a training run
+    marker           small file that records a finished task, created once (journal)
+    dataset version  one committed ingest; manifests call its number `generation`
+    parent           the dataset version before, to which a new one appends
+    snapshot         the list of source files that one dataset version read (source_listing)
+
+Each image ends either in data/ or in rejects/, exactly once. Order and split are functions of the pixels, so a dataset
+does not depend on the number of tasks or on reruns, and an image stays in its split when others are added. A killed
+ingest continues from its markers. Ingesting a source with new files adds a dataset version.
 """
 
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.cluster import cluster
+from pipeline.config.ingest import IngestConfig
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.ingest.dataset import MANIFEST, dataset_version_key, finish_commit, read_dataset, read_dataset_version
-from pipeline.ingest.journal import IngestPlan, Work, claim, different_settings, read_plan, sweep, withdraw
+from pipeline.ingest.journal import (
+    IngestPlan,
+    WorkFolder,
+    claim,
+    delete_leftovers,
+    different_settings,
+    read_plan,
+    withdraw_plan,
+)
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.ingest.partitioning import Slots
-from pipeline.ingest.phases import make_dataset_version
+from pipeline.ingest.phases import IngestContext, make_dataset_version
 from pipeline.ingest.source_listing import KnownFiles, Snapshot, write_snapshot
 from pipeline.ingest.sources.label_map import with_label_map
 from pipeline.ingest.sources.open import open_source
@@ -37,117 +60,128 @@ __all__ = ["ingest"]
 
 
 def ingest(config: Config, source: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
-    """Make the dataset, go on with a half-made one, or add what is new in its source; else leave it as it is.
+    """Create the dataset, continue an unfinished ingest, or append what is new in the source; else change nothing.
 
-    Raises ConfigError when the folder holds, or is claimed for, another dataset; DataError when nothing usable is left
-    or more than ingest.max_reject_share was rejected.
+    Raises ConfigError when the folder holds, or is claimed for, another dataset; DataError when no image is usable or
+    more than ingest.max_reject_share were rejected.
     """
     began = time.monotonic()
-    config = with_label_map(config)  # its content decides the dataset, not where it lay
-    store, opened = resolve(dataset, config.storage), open_source(source, config)
+    config = with_label_map(config)  # the content of a label map decides the dataset, not where its file is
+    request = IngestRequest(resolve(dataset, config.storage), open_source(source, config), config.ingest)
     state, removed = "already done", 0
     while True:
-        head = _head(store)
-        _check_same(store, head, config, opened)
+        newest = request.newest_version()
+        request.check_same_dataset(newest)
         if dry_run:
-            return {"summary": _describe(store, head, opened)}
-        joined = read_plan(store, _next(head)) is not None
-        plan, removed = _plan(config, store, opened, head)
+            return {"summary": request.describe(newest)}
+        joined = read_plan(request.store, _next_number(newest)) is not None
+        plan, removed = request.plan(newest)
         if plan is None:
             break
         with cluster(config.ray, max(2, os.cpu_count() or 2)):
-            head = make_dataset_version(config.ingest, opened, Work(store, plan), head)
+            work = WorkFolder(request.store, plan)
+            newest = make_dataset_version(IngestContext(config.ingest, request.source, work, newest))
         state = "ingested" if plan.generation == 1 else "grown"
         if not joined:  # else the plan is older than this command, and the source may have grown since
             break
-    assert head is not None
-    sweep(store, head)
-    return {**_result(store, head, state, removed), "seconds": round(time.monotonic() - began, 1)}
+    assert newest is not None
+    delete_leftovers(request.store, newest)
+    return {**_result(request.store, newest, state, removed), "seconds": round(time.monotonic() - began, 1)}
 
 
-def _next(head: DatasetManifest | None) -> int:
-    return 1 if head is None else head.generation + 1
+def _next_number(newest: DatasetManifest | None) -> int:
+    return 1 if newest is None else newest.generation + 1
 
 
-def _head(store: Store) -> DatasetManifest | None:
-    """The newest generation; one whose commit was cut short is first made visible."""
-    head = read_dataset(store) if store.exists(MANIFEST) else None
-    while (newer := read_dataset_version(store, _next(head))) is not None:
-        head = newer
-        finish_commit(store, head)
-    return head
+@dataclass(frozen=True)
+class IngestRequest:
+    """The dataset folder of a command, and the source and settings to ingest into it."""
 
+    store: Store
+    source: Source
+    config: IngestConfig
 
-def _check_same(store: Store, head: DatasetManifest | None, config: Config, source: Source) -> None:
-    if head is None:
-        return
-    different = different_settings(head.ingest, config.ingest.model_dump(mode="json"))
-    if head.source != without_credentials(source.name):
-        different.insert(0, f"source, {head.source} there")
-    if different:
-        what = ", ".join(different)
-        raise ConfigError(f"{store.uri} holds another dataset (different: {what}): choose another --dataset")
+    def newest_version(self) -> DatasetManifest | None:
+        """The newest committed version. An interrupted commit is finished first."""
+        newest = read_dataset(self.store) if self.store.exists(MANIFEST) else None
+        while (newer := read_dataset_version(self.store, _next_number(newest))) is not None:
+            newest = newer
+            finish_commit(self.store, newest)
+        return newest
 
+    def check_same_dataset(self, newest: DatasetManifest | None) -> None:
+        """Raises ConfigError when the dataset was made from another source or with other settings."""
+        if newest is None:
+            return
+        different = different_settings(newest.ingest, self.config.model_dump(mode="json"))
+        if newest.source != without_credentials(self.source.name):
+            different.insert(0, f"source, {newest.source} there")
+        if different:
+            names = ", ".join(different)
+            raise ConfigError(f"{self.store.uri} holds another dataset (different: {names}): choose another --dataset")
 
-def _describe(store: Store, head: DatasetManifest | None, source: Source) -> str:
-    partitions = sum(1 for _ in source.partitions(KnownFiles(store, () if head is None else head.snapshots)))
-    if head is not None and (head.snapshot is None or not partitions):
-        return f"already done: {source.name} has nothing that {store.uri} has not"
-    what = "ingest" if head is None else f"add generation {head.generation + 1} from"
-    return f"would {what} {source.name} in {partitions:,} partitions to {store.uri}"
+    def describe(self, newest: DatasetManifest | None) -> str:
+        """What an ingest would do now, in one sentence."""
+        partitions = sum(1 for _ in self.source.partitions(self._known_files(newest)))
+        if newest is not None and (newest.snapshot is None or not partitions):
+            return f"already done: {self.source.name} has no image that is not in {self.store.uri}"
+        action = "ingest" if newest is None else f"add dataset version {newest.generation + 1} from"
+        return f"would {action} {self.source.name} in {partitions:,} partitions to {self.store.uri}"
 
+    def plan(self, newest: DatasetManifest | None) -> tuple[IngestPlan | None, int]:
+        """The claimed plan of the next version (None: nothing is new), and how many files the source no longer has."""
+        existing = read_plan(self.store, _next_number(newest))
+        requested = {
+            "source": without_credentials(self.source.name),
+            "parent": None if newest is None else newest.digest(),
+            "settings": self.config.model_dump(mode="json"),
+        }
+        if existing is not None:
+            claim(self.store, existing.model_copy(update=requested))
+            if not WorkFolder(self.store, existing).is_refused:
+                return existing, existing.removed_files
+        if newest is not None and newest.snapshot is None:  # from before snapshots existed: cannot grow
+            return None, 0
+        known = self._known_files(newest)
+        snapshot = write_snapshot(self.store, _next_number(newest), _new_partitions(self.source, known))
+        removed = known.unseen
+        if not snapshot.partitions:
+            if newest is None:
+                raise DataError(f"no images at {self.source.name}")
+            return None, removed
+        if newest is not None and read_dataset_version(self.store, newest.generation) is None:
+            try_create(self.store, dataset_version_key(newest.generation), to_json(newest))
+        if existing is not None and existing.snapshot == snapshot.digest:
+            return existing, removed
+        if existing is not None:
+            withdraw_plan(WorkFolder(self.store, existing))
+        plan = self._new_plan(_next_number(newest), snapshot, {**requested, "removed_files": removed})
+        return claim(self.store, plan), removed
 
-def _plan(config: Config, store: Store, source: Source, head: DatasetManifest | None) -> tuple[IngestPlan | None, int]:
-    """What to do next, claimed (None: nothing is new), and how many files are no longer in the source."""
-    existing = read_plan(store, _next(head))
-    asked = {
-        "source": without_credentials(source.name),
-        "parent": None if head is None else head.digest(),
-        "settings": config.ingest.model_dump(mode="json"),
-    }
-    if existing is not None:
-        claim(store, existing.model_copy(update=asked))
-        if not Work(store, existing).is_refused:
-            return existing, existing.removed_files
-    if head is not None and head.snapshot is None:  # made before the files of a source were listed: cannot grow
-        return None, 0
-    known = KnownFiles(store, () if head is None else head.snapshots)
-    snapshot = write_snapshot(store, _next(head), _new_partitions(source, known))
-    removed = known.unseen
-    if not snapshot.partitions:
-        if head is None:
-            raise DataError(f"no images at {source.name}")
-        return None, removed
-    if head is not None and read_dataset_version(store, head.generation) is None:
-        try_create(store, dataset_version_key(head.generation), to_json(head))
-    if existing is not None and existing.snapshot == snapshot.digest:
-        return existing, removed
-    if existing is not None:
-        withdraw(Work(store, existing))
-    return claim(store, _new_plan(config, _next(head), snapshot, {**asked, "removed_files": removed})), removed
+    def _known_files(self, newest: DatasetManifest | None) -> KnownFiles:
+        return KnownFiles(self.store, () if newest is None else newest.snapshots)
+
+    def _new_plan(self, version: int, snapshot: Snapshot, values: dict[str, Any]) -> IngestPlan:
+        ingest = self.config
+        # Decoded pixels bound the size of stored images; of files with many images only the file size is known.
+        estimate = max(snapshot.rows * ingest.image_size**2 * ingest.channels, snapshot.file_bytes)
+        slots = Slots.for_bytes(estimate, ingest.heldout_share)
+        return IngestPlan(
+            generation=version,
+            snapshot=snapshot.digest,
+            snapshot_parts=snapshot.parts,
+            partitions=snapshot.partitions,
+            train_slots=slots.train,
+            heldout_slots=slots.heldout,
+            **values,
+        )
 
 
 def _new_partitions(source: Source, known: KnownFiles) -> Iterator[Partition]:
-    """Partitions with a file that is new; what is known and read again (labels beside new images) is not gone."""
+    """Partitions with a new file. Known files that are read again with one (labels beside new images) count as seen."""
     for partition in source.partitions(known):
-        known.see(partition.files)
+        known.mark_seen(partition.files)
         yield partition
-
-
-def _new_plan(config: Config, generation: int, snapshot: Snapshot, values: dict[str, Any]) -> IngestPlan:
-    ingest = config.ingest
-    # Decoded images are the upper bound of what is stored; files of many images are known by their bytes only.
-    estimate = max(snapshot.rows * ingest.image_size**2 * ingest.channels, snapshot.file_bytes)
-    slots = Slots.for_bytes(estimate, ingest.heldout_share)
-    return IngestPlan(
-        generation=generation,
-        snapshot=snapshot.digest,
-        snapshot_parts=snapshot.parts,
-        partitions=snapshot.partitions,
-        train_slots=slots.train,
-        heldout_slots=slots.heldout,
-        **values,
-    )
 
 
 def _result(store: Store, manifest: DatasetManifest, state: str, removed: int) -> dict[str, Any]:
@@ -157,6 +191,7 @@ def _result(store: Store, manifest: DatasetManifest, state: str, removed: int) -
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
     listed = f" ({reasons}; listed in {store.location('rejects/')})" if rejected else ""
     gone = f", {removed:,} files are gone from the source or changed: their images stay" if removed else ""
+    version = f" (dataset version {manifest.generation})" if manifest.generation > 1 else ""
     return {
         "state": state,
         "uri": store.uri,
@@ -169,5 +204,5 @@ def _result(store: Store, manifest: DatasetManifest, state: str, removed: int) -
         "removed_files": removed,
         "classes": None if manifest.classes is None else len(manifest.classes),
         "summary": f"{state}: {train:,} training and {heldout:,} held-out images, {classes}, {rejected:,} rejected"
-        f"{listed}{gone} -> {store.uri}" + (f" (generation {manifest.generation})" if manifest.generation > 1 else ""),
+        f"{listed}{gone} -> {store.uri}{version}",
     }

@@ -1,14 +1,14 @@
-"""One ingest at work: what it claimed, which parts of it are done, and what is left lying afterwards.
+"""The state of an unfinished ingest at rest: its plan, the markers of finished tasks, and how leftovers are deleted.
 
-    plans/000001.json              created once: claims generation 1 for one source and one set of settings
-    work/000001-<plan>/prepared/   a marker a partition of the source, created once; names its runs and rejects
-                      /settled/    a marker a range of slots: which of equal images stay
-                      /written/    a marker a shard, naming its one file in data/
-                      /data/       runs and rejects, each under a name that no other attempt uses
+    plans/000001.json              created once: claims dataset version 1 for one source and one set of settings
+    work/000001-<plan>/prepared/   a marker for each finished partition of the source: its sorted runs and rejects
+                      /settled/    a marker for each deduplicated range of slots: how many images stay
+                      /written/    a marker for each shard, naming its one file in data/
+                      /data/       sorted runs and rejects, each under a name that no other attempt uses
                       /refused     too much was rejected: the next ingest may plan anew if the source changed
 
-A part is data first, then its marker; of two attempts the first marker counts. The commit (`shards.write_dataset`)
-comes last, and only then is anything deleted.
+A task puts its data first and then creates its marker. Of two attempts at one task the first marker counts. The commit
+(`pipeline.ingest.dataset.write_dataset`) comes last, and only after it anything is deleted.
 """
 
 from collections.abc import Iterator
@@ -21,24 +21,34 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import ConfigError
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.ingest.partitioning import Slots
-from pipeline.ingest.sorted_runs import RunFile
+from pipeline.ingest.sorted_runs import SortedRunFile
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.create_once import COMMIT_ATTEMPTS, create_or_read_document
 from pipeline.storage.documents import find_document
 from pipeline.storage.store import Store
 
-__all__ = ["IngestPlan", "Prepared", "Settled", "Work", "claim", "different_settings", "read_plan", "sweep", "withdraw"]
+__all__ = [
+    "DeduplicatedSlots",
+    "IngestPlan",
+    "PreparedPartition",
+    "WorkFolder",
+    "claim",
+    "delete_leftovers",
+    "different_settings",
+    "read_plan",
+    "withdraw_plan",
+]
 
 M = TypeVar("M", bound=Section)
-Kind = Literal["prepared", "settled", "written"]
+MarkerKind = Literal["prepared", "settled", "written"]
 
 FREE_TO_CHANGE = ("partition_rows", "max_reject_share", "max_decode_seconds")
-"""Settings that may differ when an ingest goes on or a dataset grows: they do not touch what an image becomes."""
+"""Settings that may differ when an ingest continues or a dataset grows: they do not change the stored image."""
 WORKERS = 16
 
 
 class IngestPlan(Section):
-    """What one generation will be made of. `snapshot_parts` list its partitions."""
+    """The inputs of one dataset version (number `generation`). `snapshot_parts` list its source partitions."""
 
     kind: Literal["ingest"] = "ingest"
     schema_version: int = SCHEMA_VERSION
@@ -58,20 +68,21 @@ class IngestPlan(Section):
         return Slots(self.train_slots, self.heldout_slots)
 
 
-class Prepared(Section):
-    """A partition of the source, read to its end: rows = images in its runs + rejects."""
+class PreparedPartition(Section):
+    """Marker of a partition that was read to its end: rows = images in its sorted runs + rejects."""
 
     partition: int
     rows: int
     image_bytes: int
-    runs: tuple[RunFile, ...]
+    runs: tuple[SortedRunFile, ...]
     labels: tuple[str, ...]
     reject_counts: dict[str, int]
     rejects: FileEntry | None
 
 
-class Settled(Section):
-    """Slots first..first+len(kept)-1: how many images stay in each, their channel sums, the duplicates that do not."""
+class DeduplicatedSlots(Section):
+    """Marker of the slots first..first+len(kept)-1: number of images kept in each, the channel sums of the kept images,
+    number and file of the dropped ones."""
 
     first: int
     kept: tuple[int, ...]
@@ -80,20 +91,20 @@ class Settled(Section):
     rejects: FileEntry | None
 
 
-def _plan_key(generation: int) -> str:
-    return f"plans/{generation:06d}.json"
+def _plan_key(version: int) -> str:
+    return f"plans/{version:06d}.json"
 
 
-def read_plan(store: Store, generation: int) -> IngestPlan | None:
-    """The plan that claims a generation, or None."""
-    return find_document(store, _plan_key(generation), IngestPlan)
+def read_plan(store: Store, version: int) -> IngestPlan | None:
+    """The plan that claims a dataset version, or None."""
+    return find_document(store, _plan_key(version), IngestPlan)
 
 
 def claim(store: Store, plan: IngestPlan) -> IngestPlan:
-    """Make this plan the one of its generation, or join the one that is there.
+    """Claim the plan's dataset version, or return the existing plan of that version to continue with.
 
-    Raises ConfigError naming the differences when that one is of another source or other settings. Another state of
-    the source is none: what the plan lists is ingested, and what came since belongs to the next generation.
+    Raises ConfigError naming the differences when the existing plan has another source or other settings. A source that
+    changed since is no difference: its new files belong to the next version.
     """
     existing = create_or_read_document(store, _plan_key(plan.generation), plan, COMMIT_ATTEMPTS)
     names = different_settings(existing.settings, plan.settings)
@@ -105,15 +116,15 @@ def claim(store: Store, plan: IngestPlan) -> IngestPlan:
     ]
     if details:
         raise ConfigError(
-            f"{store.uri} is claimed by an unfinished ingest ({', '.join(details)}): run that one again, choose "
-            f"another --dataset, or delete {store.location(_plan_key(plan.generation))} to drop it"
+            f"{store.uri} is claimed by an unfinished ingest ({', '.join(details)}): run that ingest again, choose "
+            f"another --dataset, or delete {store.location(_plan_key(plan.generation))} to discard it"
         )
     return existing
 
 
 def different_settings(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Names of the ingest settings that decide what an image becomes and are not equal."""
-    defaults = IngestConfig().model_dump(mode="json")  # of settings that are younger than what is stored
+    """Names of the settings that decide what is stored of an image and that differ."""
+    defaults = IngestConfig().model_dump(mode="json")  # for settings that did not exist when `there` was written
     return [
         name
         for name in asked
@@ -122,8 +133,8 @@ def different_settings(there: dict[str, Any], asked: dict[str, Any]) -> list[str
 
 
 @dataclass(frozen=True)
-class Work:
-    """The work folder of a plan. A small value, for any process."""
+class WorkFolder:
+    """The work folder of a plan, small enough to send to every task."""
 
     dataset: Store
     plan: IngestPlan
@@ -132,7 +143,7 @@ class Work:
     def folder(self) -> str:
         return f"work/{self.plan.generation:06d}-{digest_of(self.plan.model_dump(mode='json'))[:12]}"
 
-    def marker(self, kind: Kind, name: str) -> str:
+    def marker(self, kind: MarkerKind, name: str) -> str:
         """Key of a marker in the dataset's store."""
         return f"{self.folder}/{kind}/{name}.json"
 
@@ -140,21 +151,21 @@ class Work:
         """Key of a file that only this ingest reads."""
         return f"{self.folder}/data/{name}"
 
-    def done(self, kind: Kind) -> set[str]:
-        """Names of the markers that are there."""
+    def done(self, kind: MarkerKind) -> set[str]:
+        """Names of the existing markers."""
         prefix = f"{self.folder}/{kind}/"
         return {entry.key.removeprefix(prefix).removesuffix(".json") for entry in self.dataset.list(prefix)}
 
-    def read(self, model: type[M], kind: Kind, name: str) -> M | None:
+    def read(self, model: type[M], kind: MarkerKind, name: str) -> M | None:
         """A marker, or None."""
         return find_document(self.dataset, self.marker(kind, name), model)
 
-    def mark(self, value: M, kind: Kind, name: str) -> M:
-        """Create a marker; returns the one that counts."""
+    def mark(self, value: M, kind: MarkerKind, name: str) -> M:
+        """Create a marker; returns the marker that counts, which may be another attempt's."""
         return create_or_read_document(self.dataset, self.marker(kind, name), value, COMMIT_ATTEMPTS)
 
-    def refuse(self) -> None:
-        """Note that the ingest ended because of what its source holds."""
+    def mark_refused(self) -> None:
+        """Record that the ingest failed because of the content of its source."""
         self.dataset.put(f"{self.folder}/refused", b"")
 
     @property
@@ -162,26 +173,26 @@ class Work:
         return self.dataset.exists(f"{self.folder}/refused")
 
 
-def withdraw(work: Work) -> None:
-    """Give up a refused plan, so that the source may be planned anew."""
+def withdraw_plan(work: WorkFolder) -> None:
+    """Delete a refused plan and its work folder, so that the source can be planned anew."""
     work.dataset.delete(_plan_key(work.plan.generation))
     _delete(work.dataset, (entry.key for entry in work.dataset.list(f"{work.folder}/")))
 
 
-def sweep(store: Store, manifest: DatasetManifest) -> int:
-    """Delete what no committed generation needs: work folders and unnamed files of generations up to this one's."""
+def delete_leftovers(store: Store, manifest: DatasetManifest) -> int:
+    """Delete work folders and unnamed files of all versions up to this committed one. Returns the number of files."""
     named = {entry.key for entry in (*manifest.shards, *manifest.rejects, *manifest.snapshots)}
-    return _delete(store, _unneeded(store, manifest.generation, named))
+    return _delete(store, _leftovers(store, manifest.generation, named))
 
 
-def _unneeded(store: Store, generation: int, named: set[str]) -> Iterator[str]:
-    """A later generation may be at work at the same time: its files have its number."""
+def _leftovers(store: Store, version: int, named: set[str]) -> Iterator[str]:
+    """Keys carry the number of their version, so the files of an ingest of a later version under way are spared."""
     for prefix in ("work/", "data/", "rejects/", "snapshots/"):
         for entry in store.list(prefix):
             if entry.key in named:
                 continue
             number = entry.key.removeprefix(prefix).removeprefix("train-").removeprefix("heldout-").split("-")[0]
-            if number.isdigit() and int(number) <= generation:
+            if number.isdigit() and int(number) <= version:
                 yield entry.key
 
 

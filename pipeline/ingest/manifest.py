@@ -1,6 +1,6 @@
-"""The dataset manifest: the JSON document that makes a dataset version exist, and the shards that it names.
+"""The dataset manifest: the JSON document that commits a dataset version and names its shards.
 
-It holds no time, host or credential, so equal inputs give equal documents and equal digests.
+A manifest holds no time, host or credential, so equal inputs give equal manifests and equal digests.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Split = Literal["train", "heldout"]
 
 
 class ShardEntry(FileEntry):
-    """A Parquet shard of a dataset; its rows have sample ids first_id..first_id+rows-1."""
+    """A Parquet shard of a dataset. Its rows have sample ids first_id..first_id+rows-1."""
 
     split: Split
     rows: int
@@ -25,10 +25,10 @@ class ShardEntry(FileEntry):
 
 
 class DatasetManifest(Section):
-    """`<dataset>/manifest.json`: the newest generation. source_rows = rows + rejects, always.
+    """One dataset version (the field `generation` is its number). source_rows = rows + rejects, always.
 
-    Shards, rejects, snapshots and counts are those of all generations so far; a generation only appends. channel_mean
-    and channel_std are of all images, in the model's range [-1, 1], from the exact channel_sums.
+    Shards, rejects, snapshots and counts cover this version and all before it: a version only appends. channel_mean
+    and channel_std describe all images in the model's range [-1, 1] and follow from the exact channel_sums.
     """
 
     kind: Literal["dataset"] = "dataset"
@@ -45,10 +45,10 @@ class DatasetManifest(Section):
     channel_std: tuple[float, ...]
     ingest: dict[str, Any]
     generation: int = 1
-    parent: str | None = None  # digest of the generation before
-    snapshot: str | None = None  # sha256 (hex) of the names and versions of the files that this generation added
-    snapshots: tuple[FileEntry, ...] = ()  # lists of the files that were read
-    removed_files: int = 0  # read by earlier generations, gone or changed when this one was planned
+    parent: str | None = None  # digest of the previous version
+    snapshot: str | None = None  # sha256 (hex) of the source files that this version added: names, sizes, versions
+    snapshots: tuple[FileEntry, ...] = ()  # lists of the source files that were read
+    removed_files: int = 0  # read by earlier versions, missing or changed when this one was planned
     channel_sums: tuple[int, ...] = ()  # per channel: sum of levels, then of squared levels
 
     @property
@@ -57,7 +57,9 @@ class DatasetManifest(Section):
         return self.image_size, self.image_size, self.channels
 
     def digest(self) -> str:
-        """sha256 (hex) of the values; of older manifests without what was added since, so that runs find them."""
+        """sha256 (hex) of the values. Newer fields at their default are left out, so older manifests keep their digest:
+        a training run names its dataset version by digest.
+        """
         values = self.model_dump(mode="json")
         for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
             if getattr(self, name) == type(self).model_fields[name].default:
@@ -72,12 +74,15 @@ class DatasetManifest(Section):
         return tuple(shard for shard in self.shards if shard.split == name)
 
     def rows(self, name: Split) -> int:
-        """Images of one split."""
+        """Number of images of one split."""
         return sum(shard.rows for shard in self.split(name))
 
 
 def channel_statistics(sums: Sequence[int], pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel, in [-1, 1], from exact sums of levels, then of squared levels."""
+    """Mean and standard deviation of each channel, in the range [-1, 1].
+
+    sums: for each channel the sum of the levels 0..255, then for each channel the sum of the squared levels.
+    """
     half = len(sums) // 2
     means = [value / pixels for value in sums[:half]]
     variances = [max(value / pixels - mean**2, 0.0) for value, mean in zip(sums[half:], means, strict=True)]

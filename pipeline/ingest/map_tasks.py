@@ -1,4 +1,4 @@
-"""First pass of an ingest, a task a partition of the source: runs of prepared images, sorted by slot, and rejects."""
+"""First pass of an ingest: a task decodes one partition of the source into sorted runs of images, and rejects."""
 
 import hashlib
 import uuid
@@ -14,46 +14,32 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.images.png import encode_png
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.decode.decoder import Decoder
-from pipeline.ingest.journal import Prepared, Work
-from pipeline.ingest.manifest import DatasetManifest
+from pipeline.ingest.journal import PreparedPartition, WorkFolder
 from pipeline.ingest.partitioning import shuffle_key
-from pipeline.ingest.sorted_runs import PreparedImage, RunFile, run_bytes
+from pipeline.ingest.sorted_runs import PreparedImage, RunFormat, SortedRunFile, sorted_run_bytes
 from pipeline.ingest.sources.source import Partition, Source, SourceRow
 from pipeline.schema import REJECTS
 from pipeline.storage.credentials import without_credentials
 from pipeline.storage.files import parquet_bytes, put_file
 
-__all__ = ["MAX_DETAIL", "IngestContext", "partition_name", "prepare"]
+__all__ = ["MAX_DETAIL", "MapContext", "partition_name", "prepare_partition"]
 
-RUN_BYTES = 64 * 2**20
-"""Encoded images that a preparing task holds before it writes them as a run."""
+SORTED_RUN_BYTES = 64 * 2**20
+"""Encoded images that a task holds before it writes them as a sorted run."""
 MAX_DETAIL = 300
 
 
 @dataclass(frozen=True)
-class IngestContext:
-    """What every task of an ingest needs; small but for `parent` and `runs`, which travel once a node."""
+class MapContext:
+    """Inputs that all tasks of the first pass share."""
 
     config: IngestConfig
-    work: Work
+    work: WorkFolder
     source: Source
-    parent: DatasetManifest | None
-    runs: tuple[RunFile, ...] = ()
-    classes: tuple[str, ...] | None = None
-    shard_rows: int = 0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.work.plan.slots.count, self.config.channels
-
-    @property
-    def first_row(self) -> int:
-        """Sample ids before this generation."""
-        return 0 if self.parent is None else self.parent.rows("train") + self.parent.rows("heldout")
 
 
-class Place(NamedTuple):
-    """Where a row is in the source."""
+class RowOrigin(NamedTuple):
+    """A source row without its image: its number in the partition, its name in the source, its label."""
 
     row: int
     source: str
@@ -61,15 +47,16 @@ class Place(NamedTuple):
 
 
 @dataclass
-class PartitionOutput:
-    """What a preparing task has made so far; images are written whenever RUN_BYTES of them have come together."""
+class PartitionWriter:
+    """Collects the images and rejects of one partition; writes a sorted run for every SORTED_RUN_BYTES of images."""
 
-    context: IngestContext
+    work: WorkFolder
+    layout: RunFormat
     partition: int
     images: list[PreparedImage] = field(default_factory=list)
     waiting_bytes: int = 0
     image_bytes: int = 0
-    runs: list[RunFile] = field(default_factory=list)
+    runs: list[SortedRunFile] = field(default_factory=list)
     labels: set[str] = field(default_factory=set)
     rejects: list[dict[str, str]] = field(default_factory=list)
 
@@ -79,26 +66,30 @@ class PartitionOutput:
         self.image_bytes += len(image.png)
         if image.label is not None:
             self.labels.add(image.label)
-        if self.waiting_bytes >= RUN_BYTES:
+        if self.waiting_bytes >= SORTED_RUN_BYTES:
             self.flush()
+
+    def reject(self, source: str, reject: Reject) -> None:
+        detail = without_credentials(_as_utf8(reject.detail))[:MAX_DETAIL]
+        self.rejects.append({"source": source, "reason": reject.reason, "detail": detail})
 
     def flush(self) -> None:
         if not self.images:
             return
-        data, text_bytes = run_bytes(self.images, *self.context.shape)
-        key = self.context.work.data(f"{self.partition:07d}-{len(self.runs):03d}-{uuid.uuid4().hex}.run")
-        file = put_file(self.context.work.dataset, key, data)
-        self.runs.append(RunFile(**file.model_dump(), rows=len(self.images), text_bytes=text_bytes))
+        data, text_bytes = sorted_run_bytes(self.images, self.layout)
+        key = self.work.data(f"{self.partition:07d}-{len(self.runs):03d}-{uuid.uuid4().hex}.run")
+        file = put_file(self.work.dataset, key, data)
+        self.runs.append(SortedRunFile(**file.model_dump(), rows=len(self.images), text_bytes=text_bytes))
         self.images, self.waiting_bytes = [], 0
 
-    def finish(self, rows: int) -> Prepared:
+    def finish(self, rows: int) -> PreparedPartition:
         self.flush()
         rejects = None
         if self.rejects:
-            key = self.context.work.data(f"{self.partition:07d}-{uuid.uuid4().hex}.rejects")
+            key = self.work.data(f"{self.partition:07d}-{uuid.uuid4().hex}.rejects")
             table = pa.Table.from_pylist(self.rejects, schema=REJECTS)
-            rejects = put_file(self.context.work.dataset, key, parquet_bytes(table, len(table)))
-        return Prepared(
+            rejects = put_file(self.work.dataset, key, parquet_bytes(table, len(table)))
+        return PreparedPartition(
             partition=self.partition,
             rows=rows,
             image_bytes=self.image_bytes,
@@ -114,36 +105,36 @@ def partition_name(number: int) -> str:
     return f"{number:07d}"
 
 
-def prepare(context: IngestContext, number: int, partition: Partition) -> Prepared:
-    """Every row of a partition becomes an image of a run, or a reject."""
+def prepare_partition(context: MapContext, number: int, partition: Partition) -> PreparedPartition:
+    """Turn every row of a partition into an image in a sorted run, or a reject. Skipped when its marker exists."""
     name = partition_name(number)
-    done = context.work.read(Prepared, "prepared", name)
+    done = context.work.read(PreparedPartition, "prepared", name)
     if done is not None:
         return done
-    output, rows = PartitionOutput(context, number), 0
+    layout = RunFormat(context.work.plan.slots.count, context.config.channels)
+    writer, rows = PartitionWriter(context.work, layout, number), 0
     with Decoder(context.config) as decoder:
-        for place, image in decoder.prepare(_placed(context.source.rows(partition))):
+        for origin, image in decoder.prepare(_with_origin(context.source.rows(partition))):
             rows += 1
             if isinstance(image, Reject):
-                detail = without_credentials(_text(image.detail))[:MAX_DETAIL]
-                output.rejects.append({"source": place.source, "reason": image.reason, "detail": detail})
+                writer.reject(origin.source, image)
             else:
-                output.add(_prepared(context, number, place, image))
-    return context.work.mark(output.finish(rows), "prepared", name)
+                writer.add(_prepared_image(context, number, origin, image))
+    return context.work.mark(writer.finish(rows), "prepared", name)
 
 
-def _placed(rows: Iterable[SourceRow]) -> Iterator[tuple[Place, Any]]:
+def _with_origin(rows: Iterable[SourceRow]) -> Iterator[tuple[RowOrigin, Any]]:
     for number, row in enumerate(rows):
-        label = None if row.label is None else _text(row.label)
-        yield Place(number, without_credentials(_text(row.source)), label), row.image
+        label = None if row.label is None else _as_utf8(row.label)
+        yield RowOrigin(number, without_credentials(_as_utf8(row.source)), label), row.image
 
 
-def _text(name: str) -> str:
-    """A name as UTF-8 can hold it, without NUL."""
+def _as_utf8(name: str) -> str:
+    """The name with everything escaped that UTF-8 cannot hold, and NUL, which separates texts in sorted runs."""
     return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def _prepared(context: IngestContext, partition: int, place: Place, pixels: Any) -> PreparedImage:
+def _prepared_image(context: MapContext, partition: int, origin: RowOrigin, pixels: Any) -> PreparedImage:
     """pixels: uint8 [size, size, channels]."""
     digest = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
     key = shuffle_key(digest.hex(), context.config.seed)
@@ -154,9 +145,9 @@ def _prepared(context: IngestContext, partition: int, place: Place, pixels: Any)
         key=key,
         sha256=digest,
         partition=partition,
-        row=place.row,
+        row=origin.row,
         sums=tuple(int(value) for value in sums),
-        source=place.source,
-        label=place.label,
+        source=origin.source,
+        label=origin.label,
         png=encode_png(pixels),
     )

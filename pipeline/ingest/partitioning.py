@@ -1,9 +1,10 @@
-"""Where an image goes: its split, its shuffled place among all others, its shard. Pure arithmetic on hashes.
+"""Content decides where an image goes: its split, its position in the shuffle, its shard. Pure arithmetic on hashes.
 
-The key of an image is the first 64 bits of sha256("seed:sha256 of its pixels"). Images lie in the order of their keys,
-so the order is a uniform shuffle that depends on contents and seed, not on names, files or tasks. Keys are cut into
-slots, equal ranges that are small enough to be handled one at a time: equal pixels have equal keys, so duplicates meet
-in one slot, and the number of images kept in the slots before gives every image its number.
+The shuffle key of an image is the first 64 bits of sha256("seed:sha256 of its pixels"). Images are stored in order of
+their keys, so the order is a uniform shuffle that depends on contents and seed, not on names, files or tasks.
+
+A slot is one of many equal ranges of keys, small enough for one task to hold. Equal pixels have equal keys, so all
+duplicates of an image fall into one slot. The number of images kept in the slots before it numbers every image:
 
     key -> slot -> (images kept in each slot) -> sample id = images in earlier slots + rank in its slot -> shard
 """
@@ -16,50 +17,53 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.ingest.manifest import Split
+
 __all__ = [
+    "BoolArray",
     "Duplicates",
-    "Group",
+    "Int64Array",
+    "ShardGroup",
     "Slots",
-    "in_order",
     "is_heldout",
-    "kept",
-    "output_groups",
-    "rows_a_shard",
+    "keep_mask",
+    "rows_per_shard",
+    "shard_groups",
     "shuffle_key",
+    "shuffle_order",
 ]
 
-
-def is_heldout(sha256: str, share: float) -> bool:
-    """Whether an image with these pixels (sha256, hex) is kept from training: a function of its content only."""
-    return int(sha256[:16], 16) < share * 2.0**64
-
-
 Duplicates = Literal["keep-first", "keep-all", "reject"]
-Split = Literal["train", "heldout"]
 Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 Records = npt.NDArray[np.void]
 
 SLOT_BYTES = 4 * 2**20
 MIN_SLOTS, MAX_SLOTS = 16, 4096
 ROW_STEP = 64
-"""Shards that are cut by bytes have a multiple of this many rows, so that micro-batches leave little over."""
+"""Shards limited by bytes have a multiple of this many rows, so that cutting micro-batches leaves few rows over."""
+
+
+def is_heldout(sha256: str, share: float) -> bool:
+    """Whether an image with these pixels (sha256, hex) is held out from training: a function of its content only."""
+    return int(sha256[:16], 16) < share * 2.0**64
 
 
 def shuffle_key(sha256: str, seed: int) -> int:
-    """The 64-bit place of an image with these pixels (sha256, hex)."""
+    """The 64-bit sort key of an image with these pixels (sha256, hex)."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{sha256}".encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True)
 class Slots:
-    """`train` equal ranges of keys for training images, numbered first, then `heldout` ranges for the others."""
+    """How many slots the keys of each split are divided into. Training slots are numbered first."""
 
     train: int
     heldout: int
 
     @classmethod
     def for_bytes(cls, estimate: int, heldout_share: float) -> "Slots":
-        """So many that a slot of about `estimate` bytes in all holds SLOT_BYTES, within bounds."""
+        """Enough slots that each holds about SLOT_BYTES of `estimate` bytes, within MIN_SLOTS..MAX_SLOTS."""
         train = min(max(-(-estimate // SLOT_BYTES), MIN_SLOTS), MAX_SLOTS)
         heldout = round(train * heldout_share / (1.0 - heldout_share))
         return cls(train, min(max(heldout, 1), MAX_SLOTS) if heldout_share else 0)
@@ -87,19 +91,19 @@ class Slots:
         return -(-(low << 64) // count), -(-(high << 64) // count) - 1
 
 
-def in_order(records: Records) -> Int64Array:
-    """Order of records (fields key, sha256 V32, partition, row) by key; equal pixels by their order in the source."""
+def shuffle_order(records: Records) -> Int64Array:
+    """Indices that sort records (fields key, sha256 V32, partition, row) by key, equal pixels by source order."""
     words = np.ascontiguousarray(records["sha256"]).view(">u8").reshape(-1, 4)
-    # Unlike keys are unlike pixels; the words only part images whose 64-bit keys happen to be equal.
+    # Different keys mean different pixels; the words only separate images whose 64-bit keys happen to be equal.
     fields = (records["row"], records["partition"], *words.T[::-1], records["key"])
     return np.lexsort(fields).astype(np.int64)
 
 
-def kept(records: Records, known: set[bytes], policy: Duplicates) -> npt.NDArray[np.bool_]:
-    """Which of the records, given `in_order`, stay. known: sha256 digests that the dataset holds already.
+def keep_mask(records: Records, known: set[bytes], policy: Duplicates) -> BoolArray:
+    """Which records, sorted by `shuffle_order`, stay. known: sha256 digests that the dataset already holds.
 
-    keep-first: of equal pixels the first in the source's order, if the dataset has none; reject: only pixels that
-    came once and are new; keep-all: all.
+    keep-first: the first of equal pixels in source order, if the dataset has none. reject: only pixels that occur once
+    and are new. keep-all: every record.
     """
     count = len(records)
     if policy == "keep-all" or count == 0:
@@ -108,16 +112,16 @@ def kept(records: Records, known: set[bytes], policy: Duplicates) -> npt.NDArray
     begins = np.ones(count, np.bool_)
     words = digests.view("<u8").reshape(-1, 4)
     begins[1:] = (words[1:] != words[:-1]).any(1)
-    stays = begins.copy()
+    keep = begins.copy()
     if policy == "reject":
-        stays[:-1] &= begins[1:]
+        keep[:-1] &= begins[1:]
     if known:
-        stays &= np.fromiter((digest.tobytes() not in known for digest in digests), np.bool_, count)
-    return stays
+        keep &= np.fromiter((digest.tobytes() not in known for digest in digests), np.bool_, count)
+    return keep
 
 
-def rows_a_shard(rows: int, image_bytes: int, shard_rows: int, shard_bytes: int) -> int:
-    """Images a shard: `shard_rows`, or fewer so that images of the mean size take at most `shard_bytes`."""
+def rows_per_shard(rows: int, image_bytes: int, shard_rows: int, shard_bytes: int) -> int:
+    """Images a shard: `shard_rows`, or fewer where images of the mean size would exceed `shard_bytes`."""
     fit = shard_bytes * rows // max(image_bytes, 1)
     if fit >= shard_rows:
         return shard_rows
@@ -125,9 +129,12 @@ def rows_a_shard(rows: int, image_bytes: int, shard_rows: int, shard_bytes: int)
 
 
 @dataclass(frozen=True)
-class Group:
-    """Neighbouring shards that one task writes: images first..stop-1 of their split, which lie in `slots`, the first of
-    them after `skip` other images. `before`: images of the other split with smaller ids."""
+class ShardGroup:
+    """Neighbouring shards that one task writes: images first..stop-1 of their split.
+
+    The images lie in `slots`, behind `skip` images of earlier shards. `before`: number of images of this dataset
+    version in the split before this one.
+    """
 
     split: Split
     before: int
@@ -138,8 +145,8 @@ class Group:
     skip: int
 
 
-def output_groups(in_slots: Int64Array, slots: Slots, shard_rows: int, shards_a_group: int) -> Iterator[Group]:
-    """Every shard of both splits, once. in_slots: int64 [slots.count], images kept in each slot."""
+def shard_groups(in_slots: Int64Array, slots: Slots, shard_rows: int, shards_a_group: int) -> Iterator[ShardGroup]:
+    """Every shard of both splits, once. in_slots: int64 [slots.count], number of images kept in each slot."""
     parts: tuple[tuple[Split, int, int], ...] = (("train", 0, slots.train), ("heldout", slots.train, slots.count))
     before = 0
     for split, begin, end in parts:
@@ -150,5 +157,5 @@ def output_groups(in_slots: Int64Array, slots: Slots, shard_rows: int, shards_a_
             low = int(np.searchsorted(ends, first, side="right")) - 1
             high = int(np.searchsorted(ends, stop, side="left"))
             found = range(begin + low, begin + high)
-            yield Group(split, before, first // shard_rows, first, stop, found, first - int(ends[low]))
+            yield ShardGroup(split, before, first // shard_rows, first, stop, found, first - int(ends[low]))
         before += total

@@ -1,12 +1,12 @@
-"""One generation of a dataset, from its plan to its commit: what the driver of an ingest does between tasks.
+"""The phases of one ingest, from its plan to its commit: starts their tasks and collects the markers that they return.
 
-The driver holds a marker a partition and a count a slot, never a row.
+The driver process holds a marker for each partition and a count for each slot, never an image.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,94 +14,120 @@ from pipeline.config.base import FileEntry
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, NotFound, VerificationFailed
 from pipeline.ingest.dataset import read_dataset_version, write_dataset
-from pipeline.ingest.journal import Prepared, Settled, Work
+from pipeline.ingest.journal import DeduplicatedSlots, PreparedPartition, WorkFolder
 from pipeline.ingest.manifest import DatasetManifest, ShardEntry, channel_statistics
-from pipeline.ingest.map_tasks import IngestContext, partition_name, prepare
-from pipeline.ingest.partitioning import Group, output_groups, rows_a_shard
-from pipeline.ingest.reduce_tasks import RejectChunk, settle, write, write_rejects
-from pipeline.ingest.sorted_runs import record_type
+from pipeline.ingest.map_tasks import MapContext, partition_name, prepare_partition
+from pipeline.ingest.partitioning import ShardGroup, rows_per_shard, shard_groups
+from pipeline.ingest.reduce_tasks import (
+    ReduceContext,
+    RejectChunk,
+    WriteContext,
+    deduplicate,
+    write_rejects,
+    write_shards,
+)
+from pipeline.ingest.sorted_runs import RunFormat
 from pipeline.ingest.source_listing import read_snapshot
-from pipeline.ingest.sources.source import Source, class_names
+from pipeline.ingest.sources.labels import class_names
+from pipeline.ingest.sources.source import Source
 from pipeline.progress import Progress
 from pipeline.task_pool import fan_out
 
-__all__ = ["make_dataset_version"]
+__all__ = ["IngestContext", "make_dataset_version"]
 
 MARKER_READERS = 16
-SETTLE_BYTES = 64 * 2**20
-"""Records and names that one settling task holds, about."""
+DEDUPLICATE_BYTES = 64 * 2**20
+"""Records and names that one deduplicating task holds, about."""
 GROUP_BYTES = 128 * 2**20
 """Encoded images that one writing task holds, about."""
 MIN_GROUPS = 16
 TEXT_BYTES = 160
-"""Of one record, roughly, with what Python adds to it."""
+"""Memory of the source name and label of one record, about."""
 REJECTS_A_FILE = 100_000
 TOP_REASONS = 5
-DROPPED = "duplicate"
+DUPLICATE = "duplicate"
 
 
-def make_dataset_version(
-    config: IngestConfig, source: Source, work: Work, parent: DatasetManifest | None
-) -> DatasetManifest:
-    """Raises DataError when too little can be used. Safe beside other drivers of the same plan."""
+@dataclass(frozen=True)
+class IngestContext:
+    """Inputs of an ingest. parent: manifest of the dataset version to append to, None for a new dataset."""
+
+    config: IngestConfig
+    source: Source
+    work: WorkFolder
+    parent: DatasetManifest | None
+
+
+@dataclass(frozen=True)
+class NewContents:
+    """What one ingest adds to a dataset. channel_sums: as in the manifest, of each range of slots."""
+
+    source_rows: int
+    shards: tuple[ShardEntry, ...]
+    rejects: tuple[FileEntry, ...]
+    reject_counts: Counter[str]
+    channel_sums: tuple[tuple[int, ...], ...]
+
+
+def make_dataset_version(context: IngestContext) -> DatasetManifest:
+    """Run all phases and commit. Several drivers may do this for one plan at the same time.
+
+    Raises DataError when nothing, or a smaller share than ingest.max_reject_share allows, is usable.
+    """
     try:
-        return _made(IngestContext(config, work, source, parent))
+        return _run_phases(context)
     except (NotFound, VerificationFailed):
-        # Another driver of this plan may have committed it and removed what we were reading.
-        done = read_dataset_version(work.dataset, work.plan.generation)
+        # Another driver of this plan may have committed it and removed the work folder under our tasks.
+        done = read_dataset_version(context.work.dataset, context.work.plan.generation)
         if done is None:
             raise
         return done
 
 
-def _made(context: IngestContext) -> DatasetManifest:
+def _run_phases(context: IngestContext) -> DatasetManifest:
+    config, work, parent = context.config, context.work, context.parent
     prepared = _prepare(context)
-    rejects = _write_rejects(context, prepared)
-    counts = Counter[str]()
-    for part in prepared:
-        counts.update(part.reject_counts)
-    rows = sum(part.rows for part in prepared)
-    _check_share(context, rows, counts)
-    context = replace(context, runs=tuple(run for part in prepared for run in part.runs))
-    settled = _settle(context)
-    counts.update({DROPPED: sum(part.duplicates for part in settled)})
-    _check_share(context, rows, counts)
-    context = replace(
-        context,
-        classes=_classes(context, {label for part in prepared for label in part.labels}),
-        shard_rows=rows_a_shard(
-            sum(run.rows for run in context.runs),
-            sum(part.image_bytes for part in prepared),
-            context.config.shard_rows,
-            context.config.shard_bytes,
-        ),
-    )
-    shards = _write(context, settled)
-    rejects += tuple(part.rejects for part in settled if part.rejects is not None)
-    manifest = _manifest(context, rows, +counts, (shards, rejects, settled))
-    write_dataset(context.work.dataset, manifest)
+    rejects = _write_rejects(work, prepared)
+    counts = sum((Counter(part.reject_counts) for part in prepared), Counter[str]())
+    source_rows = sum(part.rows for part in prepared)
+    _check_reject_share(context, source_rows, counts)
+
+    runs = tuple(run for part in prepared for run in part.runs)
+    slots = _deduplicate(ReduceContext(config, work, parent, runs))
+    counts[DUPLICATE] += sum(part.duplicates for part in slots)
+    _check_reject_share(context, source_rows, counts)
+
+    classes = _classes(context, {label for part in prepared for label in part.labels})
+    images, image_bytes = sum(run.rows for run in runs), sum(part.image_bytes for part in prepared)
+    shard_rows = rows_per_shard(images, image_bytes, config.shard_rows, config.shard_bytes)
+    shards = _write_shards(WriteContext(config, work, parent, runs, classes, shard_rows), slots)
+
+    rejects += tuple(part.rejects for part in slots if part.rejects is not None)
+    added = NewContents(source_rows, shards, rejects, +counts, tuple(part.sums for part in slots))
+    manifest = _manifest(context, classes, added)
+    write_dataset(work.dataset, manifest)
     return manifest
 
 
-def _prepare(context: IngestContext) -> list[Prepared]:
-    """The markers of all partitions, in the order of the source."""
-    plan, done = context.work.plan, context.work.done("prepared")
+def _prepare(context: IngestContext) -> list[PreparedPartition]:
+    """The markers of all partitions, in source order."""
+    work, done = context.work, context.work.done("prepared")
     with ThreadPoolExecutor(MARKER_READERS) as pool:
-        found = pool.map(lambda name: context.work.read(Prepared, "prepared", name), sorted(done))
+        found = pool.map(lambda name: work.read(PreparedPartition, "prepared", name), sorted(done))
         markers = [marker for marker in found if marker is not None]
-    partitions = enumerate(read_snapshot(context.work.dataset, plan.snapshot_parts))
+    partitions = enumerate(read_snapshot(work.dataset, work.plan.snapshot_parts))
     missing = ((number, part) for number, part in partitions if partition_name(number) not in done)
-    progress = Progress("reading", plan.partitions, "partitions", start=len(markers))
+    progress = Progress("reading", work.plan.partitions, "partitions", start=len(markers))
     rows = sum(marker.rows for marker in markers)
-    for marker in fan_out(prepare, context, missing):
+    for marker in fan_out(prepare_partition, MapContext(context.config, work, context.source), missing):
         markers.append(marker)
         rows += marker.rows
         progress.update(len(markers), f"{rows:,} images")
     return sorted(markers, key=lambda marker: marker.partition)
 
 
-def _write_rejects(context: IngestContext, prepared: Sequence[Prepared]) -> tuple[FileEntry, ...]:
-    """Files of rejects in the order of the source, however it was cut into partitions."""
+def _write_rejects(work: WorkFolder, prepared: Sequence[PreparedPartition]) -> tuple[FileEntry, ...]:
+    """Files of rejects in source order. They do not depend on how the source was cut into partitions."""
     files = [part.rejects for part in prepared if part.rejects is not None]
     ends = np.cumsum([0, *(sum(part.reject_counts.values()) for part in prepared if part.rejects is not None)]).tolist()
     chunks = []
@@ -110,37 +136,38 @@ def _write_rejects(context: IngestContext, prepared: Sequence[Prepared]) -> tupl
         low = int(np.searchsorted(ends, first, side="right")) - 1
         high = int(np.searchsorted(ends, stop, side="left"))
         chunks.append((RejectChunk(number, tuple(files[low:high]), first - ends[low], stop - ends[low]),))
-    return tuple(sorted(fan_out(write_rejects, context.work, chunks), key=lambda entry: entry.key))
+    return tuple(sorted(fan_out(write_rejects, work, chunks), key=lambda entry: entry.key))
 
 
-def _check_share(context: IngestContext, rows: int, counts: Counter[str]) -> None:
-    """Dropping all but the first of equal images is no fault of the source, so it does not count."""
-    dropped = counts[DROPPED] if context.config.duplicates == "keep-first" else 0
+def _check_reject_share(context: IngestContext, rows: int, counts: Counter[str]) -> None:
+    """With keep-first, dropped duplicates do not count as rejects: one image of each remains."""
+    config, work, name = context.config, context.work, context.source.name
     rejected = counts.total()
+    counted = rejected - (counts[DUPLICATE] if config.duplicates == "keep-first" else 0)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(TOP_REASONS))
-    listed = f"they are listed in {context.work.dataset.location('rejects/')}"
+    listed = f"they are listed in {work.dataset.location('rejects/')}"
     if rejected == rows and context.parent is None:
-        context.work.refuse()
-        raise DataError(f"none of the {rows:,} images of {context.source.name} can be used ({reasons}); {listed}")
-    if rejected - dropped > context.config.max_reject_share * rows:
-        context.work.refuse()
+        work.mark_refused()
+        raise DataError(f"none of the {rows:,} images of {name} can be used ({reasons}); {listed}")
+    if counted > config.max_reject_share * rows:
+        work.mark_refused()
         raise DataError(
-            f"{rejected - dropped:,} of {rows:,} images of {context.source.name} were rejected ({reasons}), more than "
-            f"ingest.max_reject_share = {context.config.max_reject_share}; {listed}"
+            f"{counted:,} of {rows:,} images of {name} were rejected ({reasons}), more than "
+            f"ingest.max_reject_share = {config.max_reject_share}; {listed}"
         )
 
 
-def _settle(context: IngestContext) -> list[Settled]:
-    """What stays in every slot, in order."""
+def _deduplicate(context: ReduceContext) -> list[DeduplicatedSlots]:
+    """The markers of all slots, in order of slot."""
     slots, rows = context.work.plan.slots, sum(run.rows for run in context.runs)
-    record_bytes = record_type(context.config.channels).itemsize + TEXT_BYTES
-    size = max(1, SETTLE_BYTES * slots.count // max(1, rows * record_bytes))
+    record_bytes = RunFormat(slots.count, context.config.channels).record.itemsize + TEXT_BYTES
+    size = max(1, DEDUPLICATE_BYTES * slots.count // max(1, rows * record_bytes))
     calls = [(part,) for split in ("train", "heldout") for part in slots.ranges(split, size)]
-    return sorted(fan_out(settle, context, calls), key=lambda part: part.first)
+    return sorted(fan_out(deduplicate, context, calls), key=lambda part: part.first)
 
 
 def _classes(context: IngestContext, labels: set[str]) -> tuple[str, ...] | None:
-    """The parent's classes keep their numbers; new ones follow."""
+    """Classes of the parent keep their numbers, and new ones follow."""
     known = () if context.parent is None else context.parent.classes or ()
     named = context.source.classes
     if named is None:
@@ -149,49 +176,43 @@ def _classes(context: IngestContext, labels: set[str]) -> tuple[str, ...] | None
     return tuple(following) or None
 
 
-def _write(context: IngestContext, settled: Sequence[Settled]) -> tuple[ShardEntry, ...]:
-    """All shards, training ones first, in order of sample id."""
-    groups = list(_groups(context, settled))
+def _write_shards(context: WriteContext, slots: Sequence[DeduplicatedSlots]) -> tuple[ShardEntry, ...]:
+    """All shards in order of sample id, so training shards first."""
+    groups = list(_shard_groups(context, slots))
     progress = Progress("writing", sum(group.stop - group.first for group in groups), "images")
     shards: list[ShardEntry] = []
-    for entries in fan_out(write, context, ((group,) for group in groups)):
+    for entries in fan_out(write_shards, context, ((group,) for group in groups)):
         shards += entries
         progress.update(sum(shard.rows for shard in shards))
     progress.close()
     return tuple(sorted(shards, key=lambda shard: shard.first_id))
 
 
-def _groups(context: IngestContext, settled: Sequence[Settled]) -> Iterator[Group]:
-    in_slots = np.concatenate([np.array(part.kept, np.int64) for part in settled])
+def _shard_groups(context: WriteContext, slots: Sequence[DeduplicatedSlots]) -> Iterator[ShardGroup]:
+    in_slots = np.concatenate([np.array(part.kept, np.int64) for part in slots])
     shards = -(-int(in_slots.sum()) // context.shard_rows)
     stored = sum(run.bytes for run in context.runs)
-    a_shard = max(1, stored // max(shards, 1))
-    together = max(1, min(GROUP_BYTES // a_shard, -(-shards // MIN_GROUPS)))
-    return output_groups(in_slots, context.work.plan.slots, context.shard_rows, together)
+    shard_bytes = max(1, stored // max(shards, 1))
+    together = max(1, min(GROUP_BYTES // shard_bytes, -(-shards // MIN_GROUPS)))
+    return shard_groups(in_slots, context.work.plan.slots, context.shard_rows, together)
 
 
-def _manifest(
-    context: IngestContext,
-    rows: int,
-    counts: Counter[str],
-    made: tuple[tuple[ShardEntry, ...], tuple[FileEntry, ...], Sequence[Settled]],
-) -> DatasetManifest:
-    shards, rejects, settled = made
-    plan, config, before = context.work.plan, context.config, context.parent
-    if before is not None:
-        rows, counts = rows + before.source_rows, counts + Counter(before.reject_counts)
-        shards, rejects = before.shards + shards, before.rejects + rejects
-    sums = [before.channel_sums] if before is not None else []
-    total = np.array([*sums, *(part.sums for part in settled)], dtype=object).sum(0).tolist()
+def _manifest(context: IngestContext, classes: tuple[str, ...] | None, added: NewContents) -> DatasetManifest:
+    """The parent's manifest with the new contents appended."""
+    plan, config, parent = context.work.plan, context.config, context.parent
+    shards = (*(parent.shards if parent else ()), *added.shards)
+    counts = added.reject_counts + Counter(parent.reject_counts if parent else {})
+    sums = ([parent.channel_sums] if parent else []) + list(added.channel_sums)
+    total = np.array(sums, dtype=object).sum(0).tolist()
     mean, std = channel_statistics(total, sum(shard.rows for shard in shards) * config.image_size**2)
     return DatasetManifest(
         source=plan.source,
-        source_rows=rows,
+        source_rows=added.source_rows + (parent.source_rows if parent else 0),
         image_size=config.image_size,
         channels=config.channels,
-        classes=context.classes,
+        classes=classes,
         shards=shards,
-        rejects=rejects,
+        rejects=(*(parent.rejects if parent else ()), *added.rejects),
         reject_counts=dict(sorted(counts.items())),
         channel_mean=mean,
         channel_std=std,
@@ -200,6 +221,6 @@ def _manifest(
         generation=plan.generation,
         parent=plan.parent,
         snapshot=plan.snapshot,
-        snapshots=(() if before is None else before.snapshots) + plan.snapshot_parts,
+        snapshots=(*(parent.snapshots if parent else ()), *plan.snapshot_parts),
         removed_files=plan.removed_files,
     )

@@ -1,63 +1,103 @@
-"""Second pass of an ingest: which of equal images stay (`settle`), and the shards and rejects themselves (`write`).
+"""Second pass of an ingest: tasks that drop duplicates, then tasks that write shards and files of rejects.
 
-A task reads a range of slots from every run of the first pass. Each ends with a marker, so that it is done once.
+A task reads its slots from every sorted run of the first pass. Tasks end with a marker, so repeating one is cheap.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.base import FileEntry
-from pipeline.ingest.journal import Settled, Work
-from pipeline.ingest.manifest import ShardEntry, Split
-from pipeline.ingest.map_tasks import MAX_DETAIL, IngestContext
-from pipeline.ingest.partitioning import Group, in_order, kept
-from pipeline.ingest.sorted_runs import Gathered, gather
+from pipeline.config.ingest import IngestConfig
+from pipeline.ingest.journal import DeduplicatedSlots, WorkFolder
+from pipeline.ingest.manifest import DatasetManifest, ShardEntry, Split
+from pipeline.ingest.map_tasks import MAX_DETAIL
+from pipeline.ingest.partitioning import BoolArray, Int64Array, ShardGroup, keep_mask, shuffle_order
+from pipeline.ingest.sorted_runs import Records, RunFormat, SlotContents, SortedRunFile, read_slots
 from pipeline.schema import DATASET, IMAGE, REJECTS
 from pipeline.storage.files import parquet_bytes, put_hashed, read_parquet
 
-__all__ = ["RejectChunk", "settle", "shard_name", "write", "write_rejects"]
+__all__ = ["ReduceContext", "RejectChunk", "WriteContext", "deduplicate", "shard_name", "write_rejects", "write_shards"]
 
 ROW_GROUP_BYTES = 32 * 2**20
 
 
-def settle(context: IngestContext, slots: range) -> Settled:
-    """Decide what stays of some slots of one split."""
+@dataclass(frozen=True)
+class ReduceContext:
+    """Inputs that all tasks of the second pass share. parent: manifest of the previous dataset version."""
+
+    config: IngestConfig
+    work: WorkFolder
+    parent: DatasetManifest | None
+    runs: tuple[SortedRunFile, ...]
+
+
+@dataclass(frozen=True)
+class WriteContext(ReduceContext):
+    """What writing shards needs besides. classes: names in the order of their numbers."""
+
+    classes: tuple[str, ...] | None
+    shard_rows: int
+
+    @property
+    def first_id(self) -> int:
+        """Number of sample ids that earlier versions of the dataset use."""
+        return 0 if self.parent is None else sum(shard.rows for shard in self.parent.shards)
+
+
+class Deduplication(NamedTuple):
+    """Images of some slots, the indices that bring them into shuffle order, and which of them, so ordered, stay."""
+
+    found: SlotContents
+    order: Int64Array
+    keep: BoolArray
+
+    @property
+    def kept(self) -> Int64Array:
+        """Indices into `found` of the images that stay, in shuffle order."""
+        return self.order[self.keep]
+
+
+def deduplicate(context: ReduceContext, slots: range) -> DeduplicatedSlots:
+    """Count the images that stay in some slots of one split, and write the others as rejects."""
     name = f"{slots.start:05d}-{slots.stop:05d}"
-    done = context.work.read(Settled, "settled", name)
+    done = context.work.read(DeduplicatedSlots, "settled", name)
     if done is not None:
         return done
-    found = gather(context.work.dataset, context.runs, slots, context.shape, images=False)
-    order, stays = _decided(context, slots, found)
-    chosen = found.records[order[stays]]
-    dropped = _duplicates(context, found, order, stays)
+    images = _read_deduplicated(context, slots, images=False)
+    kept = images.found.records[images.kept]
+    dropped = _duplicate_rejects(images)
     rejects = None
     if dropped:
         table = pa.Table.from_pylist(dropped, schema=REJECTS)
         stem = f"rejects/{context.work.plan.generation:06d}-duplicates-{slots.start:05d}"
         rejects = put_hashed(context.work.dataset, stem, parquet_bytes(table, 1000))
-    settled = Settled(
+    marker = DeduplicatedSlots(
         first=slots.start,
-        kept=tuple(_by_slot(context, slots, chosen["key"])),
-        sums=tuple(chosen["sums"].sum(0, dtype=np.int64).tolist()),
+        kept=tuple(_count_by_slot(context, slots, kept["key"])),
+        sums=tuple(kept["sums"].sum(0, dtype=np.int64).tolist()),
         duplicates=len(dropped),
         rejects=rejects,
     )
-    return context.work.mark(settled, "settled", name)
+    return context.work.mark(marker, "settled", name)
 
 
-def _decided(context: IngestContext, slots: range, found: Gathered) -> tuple[Any, Any]:
-    """Order of the gathered records, and which of them, in that order, stay."""
-    order = in_order(found.records)
+def _read_deduplicated(context: ReduceContext, slots: range, *, images: bool) -> Deduplication:
+    work, policy = context.work, context.config.duplicates
+    layout = RunFormat(work.plan.slots.count, context.config.channels)
+    found = read_slots(work.dataset, context.runs, slots, layout, images=images)
+    order = shuffle_order(found.records)
     records = found.records[order]
-    known = set() if context.config.duplicates == "keep-all" else _known(context, slots, records)
-    return order, kept(records, known, context.config.duplicates)
+    known = set() if policy == "keep-all" else _known_digests(context, slots, records)
+    return Deduplication(found, order, keep_mask(records, known, policy))
 
 
-def _known(context: IngestContext, slots: range, records: Any) -> set[bytes]:
-    """Digests of these records that earlier generations have."""
+def _known_digests(context: ReduceContext, slots: range, records: Records) -> set[bytes]:
+    """sha256 digests of these records that earlier versions of the dataset hold."""
     if context.parent is None or not len(records):
         return set()
     ours = {digest.tobytes() for digest in np.ascontiguousarray(records["sha256"])}
@@ -71,19 +111,20 @@ def _known(context: IngestContext, slots: range, records: Any) -> set[bytes]:
     return known
 
 
-def _duplicates(context: IngestContext, found: Gathered, order: Any, stays: Any) -> list[dict[str, str]]:
-    """Rejects, by name: the images that do not stay."""
+def _duplicate_rejects(images: Deduplication) -> list[dict[str, str]]:
+    """Rows of REJECTS, sorted by source name: the images that do not stay."""
+    found, order, keep = images
     digests = np.ascontiguousarray(found.records["sha256"][order])
-    first = {digests[place].tobytes(): order[place] for place in np.flatnonzero(stays)}
+    first = {digests[index].tobytes(): order[index] for index in np.flatnonzero(keep)}
     rejects = []
-    for place in np.flatnonzero(~stays):
-        same = first.get(digests[place].tobytes())
+    for index in np.flatnonzero(~keep):
+        same = first.get(digests[index].tobytes())
         detail = "pixels of another image" if same is None else f"pixels of {found.sources[same]}"[:MAX_DETAIL]
-        rejects.append({"source": found.sources[order[place]], "reason": "duplicate", "detail": detail})
+        rejects.append({"source": found.sources[order[index]], "reason": "duplicate", "detail": detail})
     return sorted(rejects, key=lambda row: (row["source"], row["detail"]))
 
 
-def _by_slot(context: IngestContext, slots: range, keys: Any) -> list[int]:
+def _count_by_slot(context: ReduceContext, slots: range, keys: npt.NDArray[np.uint64]) -> list[int]:
     """How many of the ascending keys fall into each slot."""
     starts = [context.work.plan.slots.keys(range(slot, slot + 1))[0] for slot in slots]
     edges = np.searchsorted(keys, np.array(starts[1:], np.uint64), side="left")
@@ -95,35 +136,30 @@ def shard_name(split: str, shard: int) -> str:
     return f"{split}-{shard:06d}"
 
 
-def write(context: IngestContext, group: Group) -> list[ShardEntry]:
-    """The shards of a group, in order."""
+def write_shards(context: WriteContext, group: ShardGroup) -> list[ShardEntry]:
+    """The shards of a group. Only shards without a marker are written."""
     shards = range(group.shard, group.shard + -(-(group.stop - group.first) // context.shard_rows))
     done = [context.work.read(ShardEntry, "written", shard_name(group.split, shard)) for shard in shards]
-    if None not in done:
-        return [entry for entry in done if entry is not None]
-    found = gather(context.work.dataset, context.runs, group.slots, context.shape, images=True)
-    order, stays = _decided(context, group.slots, found)
-    rows = order[stays][group.skip : group.skip + group.stop - group.first]
-    written = []
-    for number, start in enumerate(range(0, len(rows), context.shard_rows)):
-        chosen = rows[start : start + context.shard_rows]
-        written.append(_write_shard(context, group, group.shard + number, group.first + start, (found, chosen)))
-    return written
+    missing = [shard for shard, entry in zip(shards, done, strict=True) if entry is None]
+    entries = [entry for entry in done if entry is not None]
+    if missing:
+        images = _read_deduplicated(context, group.slots, images=True)
+        rows = images.kept[group.skip : group.skip + group.stop - group.first]
+        entries += [_write_shard(context, group, shard, images.found, rows) for shard in missing]
+    return entries
 
 
 def _write_shard(
-    context: IngestContext, group: Group, shard: int, first: int, images: tuple[Gathered, Any]
+    context: WriteContext, group: ShardGroup, shard: int, found: SlotContents, rows: Int64Array
 ) -> ShardEntry:
-    found, rows = images
-    plan, name = context.work.plan, shard_name(group.split, shard)
-    done = context.work.read(ShardEntry, "written", name)
-    if done is not None:
-        return done
-    first_id = context.first_row + first + group.before
+    """rows: indices into `found` of all images of the group, in shuffle order."""
+    start = (shard - group.shard) * context.shard_rows
+    rows = rows[start : start + context.shard_rows]
+    first_id = context.first_id + group.before + group.first + start
     table, largest = _shard_table(context, found, rows, first_id)
-    group_rows = max(1, min(context.config.row_group_rows, ROW_GROUP_BYTES // largest))
-    stem = f"data/{group.split}-{plan.generation:06d}-{shard:06d}"
-    file = put_hashed(context.work.dataset, stem, parquet_bytes(table, group_rows))
+    row_group_rows = max(1, min(context.config.row_group_rows, ROW_GROUP_BYTES // largest))
+    stem = f"data/{group.split}-{context.work.plan.generation:06d}-{shard:06d}"
+    file = put_hashed(context.work.dataset, stem, parquet_bytes(table, row_group_rows))
     keys = found.records["key"][rows]
     entry = ShardEntry(
         **file.model_dump(),
@@ -132,12 +168,11 @@ def _write_shard(
         first_id=first_id,
         keys=(f"{keys[0]:016x}", f"{keys[-1]:016x}"),
     )
-    return context.work.mark(entry, "written", name)
+    return context.work.mark(entry, "written", shard_name(group.split, shard))
 
 
-def _shard_table(context: IngestContext, found: Gathered, rows: Any, first_id: int) -> tuple[pa.Table, int]:
-    """DATASET rows, and the bytes of the largest image."""
-    assert found.images is not None
+def _shard_table(context: WriteContext, found: SlotContents, rows: Int64Array, first_id: int) -> tuple[pa.Table, int]:
+    """Rows of DATASET, and the size of the largest image in bytes."""
     numbers = {name: number for number, name in enumerate(context.classes or ())}
     images = [{"bytes": found.images[row], "path": found.sources[row]} for row in rows]
     labels = [None if (label := found.labels[row]) is None else numbers[label] for row in rows]
@@ -162,8 +197,8 @@ class RejectChunk(NamedTuple):
     stop: int
 
 
-def write_rejects(work: Work, chunk: RejectChunk) -> FileEntry:
-    """A file of rejects in the order of the source."""
+def write_rejects(work: WorkFolder, chunk: RejectChunk) -> FileEntry:
+    """Write a file of rejects in source order."""
     tables = [pq.read_table(pa.BufferReader(work.dataset.read(file.key))) for file in chunk.files]
     table = pa.concat_tables(tables).slice(chunk.first, chunk.stop - chunk.first)
     return put_hashed(

@@ -1,7 +1,7 @@
-"""Which files a generation of a dataset read: their names, sizes and versions, partition by partition.
+"""Snapshots: lists of the source files that a dataset version read, with names, sizes and versions, by partition.
 
-Written before anything is read, so that an ingest that goes on later has the same work, and kept, so that the next
-generation knows what is new.
+A snapshot is written before any file is read, so that a killed ingest continues with the same work. It is kept, so that
+the next dataset version knows which files are new.
 """
 
 import hashlib
@@ -23,19 +23,20 @@ _FILE = pa.struct([("key", pa.binary()), ("size", pa.int64()), ("version", pa.st
 SNAPSHOT = pa.schema(
     [
         pa.field("id", pa.binary(), nullable=False),  # names are bytes: not every file name is UTF-8
-        pa.field("first_row", pa.int64()),  # of one file, where a partition is a part of it
+        pa.field("first_row", pa.int64()),  # set where a partition is a row range of one file
         pa.field("stop_row", pa.int64()),
         pa.field("files", pa.list_(_FILE), nullable=False),
-        pa.field("labels", pa.list_(pa.binary())),  # of the files, where the source lists them
+        pa.field("labels", pa.list_(pa.binary())),  # one a file, set where the source is a list with labels
     ]
 )
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """digest: sha256 (hex) of the files' fingerprints and labels, however they are cut into partitions.
+    """A stored snapshot and its totals.
 
-    rows: of the partitions, as far as that is known before they are read: a file counts as one.
+    digest: sha256 (hex) of the files' fingerprints and labels; it does not depend on the cut into partitions. rows: the
+    number of images as far as listing the source reveals it (a file without a row range counts as one).
     """
 
     digest: str
@@ -45,13 +46,13 @@ class Snapshot:
     file_bytes: int
 
 
-class Count:
-    """Goes along partitions: what a Snapshot says of them."""
+class SnapshotTotals:
+    """Accumulates the digest and totals of a Snapshot over its partitions."""
 
     def __init__(self) -> None:
         self.partitions = self.rows = self.file_bytes = 0
         self._hash = hashlib.sha256()
-        self._before: set[tuple[str, str | None]] = set()  # of the partition before: shares of one file follow
+        self._before: set[tuple[str, str | None]] = set()  # files of the last partition: row ranges of a file follow it
 
     def add(self, partition: Partition) -> None:
         self.partitions += 1
@@ -69,32 +70,32 @@ class Count:
         return self._hash.hexdigest()
 
 
-def write_snapshot(store: Store, generation: int, partitions: Iterable[Partition]) -> Snapshot:
-    """Store the list as `snapshots/`; memory is bounded by a part of it."""
-    count, parts, table, in_table = Count(), list[FileEntry](), list[Partition](), 0
+def write_snapshot(store: Store, version: int, partitions: Iterable[Partition]) -> Snapshot:
+    """Store the partitions under `snapshots/`, in files of about FILES_A_PART entries, which bounds the memory."""
+    totals, parts, table, in_table = SnapshotTotals(), list[FileEntry](), list[Partition](), 0
     for partition in partitions:
-        count.add(partition)
+        totals.add(partition)
         table.append(partition)
         in_table += len(partition.files)
         if in_table >= FILES_A_PART:
-            parts.append(_write(store, generation, len(parts), table))
+            parts.append(_write(store, version, len(parts), table))
             table, in_table = [], 0
     if table:
-        parts.append(_write(store, generation, len(parts), table))
-    return Snapshot(count.digest, tuple(parts), count.partitions, count.rows, count.file_bytes)
+        parts.append(_write(store, version, len(parts), table))
+    return Snapshot(totals.digest, tuple(parts), totals.partitions, totals.rows, totals.file_bytes)
 
 
 def snapshot_digest(partitions: Iterable[Partition]) -> str:
-    """The digest that `write_snapshot` gives to these partitions."""
-    count = Count()
+    """The digest that `write_snapshot` computes for these partitions."""
+    totals = SnapshotTotals()
     for partition in partitions:
-        count.add(partition)
-    return count.digest
+        totals.add(partition)
+    return totals.digest
 
 
-def _write(store: Store, generation: int, number: int, partitions: Sequence[Partition]) -> FileEntry:
+def _write(store: Store, version: int, number: int, partitions: Sequence[Partition]) -> FileEntry:
     table = pa.Table.from_pylist([_row(partition) for partition in partitions], schema=SNAPSHOT)
-    return put_hashed(store, f"snapshots/{generation:06d}-{number:05d}", parquet_bytes(table, 1000))
+    return put_hashed(store, f"snapshots/{version:06d}-{number:05d}", parquet_bytes(table, 1000))
 
 
 def _row(partition: Partition) -> dict[str, object]:
@@ -117,7 +118,7 @@ def _name(data: bytes) -> str:
 
 
 def read_snapshot(store: Store, parts: Iterable[FileEntry]) -> Iterator[Partition]:
-    """The partitions of stored lists, in order."""
+    """The partitions of stored snapshot files, in order."""
     for part in parts:
         for row in read_parquet(store, part).to_pylist():
             files = tuple(SourceFile(_name(file["key"]), file["size"], file["version"]) for file in row["files"])
@@ -128,7 +129,10 @@ def read_snapshot(store: Store, parts: Iterable[FileEntry]) -> Iterator[Partitio
 
 
 class KnownFiles:
-    """Fingerprints of the files that a dataset has read: 16 bytes each, and whether the source still has it."""
+    """The files that a dataset has read, and which of them were seen again in the source. 16 bytes a file.
+
+    `fingerprint in known` marks the file as seen.
+    """
 
     def __init__(self, store: Store, parts: Iterable[FileEntry]) -> None:
         prints = [np.array([], "S16")]
@@ -139,18 +143,18 @@ class KnownFiles:
 
     def __contains__(self, fingerprint: object) -> bool:
         wanted = np.array(bytes.fromhex(str(fingerprint)), "S16")
-        place = int(np.searchsorted(self._prints, wanted))
-        if place == len(self._prints) or self._prints[place] != wanted:
+        index = int(np.searchsorted(self._prints, wanted))
+        if index == len(self._prints) or self._prints[index] != wanted:
             return False
-        self._seen[place] = True
+        self._seen[index] = True
         return True
 
-    def see(self, files: Iterable[SourceFile]) -> None:
-        """These are still in the source."""
+    def mark_seen(self, files: Iterable[SourceFile]) -> None:
+        """Mark known files as still in the source."""
         for file in files:
             _ = file.fingerprint in self
 
     @property
     def unseen(self) -> int:
-        """Files that nobody asked for: gone, or changed."""
+        """Number of known files that are missing from the source, or changed."""
         return int((~self._seen).sum())

@@ -1,8 +1,11 @@
-"""A dataset: shards that number every image once, in the split and at the place its content chose, with the pixels that
-were hashed; rejects and counts that add up; generations that only append to one another."""
+"""`ddpm verify` of a dataset: image numbering, split and order by content, pixel hashes, rejects and counts, versions.
+
+Every image must have one sample id, lie in the split and position that its pixels determine, and decode to the pixels
+that were hashed. Rejects and counts must add up. A dataset version must only append to the one before it.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,68 +24,55 @@ __all__ = ["verify_dataset"]
 FIXED = ("source", "image_size", "channels")
 APPENDED = ("shards", "rejects", "snapshots", "classes")
 DIGEST_BYTES = 16
-"""Of each image's sha256, held to find equal images of different generations."""
-
-
-@dataclass
-class Seen:
-    """What the shards so far held. last_key: of the generation and split whose shards are being read."""
-
-    channels: int
-    sums: list[int] = field(default_factory=list)
-    last_key: str = ""
-    last_sha256: str = ""
-    part: tuple[int, str] = (0, "")
-    digests: list[bytes] = field(default_factory=list)
-
-    def add(self, pixels: Any) -> None:
-        levels = pixels.reshape(-1, self.channels).astype(np.int64)
-        more = [*levels.sum(0).tolist(), *(levels**2).sum(0).tolist()]
-        self.sums = [a + b for a, b in zip(self.sums or [0] * len(more), more, strict=True)]
+"""Bytes of each image's sha256 that are held in memory to find equal images in different dataset versions."""
 
 
 def verify_dataset(store: Store, decode: Decode, found: Findings) -> None:
-    """Counts images, rejects, shards, generations and files in data/ that no manifest names. Decodes every image."""
+    """Checks everything and decodes every image.
+
+    Counts images, rejects, shards, versions (as "generations") and the files in data/ that no manifest names.
+    """
     with found.noting():
         manifest = read_dataset(store)
-        chain = _chain(store, manifest, found)
+        versions = _check_versions(store, manifest, found)
         _check_counts(store, manifest, found)
-        seen, before = Seen(manifest.channels), 0
-        for generation in chain:
-            for shard in generation.shards[before:]:
-                _check_shard(store, (manifest, shard, generation.generation), decode, (found, seen))
-            before = len(generation.shards)
-        _check_statistics(store, manifest, seen, found)
+        shards, before = ShardVerifier(store, manifest, decode, found), 0
+        for version in versions:
+            for shard in version.shards[before:]:
+                shards.check(shard, version.generation)
+            before = len(version.shards)
+        shards.check_totals()
         _check_rejects(store, manifest, found)
         named = {shard.key for shard in manifest.shards}
         found.counts["unnamed"] = sum(entry.key not in named for entry in store.list("data/"))
 
 
-def _chain(store: Store, newest: DatasetManifest, found: Findings) -> list[DatasetManifest]:
-    """Every generation, oldest first; each must append to the one before it."""
+def _check_versions(store: Store, newest: DatasetManifest, found: Findings) -> list[DatasetManifest]:
+    """Every dataset version, oldest first; each must append to the one before it."""
     found.counts["generations"] = newest.generation
-    chain: list[DatasetManifest] = []
+    versions: list[DatasetManifest] = []
     for number in range(1, newest.generation + 1):
         where = store.location(dataset_version_key(number))
         manifest = found.attempt(lambda number=number: read_dataset_version(store, number))  # type: ignore[misc]
         if manifest is None and number == newest.generation == 1 and newest.snapshot is None:
-            return [newest]  # made before generations had files of their own
+            return [newest]  # written before each version had a manifest file of its own
         if manifest is None:
-            found.add(f"{where} is missing or damaged: generation {number} of {newest.generation}")
+            found.add(f"{where} is missing or damaged: dataset version {number} of {newest.generation}")
             continue
-        found.expect(manifest.generation == number, f"{where} says that it is generation {manifest.generation}")
-        if chain:
-            _check_appended(where, chain[-1], manifest, found)
+        found.expect(manifest.generation == number, f"{where} holds dataset version {manifest.generation}")
+        if versions:
+            _check_appended(where, versions[-1], manifest, found)
         else:
-            found.expect(number > 1 or manifest.parent is None, f"{where} has a parent, but is the first")
-        _check_snapshot(store, manifest, len(chain[-1].snapshots) if chain else 0, found)
-        chain.append(manifest)
-    found.expect(bool(chain) and chain[-1] == newest, f"{store.uri}: manifest.json is not its newest generation")
-    return chain if chain and chain[-1] == newest else [newest]
+            found.expect(number > 1 or manifest.parent is None, f"{where} has a parent, but is the first version")
+        _check_snapshot(store, manifest, len(versions[-1].snapshots) if versions else 0, found)
+        versions.append(manifest)
+    complete = bool(versions) and versions[-1] == newest
+    found.expect(complete, f"{store.uri}: manifest.json is not its newest version")
+    return versions if complete else [newest]
 
 
 def _check_appended(where: str, before: DatasetManifest, after: DatasetManifest, found: Findings) -> None:
-    found.expect(after.parent == before.digest(), f"{where} names another parent than the generation before it")
+    found.expect(after.parent == before.digest(), f"{where} names another parent than the version before it")
     for name in FIXED:
         found.expect(getattr(after, name) == getattr(before, name), f"{where} has another {name} than its parent")
     for name in APPENDED:
@@ -96,7 +86,8 @@ def _check_snapshot(store: Store, manifest: DatasetManifest, before: int, found:
     digest = found.attempt(lambda: snapshot_digest(read_snapshot(store, parts)))
     if digest is not None and manifest.snapshot is not None:
         found.expect(
-            digest == manifest.snapshot, f"{store.uri}: the files listed for generation {manifest.generation} differ"
+            digest == manifest.snapshot,
+            f"{store.uri}: the files listed for dataset version {manifest.generation} do not have its snapshot digest",
         )
 
 
@@ -117,101 +108,107 @@ def _check_counts(store: Store, manifest: DatasetManifest, found: Findings) -> N
     found.expect(len(keys) == len(set(keys)), f"{store.uri}: two entries of the manifest name one file")
 
 
-def _check_shard(
-    store: Store, of: tuple[DatasetManifest, ShardEntry, int], decode: Decode, notes: tuple[Findings, Seen]
-) -> None:
-    (manifest, shard, generation), (found, seen) = of, notes
-    where = store.location(shard.key)
-    found.counts["shards"] += 1
-    if seen.part != (generation, shard.split):
-        late = seen.part == (generation, "heldout")
-        found.expect(not late, f"{store.uri}: a held-out shard comes before the training shard {shard.key}")
-        seen.part, seen.last_key, seen.last_sha256 = (generation, shard.split), "", ""
-    table = found.table(store, shard, DATASET)
-    if table is None:
-        return
-    ids = list(range(shard.first_id, shard.first_id + shard.rows))
-    found.expect(
-        table["sample_id"].to_pylist() == ids,
-        f"{where} does not hold samples {shard.first_id}..{shard.first_id + shard.rows - 1} in order, once each",
-    )
-    keys = [_check_place(where, manifest, row, notes) for row in table.select(["sample_id", "sha256"]).to_pylist()]
-    if shard.keys is not None:
-        found.expect(shard.keys == (keys[0], keys[-1]), f"{where} has other first and last keys than the manifest says")
-    for batch in table.to_batches(max_chunksize=256):
-        for row in batch.to_pylist():
-            _check_row(f"sample {row['sample_id']} in {where}", (manifest, shard), row, decode, notes)
-    found.counts["images"] += table.num_rows
+@dataclass
+class ShardVerifier:
+    """Checks shards in the order of the manifest, and totals over all of them."""
 
+    store: Store
+    manifest: DatasetManifest
+    decode: Decode
+    found: Findings
+    version: int = 0  # dataset version and split of the last shard
+    split: str = ""
+    last_key: str = ""  # shuffle key and pixel hash of the last row in this version and split
+    last_sha256: str = ""
+    channel_sums: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
 
-def _check_place(where: str, manifest: DatasetManifest, row: dict[str, Any], notes: tuple[Findings, Seen]) -> str:
-    """The row's key; it must follow the row before, and not repeat its pixels unless duplicates were kept."""
-    found, seen = notes
-    sha256 = str(row["sha256"])
-    if manifest.snapshot is None:  # an older order, by content and name
-        return ""
-    key = f"{shuffle_key(sha256, manifest.ingest['seed']):016x}"
-    found.expect(key >= seen.last_key, f"sample {row['sample_id']} in {where} is not where its content belongs")
-    if manifest.ingest["duplicates"] != "keep-all":
-        found.expect(sha256 != seen.last_sha256, f"sample {row['sample_id']} in {where} repeats the one before it")
-        if manifest.generation > 1:
-            seen.digests.append(bytes.fromhex(sha256)[:DIGEST_BYTES])
-    seen.last_key, seen.last_sha256 = key, sha256
-    return key
+    def check(self, shard: ShardEntry, version: int) -> None:
+        where, found = self.store.location(shard.key), self.found
+        found.counts["shards"] += 1
+        if (self.version, self.split) != (version, shard.split):
+            late = (self.version, self.split) == (version, "heldout")
+            found.expect(not late, f"{self.store.uri}: a held-out shard comes before the training shard {shard.key}")
+            self.version, self.split, self.last_key, self.last_sha256 = version, shard.split, "", ""
+        table = found.table(self.store, shard, DATASET)
+        if table is None:
+            return
+        ids = list(range(shard.first_id, shard.first_id + shard.rows))
+        found.expect(
+            table["sample_id"].to_pylist() == ids,
+            f"{where} does not hold samples {shard.first_id}..{shard.first_id + shard.rows - 1} in order, once each",
+        )
+        keys = [self._check_order(where, row) for row in table.select(["sample_id", "sha256"]).to_pylist()]
+        if shard.keys is not None:
+            ends = (keys[0], keys[-1])
+            found.expect(shard.keys == ends, f"{where} has other first and last keys than the manifest names")
+        for batch in table.to_batches(max_chunksize=256):
+            for row in batch.to_pylist():
+                self._check_image(f"sample {row['sample_id']} in {where}", shard, row)
+        found.counts["images"] += table.num_rows
 
+    def _check_order(self, where: str, row: dict[str, Any]) -> str:
+        """Returns the row's shuffle key, which must follow the row before; duplicates only where they were kept."""
+        found, manifest, sha256 = self.found, self.manifest, str(row["sha256"])
+        if manifest.snapshot is None:  # an older program, which sorted by content and name
+            return ""
+        key = f"{shuffle_key(sha256, manifest.ingest['seed']):016x}"
+        found.expect(key >= self.last_key, f"sample {row['sample_id']} in {where} is not where its content belongs")
+        if manifest.ingest["duplicates"] != "keep-all":
+            repeats = sha256 == self.last_sha256
+            found.expect(not repeats, f"sample {row['sample_id']} in {where} repeats the one before it")
+            if manifest.generation > 1:
+                self.digests.append(bytes.fromhex(sha256)[:DIGEST_BYTES])
+        self.last_key, self.last_sha256 = key, sha256
+        return key
 
-def _check_row(
-    where: str,
-    of: tuple[DatasetManifest, ShardEntry],
-    row: dict[str, Any],
-    decode: Decode,
-    notes: tuple[Findings, Seen],
-) -> None:
-    (manifest, shard), (found, seen) = of, notes
-    size, label = manifest.image_size, row["label"]
-    found.expect((row["width"], row["height"]) == (size, size), f"{where} says {row['width']}x{row['height']} pixels")
-    if label is not None:
-        classes = len(manifest.classes or ())
-        found.expect(0 <= label < classes, f"{where} has label {label}, the dataset {classes} classes")
-    pixels = found.pixels(where, row["image"]["bytes"], (size, size, manifest.channels), decode)
-    if pixels is None:
-        return
-    seen.add(pixels)
-    sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-    if sha256 != row["sha256"]:
-        found.add(f"{where} has pixels with another sha256 than its row names")
-        return
-    split = "heldout" if is_heldout(sha256, manifest.ingest["heldout_share"]) else "train"
-    found.expect(split == shard.split, f"{where} belongs into the {split} split by its content")
+    def _check_image(self, where: str, shard: ShardEntry, row: dict[str, Any]) -> None:
+        found, manifest, label = self.found, self.manifest, row["label"]
+        found.expect(
+            (row["width"], row["height"]) == (manifest.image_size,) * 2,
+            f"{where} has columns for {row['width']}x{row['height']} pixels",
+        )
+        if label is not None:
+            classes = len(manifest.classes or ())
+            found.expect(0 <= label < classes, f"{where} has label {label}, but the dataset has {classes} classes")
+        pixels = found.pixels(where, row["image"]["bytes"], manifest.shape, self.decode)
+        if pixels is None:
+            return
+        levels = pixels.reshape(-1, manifest.channels).astype(np.int64)
+        sums = [*levels.sum(0).tolist(), *(levels**2).sum(0).tolist()]
+        self.channel_sums = [a + b for a, b in zip(self.channel_sums or [0] * len(sums), sums, strict=True)]
+        sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+        if sha256 != row["sha256"]:
+            found.add(f"{where} has pixels with another sha256 than its row names")
+            return
+        split = "heldout" if is_heldout(sha256, manifest.ingest["heldout_share"]) else "train"
+        found.expect(split == shard.split, f"{where} belongs in the {split} split by its content")
 
-
-def _check_statistics(store: Store, manifest: DatasetManifest, seen: Seen, found: Findings) -> None:
-    repeated = len(seen.digests) - len(set(seen.digests))
-    found.expect(not repeated, f"{store.uri}: {repeated} images have the pixels of an image of another generation")
-    if not manifest.channel_sums:
-        return
-    found.expect(
-        list(manifest.channel_sums) == seen.sums,
-        f"{store.uri}: channel_sums are {list(manifest.channel_sums)}, those of the images are {seen.sums}",
-    )
-    pixels = sum(shard.rows for shard in manifest.shards) * manifest.image_size**2
-    found.expect(
-        (manifest.channel_mean, manifest.channel_std) == channel_statistics(manifest.channel_sums, pixels),
-        f"{store.uri}: channel_mean and channel_std do not follow from channel_sums",
-    )
+    def check_totals(self) -> None:
+        """Duplicates across dataset versions, and the channel statistics."""
+        found, manifest, uri = self.found, self.manifest, self.store.uri
+        repeated = len(self.digests) - len(set(self.digests))
+        found.expect(not repeated, f"{uri}: {repeated} images have the pixels of an image of another version")
+        if not manifest.channel_sums:
+            return
+        found.expect(
+            list(manifest.channel_sums) == self.channel_sums,
+            f"{uri}: channel_sums are {list(manifest.channel_sums)}, those of the images are {self.channel_sums}",
+        )
+        pixels = sum(shard.rows for shard in manifest.shards) * manifest.image_size**2
+        found.expect(
+            (manifest.channel_mean, manifest.channel_std) == channel_statistics(manifest.channel_sums, pixels),
+            f"{uri}: channel_mean and channel_std do not follow from channel_sums",
+        )
 
 
 def _check_rejects(store: Store, manifest: DatasetManifest, found: Findings) -> None:
-    reasons: dict[str, int] = {}
-    for reason in _reasons(store, manifest, found):
-        reasons[reason] = reasons.get(reason, 0) + 1
-    found.expect(
-        reasons == dict(manifest.reject_counts), f"{store.uri} counts rejects {manifest.reject_counts}, lists {reasons}"
-    )
-    found.counts["rejects"] = sum(reasons.values())
-
-
-def _reasons(store: Store, manifest: DatasetManifest, found: Findings) -> Iterator[str]:
+    reasons = Counter[str]()
     for entry in manifest.rejects:
         table = found.table(store, entry, REJECTS)
-        yield from [] if table is None else table["reason"].to_pylist()
+        reasons.update([] if table is None else table["reason"].to_pylist())
+    found.expect(
+        dict(reasons) == dict(manifest.reject_counts),
+        f"{store.uri} counts rejects {manifest.reject_counts}, lists {dict(reasons)}",
+    )
+    found.counts["rejects"] = reasons.total()

@@ -70,8 +70,8 @@ def source(name, grown=False):
 def small(monkeypatch):
     """Several runs, ranges, groups and files of each kind from a dozen images."""
     without_ray(monkeypatch)
-    monkeypatch.setattr(map_tasks, "RUN_BYTES", 200)
-    monkeypatch.setattr(phases, "SETTLE_BYTES", 1800)
+    monkeypatch.setattr(map_tasks, "SORTED_RUN_BYTES", 200)
+    monkeypatch.setattr(phases, "DEDUPLICATE_BYTES", 1800)
     monkeypatch.setattr(phases, "REJECTS_A_FILE", 1)
     monkeypatch.setattr("pipeline.ingest.partitioning.MIN_SLOTS", 4)
     monkeypatch.setattr("pipeline.ingest.journal.WORKERS", 1)
@@ -86,12 +86,12 @@ def writes_of(monkeypatch, settings, words):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("generation", [1, 2])
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("after", [False, True])
-def test_killed_before_or_after_any_write(small, monkeypatch, generation, after):
-    name = f"faults-{generation}-{after}"
+def test_killed_before_or_after_any_write(small, monkeypatch, version, after):
+    name = f"faults-{version}-{after}"
     uri = source(name)
-    if generation == 2:
+    if version == 2:
         ingest(small, uri, f"memory://{name}/base")
         base = {
             key: resolve(f"memory://{name}/base", StorageConfig()).read(key) for key in keys(f"memory://{name}/base")
@@ -100,7 +100,7 @@ def test_killed_before_or_after_any_write(small, monkeypatch, generation, after)
 
     def fresh(folder):
         store = resolve(f"memory://{name}/{folder}", StorageConfig())
-        if generation == 2:
+        if version == 2:
             for key, data in base.items():
                 store.put(key, data)
         return store.uri
@@ -140,7 +140,7 @@ def test_a_lost_reply_is_not_a_second_writer(small, monkeypatch):
 def test_another_driver_of_the_same_plan_may_be_faster(small, monkeypatch):
     """It commits and removes what this one was reading: then this one's dataset is that one's."""
     uri = source("race")
-    settle = phases.settle
+    deduplicate = phases.deduplicate
     with monkeypatch.context() as patch:
         entered = []
 
@@ -148,11 +148,11 @@ def test_another_driver_of_the_same_plan_may_be_faster(small, monkeypatch):
             if not entered:
                 entered.append(slots)
                 with monkeypatch.context() as inner:
-                    inner.setattr(phases, "settle", settle)
+                    inner.setattr(phases, "deduplicate", deduplicate)
                     ingest(small, uri, "memory://race/dataset")
-            return settle(job, slots)
+            return deduplicate(job, slots)
 
-        patch.setattr(phases, "settle", late)
+        patch.setattr(phases, "deduplicate", late)
         made = ingest(small, uri, "memory://race/dataset")
     assert entered
     assert made["digest"] == ingest(small, uri, "memory://race/alone")["digest"]

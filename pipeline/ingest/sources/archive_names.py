@@ -1,14 +1,14 @@
-"""Names inside archives and lists: made by strangers, so checked before anything is done with them."""
+"""Checks of names found in archives, lists and object stores, which nobody has validated."""
 
 import re
 
 from pipeline.images.reject_reasons import Reject
 
-__all__ = ["is_hidden", "is_plain", "label_of", "unsafe"]
+__all__ = ["is_hidden", "is_valid_key", "unsafe_name"]
 
 
-def unsafe(name: str) -> Reject | None:
-    """A refusal for a name that leads out of its folder. Nothing is ever unpacked to disk: this is the second wall."""
+def unsafe_name(name: str) -> Reject | None:
+    """A reject for an absolute name or one that leaves its folder. A second defence: nothing is unpacked to disk."""
     parts = re.split(r"[/\\]", name)
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", name):
         return Reject("unsafe-name", f"{name!r} is an absolute name")
@@ -17,17 +17,11 @@ def unsafe(name: str) -> Reject | None:
     return None
 
 
-def is_plain(key: str) -> bool:
-    """True for what a store takes as a key. Object stores may hold others ("a//b"), which no folder could."""
+def is_valid_key(key: str) -> bool:
+    """Whether a `Store` accepts the key. Object stores may hold other keys ("a//b"), which a folder could not hold."""
     return "\0" not in key and all(part not in ("", ".", "..") for part in key.split("/"))
 
 
 def is_hidden(name: str) -> bool:
-    """True when a part of the name begins with a dot: what systems and editors leave behind."""
+    """True when a part of the name begins with a dot: files that systems and editors leave behind."""
     return any(part.startswith(".") and part not in (".", "..") for part in re.split(r"[/\\]", name))
-
-
-def label_of(name: str) -> str | None:
-    """The class that a name says: its first folder."""
-    folder, inside, _ = name.partition("/")
-    return folder if inside else None

@@ -1,4 +1,4 @@
-"""Which columns of a table hold images and labels: as configured, else by type, else by name."""
+"""Find the image and label columns of a table: by setting, else by type, else by usual name."""
 
 import json
 from typing import Any, Final, NamedTuple
@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.types as types
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingest.sources.containers import Unfit
+from pipeline.ingest.sources.containers import UnusableFile
 
-__all__ = ["ImageColumns", "UriColumns", "image_columns", "label_name", "uri_columns"]
+__all__ = ["ImageColumns", "UriColumns", "image_columns", "uri_columns"]
 
 _IMAGE_NAMES: Final = ("image", "img", "bytes", "data", "content", "image_bytes", "png", "jpg", "jpeg")
 _LABEL_NAMES: Final = ("label", "labels", "class", "cls", "category", "class_name", "target", "y")
@@ -17,7 +17,7 @@ _URI_NAMES: Final = ("uri", "url", "path", "file", "file_name", "filename", "ima
 
 
 class ImageColumns(NamedTuple):
-    """nested: the images are the field `bytes` of a struct; names: of integer labels."""
+    """nested: images are the field `bytes` of a struct. names: class names of integer labels."""
 
     image: str
     nested: bool
@@ -31,46 +31,37 @@ class UriColumns(NamedTuple):
 
 
 def image_columns(schema: pa.Schema, config: IngestConfig) -> ImageColumns:
-    """Raises Unfit ("wrong-schema") with what the columns are when none or several may hold images."""
+    """Raises UnusableFile ("wrong-schema") naming the columns when none holds images, or several may."""
     candidates = [field.name for field in schema if _is_binary(field.type) or _is_nested(field.type)]
     image = _chosen(config.image_column, candidates, _IMAGE_NAMES)
     if image is None:
         wanted = "holds images" if config.image_column is None else f"is '{config.image_column}' and holds images"
         seen = ", ".join(f"{field.name}: {field.type}" for field in list(schema)[:20]) or "none"
-        raise Unfit("wrong-schema", f"no column {wanted} (binary, or a struct with bytes); the columns are {seen}")
+        raise UnusableFile(
+            "wrong-schema", f"no column {wanted} (binary, or a struct with bytes); the columns are {seen}"
+        )
     features = _features(schema)
     classes = {name: tuple(map(str, feature["names"])) for name, feature in features.items() if _is_class(feature)}
     labels = [field.name for field in schema if _is_label(field.type) and field.name != image]
     if config.label_column is not None and config.label_column not in labels:
-        raise Unfit("wrong-schema", f"no column '{config.label_column}' with integer or text labels")
+        raise UnusableFile("wrong-schema", f"no column '{config.label_column}' with integer or text labels")
     label = config.label_column or (next(iter(classes)) if len(classes) == 1 else None)
     label = label or next((name for name in _LABEL_NAMES if name in labels), None)
     return ImageColumns(image, _is_nested(schema.field(image).type), label, classes.get(label or ""))
 
 
 def uri_columns(texts: list[str], names: list[str], config: IngestConfig) -> UriColumns | None:
-    """The columns of a list of images: places among those of text, labels among all; None when there are no places."""
+    """The columns of a list of images. texts: names of text columns, one of which must hold the URIs (else None)."""
     uri = _named(config.image_column, texts, _URI_NAMES)
     return None if uri is None else UriColumns(uri, _named(config.label_column, names, _LABEL_NAMES))
 
 
 def _named(wanted: str | None, names: list[str], usual: tuple[str, ...]) -> str | None:
-    """The configured column if there is one of that name; unless configured, the first with a usual name."""
+    """The column named in the settings, if it exists; without a setting the first one with a usual name."""
     if wanted is not None:
         return wanted if wanted in names else None
     lower = {name.strip().lower(): name for name in names}
     return next((lower[name] for name in usual if name in lower), None)
-
-
-def label_name(value: Any, names: tuple[str, ...] | None) -> str | None:
-    """A label's class name: integers by `names` where there are any; negative ones mean that there is no label."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 0:
-            return None
-        return names[value] if names is not None and value < len(names) else str(value)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return None if value is None or value == "" else str(value)
 
 
 def _chosen(wanted: str | None, candidates: list[str], names: tuple[str, ...]) -> str | None:
@@ -101,7 +92,7 @@ def _is_class(feature: Any) -> bool:
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """The Hugging Face features that the schema's metadata names."""
+    """The Hugging Face features in the schema's metadata."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):

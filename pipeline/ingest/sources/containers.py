@@ -1,4 +1,4 @@
-"""Files that hold many images each: what tar, zip, npz and Parquet sources share."""
+"""Source of files with many images each (tar, zip, npz, Parquet): all that does not depend on the file format."""
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -7,40 +7,36 @@ from typing import Protocol
 from pipeline.errors import DataError, StorageError
 from pipeline.images.file_types import Kind, kind_of, shown
 from pipeline.images.reject_reasons import Reason, Reject
-from pipeline.ingest.sources.archive_names import is_hidden, is_plain
-from pipeline.ingest.sources.read import head_of, refused
+from pipeline.ingest.sources.read import as_reject, new_files, read_head
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
 from pipeline.storage.store import Store
 
-__all__ = ["ContainerSource", "Reader", "Unfit", "visible_files"]
+__all__ = ["ContainerSource", "Reader", "UnusableFile"]
 
 
-_NO_PLAIN_KEY = "an object whose name has an empty part, '.' or '..'"
-
-
-class Unfit(DataError):
-    """A whole file cannot be used, or the rest of it."""
+class UnusableFile(DataError):
+    """A whole file, or the rest of it after a damage, cannot be used."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.refusal = Reject(reason, detail)
+        self.reject = Reject(reason, detail)
 
 
 class Reader(Protocol):
-    """How one kind of file is read; a small value."""
+    """Reads one file format. A small value, sent to every task."""
 
-    def shares(self, store: Store, file: SourceFile) -> Iterator[range | None]:
-        """The file cut for several tasks, or None for all of it. Raises Unfit, StorageError."""
+    def row_ranges(self, store: Store, file: SourceFile) -> Iterator[range | None]:
+        """Ranges of rows for one task each, or None for the whole file. Raises UnusableFile, StorageError."""
         ...
 
-    def rows(self, store: Store, file: SourceFile, share: range | None) -> Iterator[SourceRow]:
-        """The rows of one share. Raises Unfit for the rest of them, StorageError."""
+    def rows(self, store: Store, file: SourceFile, row_range: range | None) -> Iterator[SourceRow]:
+        """The rows of one range. Raises UnusableFile where the file breaks, StorageError."""
         ...
 
 
 @dataclass(frozen=True)
 class ContainerSource:
-    """One such file, or every file of a folder; `files`: only these (None: what is listed)."""
+    """One file, or all files of a folder. files: None lists the folder. kind: file type that the reader reads."""
 
     name: str
     store: Store
@@ -50,20 +46,18 @@ class ContainerSource:
     files: tuple[SourceFile, ...] | None = None
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
-        for file in visible_files(self.store) if self.files is None else self.files:
-            if file.fingerprint in known:
-                continue
-            for share in self._shares(file):
-                part = "" if share is None else f"[{share.start}:{share.stop}]"
-                yield Partition(file.key + part, (file,), share)
+        for file in new_files(self.store, self.files, known):
+            for row_range in self._row_ranges(file):
+                part = "" if row_range is None else f"[{row_range.start}:{row_range.stop}]"
+                yield Partition(file.key + part, (file,), row_range)
 
-    def _shares(self, file: SourceFile) -> list[range | None]:
+    def _row_ranges(self, file: SourceFile) -> list[range | None]:
         try:
-            return [None] if file.size <= 0 else list(self.reader.shares(self.store, file))
-        except Unfit:
-            return [None]  # the task that reads it says so again, as a row
+            return [None] if file.size <= 0 else list(self.reader.row_ranges(self.store, file))
+        except UnusableFile:
+            return [None]  # the task that reads the file meets the error again and makes it a reject
         except StorageError as error:
-            refused(self.store, error)
+            as_reject(self.store, error)
             return [None]
 
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
@@ -79,22 +73,15 @@ class ContainerSource:
             for row in self.reader.rows(self.store, file, partition.rows):
                 started = True
                 yield row
-        except Unfit as error:
+        except UnusableFile as error:
             other = None if started else self._another_kind(file)
-            yield SourceRow(file.key, other or error.refusal)
+            yield SourceRow(file.key, other or error.reject)
         except StorageError as error:
-            yield SourceRow(file.key, refused(self.store, error))
+            yield SourceRow(file.key, as_reject(self.store, error))
 
     def _another_kind(self, file: SourceFile) -> Reject | None:
-        """A README among shards is no damaged shard."""
-        head = head_of(self.store, file)
+        """A better reject for a file of another kind, such as a README among shards."""
+        head = read_head(self.store, file)
         if kind_of(head) in (self.kind, "unknown", "empty"):
             return None
         return Reject("not-an-image", f"{shown(head)} among files of another kind ({self.kind})")
-
-
-def visible_files(store: Store) -> Iterator[SourceFile]:
-    """Every file under the root that is not hidden (no part of its name begins with a dot), in key order."""
-    for state in store.states():
-        if not is_hidden(state.key):
-            yield SourceFile(*state) if is_plain(state.key) else SourceFile(state.key, -1, _NO_PLAIN_KEY)

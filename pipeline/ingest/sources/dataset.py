@@ -1,4 +1,4 @@
-"""A dataset that ingest made, as a source: its shards by manifest, so never its rejects or leftovers."""
+"""A dataset made by ingest as a source: the shards that its manifest names, never rejects or leftover files."""
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, NotFound
@@ -15,7 +15,7 @@ def open_dataset(store: Store, config: IngestConfig) -> ContainerSource | None:
     """None when the folder holds no dataset. Raises DataError for a damaged manifest, StorageError."""
     try:
         document = store.read_json(MANIFEST)
-    except (NotFound, DataError):  # another program's manifest.json is no business of ours
+    except (NotFound, DataError):  # a manifest.json of another program
         return None
     if not isinstance(document, dict) or document.get("kind") != "dataset":
         return None

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits of 8 x 8 (UCI optdigits), levels 0..16 scaled to 0..255."""
+"""Source `digits`: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI optdigits), scaled to 0..255."""
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, cut
+from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, chunk_rows
 
 __all__ = ["DigitsSource"]
 
@@ -16,7 +16,7 @@ _FILE = SourceFile("digits", 0, "1")
 
 @dataclass(frozen=True)
 class DigitsSource:
-    """The word 'digits' as a source: labelled images without a download."""
+    """`--source digits`: labelled images without a download."""
 
     partition_rows: int
 
@@ -29,9 +29,9 @@ class DigitsSource:
         return tuple(str(digit) for digit in range(10))
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
-        shares = [] if _FILE.fingerprint in known else cut(len(_load().target), self.partition_rows)
-        for share in shares:
-            yield Partition(f"digits[{share.start}:{share.stop}]", (_FILE,), share)
+        chunks = [] if _FILE.fingerprint in known else chunk_rows(len(_load().target), self.partition_rows)
+        for chunk in chunks:
+            yield Partition(f"digits[{chunk.start}:{chunk.stop}]", (_FILE,), chunk)
 
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
         digits = _load()

@@ -1,11 +1,10 @@
-"""A folder of image files; the first sub-folder of a file is its class, however deep the file lies."""
+"""Source of image files in a folder. The first sub-folder is the class, however deep the file lies."""
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from pipeline.ingest.sources.archive_names import label_of
-from pipeline.ingest.sources.containers import visible_files
-from pipeline.ingest.sources.read import read_images
+from pipeline.ingest.sources.labels import label_from_path
+from pipeline.ingest.sources.read import new_files, read_images, visible_files
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
 from pipeline.storage.store import Store
 
@@ -14,7 +13,7 @@ __all__ = ["FolderSource", "open_folder"]
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Every file under the folder is a row, except hidden ones; `files`: only these (None: what is listed)."""
+    """Every file is a row, except hidden ones. files: None lists the folder."""
 
     name: str
     store: Store
@@ -25,9 +24,7 @@ class FolderSource:
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
         group: list[SourceFile] = []
-        for file in visible_files(self.store) if self.files is None else self.files:
-            if file.fingerprint in known:
-                continue
+        for file in new_files(self.store, self.files, known):
             group.append(file)
             if len(group) == self.partition_rows:
                 yield Partition(group[0].key, tuple(group))
@@ -38,11 +35,11 @@ class FolderSource:
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
         images = read_images(((self.store, file) for file in partition.files), self.max_bytes)
         for file, image in zip(partition.files, images, strict=True):
-            yield SourceRow(file.key, image, label_of(file.key))
+            yield SourceRow(file.key, image, label_from_path(file.key))
 
 
 def open_folder(store: Store, partition_rows: int, max_bytes: int) -> FolderSource:
-    """Lists the folder once for its classes: files beside the class folders (a README, say) have no label."""
-    labels = {label_of(file.key) for file in visible_files(store)}
+    """Lists the folder once to find its classes. Files beside the class folders, such as a README, have no label."""
+    labels = {label_from_path(file.key) for file in visible_files(store)}
     classes = tuple(sorted(label for label in labels if label is not None)) or None
     return FolderSource(store.uri, store, classes, partition_rows, max_bytes)

@@ -1,6 +1,8 @@
-"""IDX files (LeCun's MNIST format): big-endian magic, one size a dimension, bytes; gzipped or not."""
+"""Source of IDX files, the format of MNIST, gzipped or not.
 
-import gzip
+Layout: big-endian magic number, a uint32 size for each dimension, uint8 values. Labels are in a file of their own.
+"""
+
 import io
 import math
 import re
@@ -9,7 +11,7 @@ import zlib
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Final, NamedTuple, cast
+from typing import IO, Final, NamedTuple
 
 import numpy as np
 
@@ -17,20 +19,26 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError
 from pipeline.images.file_types import kind_of
 from pipeline.images.reject_reasons import Reject
-from pipeline.ingest.sources.containers import visible_files
-from pipeline.ingest.sources.read import heads_of, open_file
-from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, cut
+from pipeline.ingest.sources.read import (
+    gunzipped,
+    is_gzip,
+    open_file,
+    read_exactly,
+    read_heads,
+    skip_exactly,
+    visible_files,
+)
+from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, chunk_rows
 from pipeline.storage.store import Store
 
 __all__ = ["IdxSource", "open_idx"]
 
 _UINT8: Final = 0x08
-_STEP_BYTES: Final = 2**20
 _BAD: Final = (OSError, EOFError, struct.error, ValueError, zlib.error)
 
 
 class Pair(NamedTuple):
-    """A file of images, its labels beside it, and the shape of the images: [N, H, W] or [N, H, W, C]."""
+    """A file of images, the file of its labels, and the shape of the images: [N, H, W] or [N, H, W, C]."""
 
     images: SourceFile
     labels: SourceFile | None
@@ -39,12 +47,12 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class IdxSource:
-    """Rows are uint8 pixels."""
+    """Rows are uint8 pixels. others: files of the folder that are neither images nor labels."""
 
     name: str
     store: Store
     pairs: tuple[Pair, ...]
-    others: tuple[SourceFile, ...]  # beside them, of no use
+    others: tuple[SourceFile, ...]
     classes: tuple[str, ...] | None
     partition_rows: int
 
@@ -56,32 +64,32 @@ class IdxSource:
             files = (images,) if labels is None else (images, labels)
             if all(file.fingerprint in known for file in files):
                 continue
-            zipped = images.key.endswith(".gz") or _is_zipped(self.store, images)
-            for share in cut(shape[0], self.partition_rows, zipped):
-                yield Partition(f"{images.key}[{share.start}:{share.stop}]", files, share)
+            sequential = images.key.endswith(".gz") or is_gzip(self.store.read_range(images.key, 0, 2))
+            for row_range in chunk_rows(shape[0], self.partition_rows, sequential):
+                yield Partition(f"{images.key}[{row_range.start}:{row_range.stop}]", files, row_range)
 
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
-        images, share = partition.files[0], partition.rows
-        if share is None:
+        images, row_range = partition.files[0], partition.rows
+        if row_range is None:
             yield SourceRow(images.key, Reject("not-an-image", "neither IDX images nor the labels of some"))
             return
         try:
             labels = _labels(self.store, partition.files[1]) if len(partition.files) > 1 else None
             with _opened(self.store, images) as (file, shape):
                 size = math.prod(shape[1:])
-                _skip(file, share.start * size)
-                for row in share:
-                    pixels = np.frombuffer(_read(file, size), np.uint8).reshape(shape[1:])
+                _skip(file, row_range.start * size)
+                for row in row_range:
+                    pixels = np.frombuffer(read_exactly(file, size), np.uint8).reshape(shape[1:])
                     yield SourceRow(f"{images.key}#{row}", pixels, None if labels is None else str(labels[row]))
-        except DataError as error:  # whole when it was listed, so changed since
-            refusal = Reject("damaged-container", str(error))
-            yield SourceRow(f"{images.key}[{share.start}:{share.stop}]", refusal)
+        except DataError as error:  # complete when it was listed, so changed since
+            reject = Reject("damaged-container", str(error))
+            yield SourceRow(f"{images.key}[{row_range.start}:{row_range.stop}]", reject)
 
 
 def open_idx(name: str, store: Store, files: list[SourceFile], config: IngestConfig) -> IdxSource:
-    """Checks every byte's presence before anything runs. Raises DataError, StorageError."""
+    """Opens IDX files, once each is known to be complete. Raises DataError, StorageError."""
     pairs, labels = [], set[int]()
-    heads = [kind_of(head) for head in heads_of(store, files)] if len(files) > 1 else ["idx"]
+    heads = [kind_of(head) for head in read_heads(store, files)] if len(files) > 1 else ["idx"]
     for file in (file for file, kind in zip(files, heads, strict=True) if kind == "idx"):
         with _opened(store, file) as (stream, shape):
             _skip(stream, math.prod(shape))
@@ -105,7 +113,7 @@ def open_idx(name: str, store: Store, files: list[SourceFile], config: IngestCon
 
 
 def _labels_beside(store: Store, key: str) -> SourceFile | None:
-    """The labels file of an images file by its name (x-images-idx3-ubyte -> x-labels-idx1-ubyte), zipped or not."""
+    """The labels file that belongs to an images file by name: x-images-idx3-ubyte -> x-labels-idx1-ubyte, or .gz."""
     beside = re.sub(r"images([-.])idx[34]", r"labels\1idx1", key)
     if beside == key:
         return None
@@ -117,40 +125,28 @@ def _labels_beside(store: Store, key: str) -> SourceFile | None:
 
 def _labels(store: Store, file: SourceFile) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     with _opened(store, file, dimensions=(1,)) as (stream, shape):
-        return np.frombuffer(_read(stream, shape[0]), np.uint8)
+        return np.frombuffer(read_exactly(stream, shape[0]), np.uint8)
 
 
 @contextmanager
 def _opened(
     store: Store, file: SourceFile, dimensions: tuple[int, ...] = (3, 4)
 ) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
-    """The file after its header, and its shape. Raises DataError, also for what its reader meets, and StorageError."""
+    """The file positioned after its header, and its shape. Raises DataError (also while it is read), StorageError."""
     where = store.location(file.key)
     with open_file(store, file) as raw:
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw)
+        stream = gunzipped(raw)
         try:
-            zeros, kind, count = struct.unpack(">HBB", _read(stream, 4))
+            zeros, kind, count = struct.unpack(">HBB", read_exactly(stream, 4))
             if zeros or kind != _UINT8 or count not in dimensions:
                 raise DataError(f"{where} is not an IDX file of {'labels' if dimensions == (1,) else 'images'} (uint8)")
-            yield stream, struct.unpack(f">{count}I", _read(stream, 4 * count))
+            yield stream, struct.unpack(f">{count}I", read_exactly(stream, 4 * count))
         except _BAD as error:
             raise DataError(f"{where} is not a whole IDX file: {error}") from error
 
 
-def _is_zipped(store: Store, file: SourceFile) -> bool:
-    return store.read_range(file.key, 0, 2) == b"\x1f\x8b"
-
-
-def _read(stream: IO[bytes], count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise EOFError(f"{count - len(data)} bytes are missing")
-    return data
-
-
 def _skip(stream: IO[bytes], count: int) -> None:
-    if isinstance(stream, io.BufferedReader):  # not compressed: only its last byte is looked at
+    if isinstance(stream, io.BufferedReader):  # not compressed: reading the last byte shows that all are there
         stream.seek(max(count - 1, 0), io.SEEK_CUR)
         count = min(count, 1)
-    while count:
-        count -= len(_read(stream, min(count, _STEP_BYTES)))
+    skip_exactly(stream, count)

@@ -1,4 +1,4 @@
-"""Other names for labels: two data sets with one vocabulary, or classes that become one."""
+"""`ingest.label_map`: rename labels, to give two data sets the same class names or to join classes."""
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ["RelabelledSource", "relabelled", "with_label_map"]
 
 @dataclass(frozen=True)
 class RelabelledSource:
-    """A source with its labels mapped; a row whose label the map does not name is refused, one without stays so."""
+    """A source with renamed labels. A row whose label is not in the map is rejected; a row without a label stays."""
 
     source: Source
     names: tuple[tuple[str, str | None], ...]
@@ -40,12 +40,12 @@ class RelabelledSource:
             elif row.label in names:
                 yield row._replace(label=names[row.label])
             else:
-                refusal = Reject("unknown-label", f"ingest.label_map does not name {row.label!r}")
-                yield SourceRow(row.source, refusal)
+                reject = Reject("unknown-label", f"ingest.label_map does not name {row.label!r}")
+                yield SourceRow(row.source, reject)
 
 
 def with_label_map(config: Config) -> Config:
-    """The configuration with the content of its label map's file in place of the name. Raises ConfigError."""
+    """The configuration with a label map file replaced by its content. Raises ConfigError."""
     uri = config.ingest.label_map
     if not isinstance(uri, str):
         return config

@@ -1,6 +1,6 @@
-"""NumPy archives of uint8 images: x, images or data [N, H, W], [N, H, W, C] or [N, C, H, W], with y or labels [N].
+"""Reader of NumPy archives: uint8 images x, images or data [N, H, W], [N, H, W, C] or [N, C, H, W]; y or labels [N].
 
-Arrays of one ending belong together (x_train and y_train). Arrays of objects are pickles and never loaded.
+Arrays with the same suffix belong together (x_train and y_train). Arrays of objects are pickles and never loaded.
 """
 
 import zipfile
@@ -13,9 +13,10 @@ from typing import IO, Final, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ingest.sources.containers import Unfit
-from pipeline.ingest.sources.source import SourceFile, SourceRow, cut
-from pipeline.ingest.sources.zip import opened_zip
+from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.read import read_exactly, skip_exactly
+from pipeline.ingest.sources.source import SourceFile, SourceRow, chunk_rows
+from pipeline.ingest.sources.zip import open_zip
 from pipeline.storage.store import Store
 
 __all__ = ["NpzReader", "is_npz"]
@@ -24,11 +25,10 @@ _IMAGES: Final = ("x", "images", "image", "data", "arr_0")
 _LABELS: Final = ("y", "labels", "label", "targets", "arr_1")
 _BAD: Final = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 _MOST_LABELS: Final = 2**28
-_STEP_BYTES: Final = 2**20
 
 
 class _Array(NamedTuple):
-    """name: member without `.npy`; labels: member, or None; first: number of its first image in the archive."""
+    """An array of images. name, labels: members without `.npy`; first: number of its first image in the archive."""
 
     name: str
     labels: str | None
@@ -38,28 +38,28 @@ class _Array(NamedTuple):
 
 @dataclass(frozen=True)
 class NpzReader:
-    """A share is a range of images, counted over the archive's arrays in the order of their names."""
+    """Row numbers count the images of all arrays in the order of the arrays' names."""
 
     partition_rows: int
 
-    def shares(self, store: Store, file: SourceFile) -> Iterator[range | None]:
-        with opened_zip(store, file) as archive:
+    def row_ranges(self, store: Store, file: SourceFile) -> Iterator[range | None]:
+        with open_zip(store, file) as archive:
             arrays = _arrays(archive)
-        yield from cut(sum(array.shape[0] for array in arrays), self.partition_rows, forward=True)
+        yield from chunk_rows(sum(array.shape[0] for array in arrays), self.partition_rows, sequential=True)
 
-    def rows(self, store: Store, file: SourceFile, share: range | None) -> Iterator[SourceRow]:
-        with opened_zip(store, file) as archive:
+    def rows(self, store: Store, file: SourceFile, row_range: range | None) -> Iterator[SourceRow]:
+        with open_zip(store, file) as archive:
             for array in _arrays(archive):
                 count = array.shape[0]
-                start, stop = (share.start, share.stop) if share is not None else (0, array.first + count)
+                start, stop = (row_range.start, row_range.stop) if row_range is not None else (0, array.first + count)
                 inside = range(max(start - array.first, 0), min(stop - array.first, count))
                 if inside:
                     yield from _rows(archive, file.key, array, inside)
 
 
 def is_npz(store: Store, file: SourceFile) -> bool:
-    """True when every member is an array. Raises Unfit, StorageError."""
-    with opened_zip(store, file) as archive:
+    """True when every member is an array. Raises UnusableFile, StorageError."""
+    with open_zip(store, file) as archive:
         names = archive.namelist()
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -73,12 +73,14 @@ def _arrays(archive: zipfile.ZipFile) -> list[_Array]:
             continue
         shape, dtype = _header(archive, name)
         if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and _axis(shape) is None):
-            raise Unfit("wrong-schema", f"array {name!r} is {dtype} {list(shape)}, not uint8 images")
+            raise UnusableFile("wrong-schema", f"array {name!r} is {dtype} {list(shape)}, not uint8 images")
         labels = next((label + ending for label in _LABELS if label + ending in names), None)
         found.append(_Array(name, labels if labels != name else None, shape, first))
         first += shape[0]
     if not found:
-        raise Unfit("wrong-schema", f"no array of images ({', '.join(_IMAGES)}) among {', '.join(sorted(names)[:20])}")
+        raise UnusableFile(
+            "wrong-schema", f"no array of images ({', '.join(_IMAGES)}) among {', '.join(sorted(names)[:20])}"
+        )
     return found
 
 
@@ -87,7 +89,7 @@ def _belongs(name: str, stem: str) -> bool:
 
 
 def _axis(shape: tuple[int, ...]) -> int | None:
-    """Where the channels are: 3 (last) or 1."""
+    """Axis of the channels: 3 (last) or 1."""
     return 3 if shape[3] in (1, 3, 4) else 1 if shape[1] in (1, 3) else None
 
 
@@ -97,11 +99,9 @@ def _rows(archive: zipfile.ZipFile, key: str, array: _Array, rows: range) -> Ite
     size = int(np.prod(shape))
     with _opened(archive, array.name) as stream:
         _array_header(stream)
-        left = rows.start * size
-        while left:
-            left -= len(_exactly(stream, min(left, _STEP_BYTES)))
+        skip_exactly(stream, rows.start * size)
         for row in rows:
-            pixels = np.frombuffer(_exactly(stream, size), np.uint8).reshape(shape)
+            pixels = np.frombuffer(read_exactly(stream, size), np.uint8).reshape(shape)
             if len(shape) == 3 and _axis(array.shape) == 1:
                 pixels = pixels.transpose(1, 2, 0)
             yield SourceRow(f"{key}#{array.name}/{row}", pixels, None if labels is None else str(labels[row]))
@@ -110,10 +110,10 @@ def _rows(archive: zipfile.ZipFile, key: str, array: _Array, rows: range) -> Ite
 def _labels(archive: zipfile.ZipFile, name: str, count: int) -> list[int | str]:
     shape, dtype = _header(archive, name)
     if int(np.prod(shape)) != count or count > _MOST_LABELS or dtype.kind not in "iuU":
-        raise Unfit("wrong-schema", f"array {name!r} is {dtype} {list(shape)}, not {count} labels")
+        raise UnusableFile("wrong-schema", f"array {name!r} is {dtype} {list(shape)}, not {count} labels")
     with _opened(archive, name) as stream:
         _array_header(stream)
-        values: npt.NDArray[np.generic] = np.frombuffer(_exactly(stream, count * dtype.itemsize), dtype)
+        values: npt.NDArray[np.generic] = np.frombuffer(read_exactly(stream, count * dtype.itemsize), dtype)
     return cast(list[int | str], values.tolist())
 
 
@@ -123,14 +123,16 @@ def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dt
 
 
 def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and type; the stream is then at the first element. Raises Unfit for pickles."""
+    """Shape and type; leaves the stream at the first element. Raises UnusableFile for pickles."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     if dtype.hasobject:
-        raise Unfit("wrong-schema", "an array of objects is a pickle, which can run any program: it is not loaded")
+        raise UnusableFile(
+            "wrong-schema", "an array of objects is a pickle, which can run any program: it is not loaded"
+        )
     if fortran and len(shape) > 1:
-        raise Unfit("wrong-schema", "an array in Fortran order: save it with numpy.ascontiguousarray")
+        raise UnusableFile("wrong-schema", "an array in Fortran order: save it with numpy.ascontiguousarray")
     return shape, dtype
 
 
@@ -140,11 +142,4 @@ def _opened(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
         with archive.open(f"{name}.npy") as stream:
             yield stream
     except (*_BAD, KeyError) as error:
-        raise Unfit("damaged-container", f"array {name!r} cannot be read: {error}") from error
-
-
-def _exactly(stream: IO[bytes], count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise EOFError(f"{count - len(data)} bytes are missing")
-    return data
+        raise UnusableFile("damaged-container", f"array {name!r} cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""From a URI to a source: what lies there decides, by first bytes; names only break ties."""
+"""Choose the kind of source for a URI: by the first bytes of its files, or by names where the bytes do not decide."""
 
 from collections import Counter
 from itertools import islice
@@ -8,15 +8,15 @@ from pipeline.config.root import Config
 from pipeline.errors import DataError, NotFound
 from pipeline.images.file_types import Kind, kind_of, shown
 from pipeline.ingest.sources.columns import image_columns
-from pipeline.ingest.sources.containers import ContainerSource, Unfit, visible_files
+from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
 from pipeline.ingest.sources.dataset import open_dataset
 from pipeline.ingest.sources.digits import DigitsSource
 from pipeline.ingest.sources.folder import FolderSource, open_folder
 from pipeline.ingest.sources.idx import open_idx
 from pipeline.ingest.sources.label_map import relabelled, with_label_map
 from pipeline.ingest.sources.npz import NpzReader, is_npz
-from pipeline.ingest.sources.parquet import ParquetReader, opened_parquet
-from pipeline.ingest.sources.read import head_of, heads_of
+from pipeline.ingest.sources.parquet import ParquetReader, open_parquet
+from pipeline.ingest.sources.read import read_head, read_heads, visible_files
 from pipeline.ingest.sources.source import Source, SourceFile
 from pipeline.ingest.sources.uri_list import open_list
 from pipeline.ingest.sources.webdataset import WebDatasetReader
@@ -43,7 +43,7 @@ _KINDS: Final = "images, Parquet, tar (WebDataset), zip, npz, IDX, or a CSV, JSO
 
 
 def open_source(uri: str, config: Config) -> Source:
-    """The source at a local path, file:///path, s3://bucket/prefix, or the word 'digits'.
+    """Open the source at a local path, file:///path or s3://bucket/prefix, or the built-in source 'digits'.
 
     Raises ConfigError for what cannot be a source, DataError saying what was seen for an empty or damaged one.
     """
@@ -59,13 +59,13 @@ def _opened(uri: str, config: Config) -> Source:
     if (found := _as_file(store, config)) is not None:
         try:
             return _open_file(store, *found, config)
-        except Unfit as error:
-            raise DataError(f"{store.uri} cannot be used: {error.refusal.detail}") from error
+        except UnusableFile as error:
+            raise DataError(f"{store.uri} cannot be used: {error.reject.detail}") from error
     return _open_folder(store, config)
 
 
 def _as_file(store: Store, config: Config) -> tuple[Store, SourceFile] | None:
-    """The folder and the state of the file that a URI names; None when it is a folder."""
+    """The folder and listing entry of the file that a URI names; None when the URI is a folder."""
     folder, _, name = store.uri.rpartition("/")
     if not name or folder.endswith(":/"):  # the root of a disk or bucket
         return None
@@ -73,13 +73,13 @@ def _as_file(store: Store, config: Config) -> tuple[Store, SourceFile] | None:
     if not parent.exists(name):
         return None
     state = next((state for state in parent.states(name) if state.key == name), None)
-    if state is None:  # gone since
+    if state is None:  # deleted between the two calls
         raise NotFound(f"no file {store.uri}: check --source")
     return parent, SourceFile(*state)
 
 
 def _open_file(whole: Store, store: Store, file: SourceFile, config: Config) -> Source:
-    head = head_of(store, file)
+    head = read_head(store, file)
     kind = kind_of(head)
     kind = kind if kind not in ("empty", "unknown", "gzip") else _hint(file.key) or kind
     ingest, name = config.ingest, whole.uri
@@ -97,11 +97,11 @@ def _open_file(whole: Store, store: Store, file: SourceFile, config: Config) -> 
 
 
 def _list_of_parquet(name: str, store: Store, file: SourceFile, config: Config) -> Source | None:
-    """A Parquet file without images may list places of some."""
-    with opened_parquet(store, file) as parquet:
+    """A source for a Parquet file that has no image column but a column of URIs; None for others."""
+    with open_parquet(store, file) as parquet:
         try:
             image_columns(parquet.schema_arrow, config.ingest)
-        except Unfit:
+        except UnusableFile:
             return open_list(name, store, file, config.ingest)
     return None
 
@@ -112,7 +112,7 @@ def _open_folder(store: Store, config: Config) -> Source:
     files = list(islice(visible_files(store), _SAMPLE_FILES))
     if not files:
         raise DataError(f"no images at {store.uri}: it is missing or empty; a source is {_KINDS}")
-    heads = heads_of(store, files)
+    heads = read_heads(store, files)
     kinds = Counter(kind_of(head) for head in heads)
     known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx")
     best = max(known, key=lambda kind: kinds[kind])  # the first of equal ones
@@ -139,7 +139,7 @@ def _container(
     config: Config,
     first: SourceFile | None = None,
 ) -> ContainerSource:
-    """`files`: only these, or None for a folder; `first`: of a folder, one that tells about the others."""
+    """files: None for a folder, which is then represented by its file `first`."""
     ingest = config.ingest
     sample = files[0] if files else first
     assert sample is not None
@@ -151,7 +151,7 @@ def _container(
         zipped = ZipReader(ingest.partition_rows, ingest.max_image_bytes)
         labels = tuple(sorted(zipped.labels(store, sample))) if files else ()
         return ContainerSource(name, store, kind, zipped, labels or None, files)
-    with opened_parquet(store, sample) as parquet:
+    with open_parquet(store, sample) as parquet:
         columns = image_columns(parquet.schema_arrow, ingest)
     return ContainerSource(name, store, kind, ParquetReader(ingest), columns.names, files)
 

@@ -1,15 +1,14 @@
-"""Tar archives, plain or gzipped, read from front to back: one file after another, nothing unpacked to disk."""
+"""Members of tar archives, plain or gzipped, read from start to end. Nothing is unpacked to disk."""
 
-import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, Final, NamedTuple, cast
+from typing import IO, Any, Final, NamedTuple
 
 from pipeline.images.reject_reasons import Reject
-from pipeline.ingest.sources.archive_names import is_hidden, unsafe
-from pipeline.ingest.sources.containers import Unfit
-from pipeline.ingest.sources.read import open_file
+from pipeline.ingest.sources.archive_names import is_hidden, unsafe_name
+from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.read import gunzipped, open_file
 from pipeline.ingest.sources.source import SourceFile
 from pipeline.storage.store import Store
 
@@ -21,17 +20,18 @@ _BAD: Final = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError
 
 
 class Member(NamedTuple):
-    """A file of an archive: its name and bytes, or why there are none."""
+    """A file in an archive: its name, and its bytes or the reason why there are none."""
 
     name: str
     data: bytes | Reject
 
 
 def members(store: Store, file: SourceFile, max_bytes: int) -> Iterator[Member]:
-    """Every member that is no folder and not hidden. Raises Unfit where the archive breaks, StorageError."""
+    """Every member that is no folder and not hidden. Raises UnusableFile where the archive breaks, StorageError."""
     with open_file(store, file) as raw:
-        zipped = raw.peek(2)[:2] == b"\x1f\x8b"
-        stream = _Stream(cast(IO[bytes], gzip.GzipFile(fileobj=raw) if zipped else raw), zipped)
+        unzipped = gunzipped(raw)
+        zipped = unzipped is not raw
+        stream = _Stream(unzipped, zipped)
         try:
             for info in _headers(stream):
                 if info.size < 0:
@@ -39,18 +39,20 @@ def members(store: Store, file: SourceFile, max_bytes: int) -> Iterator[Member]:
                 name = info.name.removeprefix("./")
                 if info.isdir() or is_hidden(name):
                     continue
-                yield Member(name, _refusal(name, info, max_bytes) or stream.member(info))
+                yield Member(name, _reject(name, info, max_bytes) or stream.member(info))
                 if zipped and info.size > max_bytes:
-                    raise Unfit(
+                    raise UnusableFile(
                         "damaged-container", f"{name!r} of {info.size} bytes would have to be unpacked to go on"
                     )
         except _BAD as error:
-            raise Unfit("damaged-container", f"the tar archive breaks at byte {stream.tell()}: {error}") from error
+            raise UnusableFile(
+                "damaged-container", f"the tar archive breaks at byte {stream.tell()}: {error}"
+            ) from error
 
 
-def _refusal(name: str, info: tarfile.TarInfo, max_bytes: int) -> Reject | None:
-    if refusal := unsafe(name):
-        return refusal
+def _reject(name: str, info: tarfile.TarInfo, max_bytes: int) -> Reject | None:
+    if reject := unsafe_name(name):
+        return reject
     if not info.isreg() or info.issparse():
         return Reject("unsafe-member", f"{name!r} is a link, device or sparse file, not a plain one")
     if info.size > max_bytes:
@@ -59,7 +61,7 @@ def _refusal(name: str, info: tarfile.TarInfo, max_bytes: int) -> Reject | None:
 
 
 def _headers(stream: "_Stream") -> Iterator[tarfile.TarInfo]:
-    """Headers one at a time (a TarFile that is iterated keeps them all). Raises the errors in `_BAD`."""
+    """Headers one at a time, because iterating a TarFile keeps them all in memory. Raises the errors in `_BAD`."""
     archive: Any = tarfile.TarFile(fileobj=stream, mode="r")  # type: ignore[arg-type]
     info: tarfile.TarInfo | None = archive.firstmember
     while info is not None:
@@ -77,7 +79,7 @@ def _headers(stream: "_Stream") -> Iterator[tarfile.TarInfo]:
 
 
 class _Stream:
-    """What tarfile needs of a file. A gzip stream only goes forward, and no header may ask for much memory."""
+    """A file for tarfile that seeks a gzip stream only forward and limits the memory that a header can request."""
 
     def __init__(self, file: IO[bytes], forward: bool) -> None:
         self._file, self._forward = file, forward
@@ -85,13 +87,13 @@ class _Stream:
     def tell(self) -> int:
         return self._file.tell()
 
-    def seek(self, place: int) -> None:
+    def seek(self, offset: int) -> None:
         if not self._forward:
-            self._file.seek(place)
+            self._file.seek(offset)
             return
-        if place < self.tell():
+        if offset < self.tell():
             raise tarfile.ReadError("a header that leads back")
-        while (left := place - self.tell()) > 0:
+        while (left := offset - self.tell()) > 0:
             if not self._file.read(min(left, _STEP_BYTES)):
                 raise EOFError("it ends inside a member")
 

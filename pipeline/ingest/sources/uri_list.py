@@ -1,4 +1,4 @@
-"""A list of images: CSV, tab-separated, JSON lines or Parquet with a column of places and perhaps one of labels."""
+"""Source of images named in a list: CSV, tab-separated, JSON lines or Parquet with a URI column and maybe labels."""
 
 import csv
 import io
@@ -14,29 +14,32 @@ import pyarrow as pa
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import ConfigError
 from pipeline.images.reject_reasons import Reject
-from pipeline.ingest.sources.archive_names import is_plain
-from pipeline.ingest.sources.columns import UriColumns, label_name, uri_columns
-from pipeline.ingest.sources.containers import Unfit
-from pipeline.ingest.sources.parquet import opened_parquet
+from pipeline.ingest.sources.archive_names import is_valid_key
+from pipeline.ingest.sources.columns import UriColumns, uri_columns
+from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.labels import class_names, label_from_value
+from pipeline.ingest.sources.parquet import open_parquet
 from pipeline.ingest.sources.read import UNKNOWN_SIZE, open_file, read_images
-from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, class_names
+from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["UriListSource", "open_list"]
 
 _LONGEST_LINE: Final = 2**16
 _BAD_LINE: Final = -1
+"""Size of an entry for a line without a URI; its `version` is what is wrong with the line."""
+_NO_URI: Final = "no place in this line"  # part of fingerprints at rest, like the other texts of bad lines
 
 
 @dataclass(frozen=True)
 class UriListSource:
-    """Relative places start at the list and stay below it; a list in a bucket names no local files.
+    """Relative URIs start at the folder of the list and stay below it. A list in a bucket must not name local files.
 
-    An entry is known by its place and label: an object that changes under an equal place is not seen as new.
+    An entry is identified by URI and label: an object that changes under its URI is not noticed as new.
     """
 
     name: str
-    store: Store  # where the list lies
+    store: Store  # folder of the list
     file: SourceFile
     config: IngestConfig
     classes: tuple[str, ...] | None
@@ -58,16 +61,16 @@ class UriListSource:
             yield Partition(f"{self.file.key}[{first}:]", tuple(files), None, tuple(labels))
 
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
-        found = [self._place(file) for file in partition.files]
-        images = read_images((place for place in found if not isinstance(place, Reject)), self.config.max_image_bytes)
-        for file, label, place in zip(partition.files, partition.labels or (), found, strict=True):
-            yield SourceRow(file.key, place if isinstance(place, Reject) else next(images), label)
+        found = [self._locate(file) for file in partition.files]
+        images = read_images((each for each in found if not isinstance(each, Reject)), self.config.max_image_bytes)
+        for file, label, located in zip(partition.files, partition.labels or (), found, strict=True):
+            yield SourceRow(file.key, located if isinstance(located, Reject) else next(images), label)
 
-    def _place(self, file: SourceFile) -> tuple[Store, SourceFile] | Reject:
+    def _locate(self, file: SourceFile) -> tuple[Store, SourceFile] | Reject:
         if file.size == _BAD_LINE:
             return Reject("wrong-schema", file.version)
         path = file.key.partition("://")[2] or file.key.removeprefix("./")
-        if not is_plain(path.removeprefix("/")):
+        if not is_valid_key(path.removeprefix("/")):
             return Reject("unsafe-name", f"{file.key!r} has an empty part, '.' or '..'")
         remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", file.key)
         if not remote and not file.key.startswith("/"):
@@ -82,29 +85,29 @@ class UriListSource:
 
 
 def open_list(name: str, store: Store, file: SourceFile, config: IngestConfig) -> UriListSource | None:
-    """None when the file is no list; its labels are read once. Raises Unfit, StorageError."""
+    """None when the file is not a list. Reads it once to find its classes. Raises UnusableFile, StorageError."""
     try:
         labels = {label for _, label in _entries(store, file, config) if label is not None}
-    except Unfit as error:
-        if error.refusal.reason == "wrong-schema":
+    except UnusableFile as error:
+        if error.reject.reason == "wrong-schema":
             return None
         raise
     return UriListSource(name, store, file, config, class_names(labels))
 
 
 def _entries(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[tuple[SourceFile, str | None]]:
-    """(place, label) of every line, in order. Raises Unfit ("wrong-schema" for what is no list), StorageError."""
+    """Every line as a file and a label, in order. Raises UnusableFile ("wrong-schema": not a list), StorageError."""
     for number, row in enumerate(_table(store, file, config)):
         if isinstance(row, str):
             yield SourceFile(f"{file.key}#{number}", _BAD_LINE, row), None
         elif not row[0]:
-            yield SourceFile(f"{file.key}#{number}", _BAD_LINE, "no place in this line"), None
+            yield SourceFile(f"{file.key}#{number}", _BAD_LINE, _NO_URI), None
         else:
             yield SourceFile(row[0], 0, row[1] or ""), row[1]
 
 
 Row = tuple[str, str | None] | str
-"""Place and label, or what is wrong with the line."""
+"""URI and label, or what is wrong with the line."""
 
 
 def _table(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row]:
@@ -118,7 +121,9 @@ def _table(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row
                 text.seek(0)
                 yield from _json_lines(text, config) if line.lstrip().startswith("{") else _csv(text, line, config)
         except (UnicodeDecodeError, csv.Error) as error:
-            raise Unfit("damaged-container", f"{store.location(file.key)} is no list in UTF-8: {error}") from error
+            raise UnusableFile(
+                "damaged-container", f"{store.location(file.key)} is not a list in UTF-8: {error}"
+            ) from error
 
 
 @contextmanager
@@ -136,7 +141,7 @@ def _csv(text: IO[str], line: str, config: IngestConfig) -> Iterator[Row]:
     header = next(lines, [])
     columns = uri_columns(header, header, config)
     if columns is None:
-        raise Unfit("wrong-schema", f"no column with places among {', '.join(header[:20])[:200]}")
+        raise UnusableFile("wrong-schema", f"no column with URIs among {', '.join(header[:20])[:200]}")
     for fields in lines:
         if fields:
             record = dict(zip(header, fields, strict=False))
@@ -155,19 +160,19 @@ def _json_lines(text: IO[str], config: IngestConfig) -> Iterator[Row]:
             continue
         columns = columns or (uri_columns(list(record), list(record), config) if isinstance(record, dict) else None)
         if columns is None:
-            raise Unfit("wrong-schema", f"no field with places in {line[:200]!r}")
+            raise UnusableFile("wrong-schema", f"no field with a URI in {line[:200]!r}")
         yield _row(record, columns) if isinstance(record, dict) else "no JSON object"
 
 
 def _parquet(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row]:
-    with opened_parquet(store, file) as parquet:
+    with open_parquet(store, file) as parquet:
         schema = parquet.schema_arrow
         texts = [
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
         ]
         columns = uri_columns(texts, schema.names, config)
         if columns is None:
-            raise Unfit("wrong-schema", f"no column with places among {', '.join(schema.names[:20])}")
+            raise UnusableFile("wrong-schema", f"no column with URIs among {', '.join(schema.names[:20])}")
         wanted = [columns.uri] + ([columns.label] if columns.label else [])
         for batch in parquet.iter_batches(columns=wanted):
             for record in batch.to_pylist():
@@ -175,7 +180,7 @@ def _parquet(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[R
 
 
 def _row(record: dict[str, Any], columns: UriColumns) -> Row:
-    place, label = record.get(columns.uri), record.get(columns.label) if columns.label else None
-    if not isinstance(place, str):
-        return "no place in this line"
-    return place.strip(), label_name(label, None)
+    uri, label = record.get(columns.uri), record.get(columns.label) if columns.label else None
+    if not isinstance(uri, str):
+        return _NO_URI
+    return uri.strip(), label_from_value(label)

@@ -1,7 +1,7 @@
-"""WebDataset shards: tar archives whose neighbouring members `key.ext` are one sample.
+"""Reader of WebDataset shards: tar archives in which consecutive members `key.ext` form one sample.
 
-A sample's label is its `.cls`, else a label field of its `.json`, else a one-line `.txt`, else its first folder.
-Every image of a sample is a row, so nothing is lost in archives that only look like WebDataset.
+The label of a sample is its `.cls`, else a label field of its `.json`, else a one-line `.txt`, else its first folder.
+Every image of a sample is a row, so ordinary tar archives of images work as well.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Final
 
 from pipeline.images.file_types import kind_of
 from pipeline.images.reject_reasons import Reject
-from pipeline.ingest.sources.archive_names import label_of
-from pipeline.ingest.sources.containers import Unfit
+from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.labels import label_from_path
 from pipeline.ingest.sources.source import SourceFile, SourceRow
 from pipeline.ingest.sources.tar import Member, members
 from pipeline.storage.store import Store
@@ -28,26 +28,26 @@ _LONGEST_TEXT_BYTES: Final = 2**20
 
 @dataclass(frozen=True)
 class WebDatasetReader:
-    """A share is a whole archive, since it can only be read from its front."""
+    """One task reads a whole archive, because a tar archive can only be read from its start."""
 
     max_bytes: int
 
-    def shares(self, store: Store, file: SourceFile) -> Iterator[range | None]:
+    def row_ranges(self, store: Store, file: SourceFile) -> Iterator[range | None]:
         yield None
 
-    def rows(self, store: Store, file: SourceFile, share: range | None) -> Iterator[SourceRow]:
+    def rows(self, store: Store, file: SourceFile, row_range: range | None) -> Iterator[SourceRow]:
         for _, sample in groupby(members(store, file, self.max_bytes), key=lambda member: _split(member.name)[0]):
             yield from _rows(file.key, sample)
 
 
 def _rows(archive: str, sample: Iterator[Member]) -> Iterator[SourceRow]:
-    """The rows of one sample; of its members only labels and images are kept."""
+    """The rows of one sample. Only label and image members are held in memory."""
     images: list[Member] = []
     texts: dict[str, bytes] = {}
     others: list[str] = []
-    broken: Unfit | None = None
+    broken: UnusableFile | None = None
     for member in _until_broken(sample):
-        if isinstance(member, Unfit):
+        if isinstance(member, UnusableFile):
             broken = member
             break
         extension = _split(member.name)[1].rpartition(".")[2].lower()
@@ -59,8 +59,8 @@ def _rows(archive: str, sample: Iterator[Member]) -> Iterator[SourceRow]:
         else:
             others.append(member.name)
     if others and not images:
-        refusal = Reject("not-an-image", f"a sample without an image: {', '.join(others[:5])}")
-        yield SourceRow(f"{archive}!{others[0]}", refusal)
+        reject = Reject("not-an-image", f"a sample without an image: {', '.join(others[:5])}")
+        yield SourceRow(f"{archive}!{others[0]}", reject)
     for name, data in images:
         label = None if isinstance(data, Reject) else _label(texts, name)
         yield SourceRow(f"{archive}!{name}", data, label)
@@ -68,16 +68,16 @@ def _rows(archive: str, sample: Iterator[Member]) -> Iterator[SourceRow]:
         raise broken
 
 
-def _until_broken(sample: Iterator[Member]) -> Iterator[Member | Unfit]:
-    """The members; where the archive breaks the error comes as the last value, so that they are not lost with it."""
+def _until_broken(sample: Iterator[Member]) -> Iterator[Member | UnusableFile]:
+    """The members; an error comes as the last value, so that the members before it are not lost."""
     try:
         yield from sample
-    except Unfit as error:
+    except UnusableFile as error:
         yield error
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and extension: a name is cut at the first dot of its last part."""
+    """Key and extension: the name is split at the first dot of its last part."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension
@@ -97,10 +97,10 @@ def _label(texts: dict[str, bytes], name: str) -> str | None:
     for field in _JSON_LABELS if isinstance(fields, dict) else ():
         if isinstance(fields.get(field), str | int):
             return str(fields[field])
-    return _line(texts.get("txt", b"")) or label_of(name)
+    return _line(texts.get("txt", b"")) or label_from_path(name)
 
 
 def _line(text: bytes) -> str | None:
-    """The text if it is one short line, as a label is; a caption is none."""
+    """The text if it is one short line, like a label; None for a caption."""
     line = text[:_LONGEST_TEXT_BYTES].decode("utf-8", "replace").strip()
     return line if line and len(line) <= _LONGEST_LABEL and "\n" not in line else None

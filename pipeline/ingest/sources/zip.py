@@ -1,4 +1,4 @@
-"""Zip archives of images; the first folder is the class, below a folder that holds everything."""
+"""Reader of zip archives of images. The first folder is the class, not counting one that contains all members."""
 
 import lzma
 import stat
@@ -10,50 +10,50 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 from pipeline.images.reject_reasons import Reject
-from pipeline.ingest.sources.archive_names import is_hidden, label_of, unsafe
-from pipeline.ingest.sources.containers import Unfit
+from pipeline.ingest.sources.archive_names import is_hidden, unsafe_name
+from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.labels import label_from_path
 from pipeline.ingest.sources.read import open_file
-from pipeline.ingest.sources.source import SourceFile, SourceRow
+from pipeline.ingest.sources.source import SourceFile, SourceRow, chunk_rows
 from pipeline.storage.store import Store
 
-__all__ = ["ZipReader", "opened_zip"]
+__all__ = ["ZipReader", "open_zip"]
 
 _ENCRYPTED: Final = 0x1
 _BAD: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
-_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA takes what memory it likes
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA can take unlimited memory
 
 
 @dataclass(frozen=True)
 class ZipReader:
-    """A row for each member that is no folder and not hidden; a share is a range of the archive's directory."""
+    """A row for each member that is no folder and not hidden. Ranges of rows count entries of the zip directory."""
 
     partition_rows: int
     max_bytes: int
 
-    def shares(self, store: Store, file: SourceFile) -> Iterator[range | None]:
-        with opened_zip(store, file) as archive:
+    def row_ranges(self, store: Store, file: SourceFile) -> Iterator[range | None]:
+        with open_zip(store, file) as archive:
             count = len(archive.infolist())
-        for start in range(0, count, self.partition_rows):
-            yield range(start, min(start + self.partition_rows, count))
+        yield from chunk_rows(count, self.partition_rows)
 
-    def rows(self, store: Store, file: SourceFile, share: range | None) -> Iterator[SourceRow]:
-        with opened_zip(store, file) as archive:
+    def rows(self, store: Store, file: SourceFile, row_range: range | None) -> Iterator[SourceRow]:
+        with open_zip(store, file) as archive:
             members = archive.infolist()
             root = common_root([member.filename for member in _files(members)])
-            for member in _files(members if share is None else members[share.start : share.stop]):
-                label = label_of(member.filename.removeprefix(root))
-                refusal = unsafe(member.filename) or self._refusal(member)
-                image = refusal or self._read(archive, member)
-                yield SourceRow(f"{file.key}!{member.filename}", image, None if refusal else label)
+            for member in _files(members if row_range is None else members[row_range.start : row_range.stop]):
+                label = label_from_path(member.filename.removeprefix(root))
+                reject = unsafe_name(member.filename) or self._reject(member)
+                image = reject or self._read(archive, member)
+                yield SourceRow(f"{file.key}!{member.filename}", image, None if reject else label)
 
     def labels(self, store: Store, file: SourceFile) -> set[str]:
-        """The classes that the directory names. Raises Unfit, StorageError."""
-        with opened_zip(store, file) as archive:
-            names = [member.filename for member in _files(archive.infolist()) if not unsafe(member.filename)]
+        """The labels of all members. Raises UnusableFile, StorageError."""
+        with open_zip(store, file) as archive:
+            names = [member.filename for member in _files(archive.infolist()) if not unsafe_name(member.filename)]
         root = common_root(names)
-        return {label for name in names if (label := label_of(name.removeprefix(root))) is not None}
+        return {label for name in names if (label := label_from_path(name.removeprefix(root))) is not None}
 
-    def _refusal(self, member: zipfile.ZipInfo) -> Reject | None:
+    def _reject(self, member: zipfile.ZipInfo) -> Reject | None:
         mode = member.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             return Reject("unsafe-member", "a link or device, not a file")
@@ -68,7 +68,7 @@ class ZipReader:
     def _read(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Reject:
         try:
             with archive.open(member) as file:
-                data = file.read(self.max_bytes + 1)  # the directory may lie about the size
+                data = file.read(self.max_bytes + 1)  # the directory may state a wrong size
         except (*_BAD, OSError) as error:
             return Reject("damaged-container", f"the member cannot be unpacked: {error}")
         if len(data) > self.max_bytes:
@@ -77,19 +77,19 @@ class ZipReader:
 
 
 @contextmanager
-def opened_zip(store: Store, file: SourceFile) -> Iterator[zipfile.ZipFile]:
-    """The archive, its directory read. Raises Unfit when it has none, StorageError."""
+def open_zip(store: Store, file: SourceFile) -> Iterator[zipfile.ZipFile]:
+    """The archive with its directory read. Raises UnusableFile when it has none, StorageError."""
     raw: IO[bytes] = open_file(store, file)
     try:
         archive = zipfile.ZipFile(raw)
     except (*_BAD, OSError) as error:
-        raise Unfit("damaged-container", f"no whole zip archive: {error}") from error
+        raise UnusableFile("damaged-container", f"no whole zip archive: {error}") from error
     with archive:
         yield archive
 
 
 def common_root(names: list[str]) -> str:
-    """ "photos/" when every name lies in that one folder, else ""."""
+    """The folder that contains all names, with a slash, such as "photos/"; else ""."""
     roots = {name.partition("/")[0] for name in names}
     return f"{roots.pop()}/" if len(roots) == 1 and all("/" in name for name in names) else ""
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from capacity import GROUP_BYTES, RUN_BYTES, SETTLE_BYTES, MeasuredCosts, dataset_needs, generation_needs
+from capacity import DEDUPLICATE_BYTES, GROUP_BYTES, SORTED_RUN_BYTES, MeasuredCosts, dataset_needs, generation_needs
 from synthetic import marker_of, plan_of
 
 from pipeline.config.ingest import IngestConfig
@@ -11,7 +11,7 @@ from pipeline.config.root import StorageConfig
 from pipeline.generation.commit import committed_shards, create_plan, marker_key, seal
 from pipeline.generation.sample_plan import Assignments, missing_shards
 from pipeline.ingest import map_tasks, phases
-from pipeline.ingest.sorted_runs import record_type
+from pipeline.ingest.sorted_runs import RunFormat
 from pipeline.storage.documents import to_json
 from pipeline.storage.store import resolve
 
@@ -71,12 +71,12 @@ def test_a_sealed_job_has_the_stated_size_and_markers(tmp_path):
 
 
 def test_ingest_bounds_are_those_of_the_stages():
-    assert (RUN_BYTES, SETTLE_BYTES, GROUP_BYTES) == (
-        map_tasks.RUN_BYTES,
-        phases.SETTLE_BYTES,
+    assert (SORTED_RUN_BYTES, DEDUPLICATE_BYTES, GROUP_BYTES) == (
+        map_tasks.SORTED_RUN_BYTES,
+        phases.DEDUPLICATE_BYTES,
         phases.GROUP_BYTES,
     )
-    assert record_type(3).itemsize + phases.TEXT_BYTES == 268
+    assert RunFormat(1, 3).record.itemsize + phases.TEXT_BYTES == 268
 
 
 def test_ingest_bends_with_the_square_and_generations_straighten_it():

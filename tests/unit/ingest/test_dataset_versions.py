@@ -1,4 +1,4 @@
-"""Generations and claims: one of each number, found by digest; sweeping takes nothing that is named."""
+"""Dataset versions and plans: one of each number, found by digest; no named file is deleted as a leftover."""
 
 import json
 
@@ -14,7 +14,15 @@ from pipeline.ingest.dataset import (
     read_dataset_version,
     write_dataset,
 )
-from pipeline.ingest.journal import IngestPlan, Prepared, Work, claim, read_plan, sweep, withdraw
+from pipeline.ingest.journal import (
+    IngestPlan,
+    PreparedPartition,
+    WorkFolder,
+    claim,
+    delete_leftovers,
+    read_plan,
+    withdraw_plan,
+)
 from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.storage.documents import parse
 from pipeline.storage.files import put_hashed
@@ -22,7 +30,7 @@ from pipeline.storage.files import put_hashed
 pytestmark = pytest.mark.unit
 
 
-def manifest(generation=1, parent=None, shards=(), **fields):
+def manifest(version=1, parent=None, shards=(), **fields):
     values = {
         "source": "s",
         "source_rows": 0,
@@ -35,7 +43,7 @@ def manifest(generation=1, parent=None, shards=(), **fields):
         "channel_mean": (0.0,),
         "channel_std": (1.0,),
         "ingest": {},
-        "generation": generation,
+        "generation": version,
         "parent": parent,
         **fields,
     }
@@ -51,16 +59,16 @@ def chain(store, length):
     return made
 
 
-def test_a_generation_is_found_by_its_digest(store):
+def test_a_version_is_found_by_its_digest(store):
     made = chain(store, 4)
     assert read_dataset(store) == made[3]
     for one in made:
         assert read_dataset(store, one.digest()) == one
-    with pytest.raises(DataError, match="no generation with digest 0000"):
+    with pytest.raises(DataError, match="no version with digest 0000"):
         read_dataset(store, "0" * 64)
 
 
-def test_one_manifest_a_generation(store):
+def test_one_manifest_a_version(store):
     first = chain(store, 1)[0]
     write_dataset(store, first)  # the same again is no other
     with pytest.raises(AlreadyExists):
@@ -78,7 +86,7 @@ def test_a_late_writer_does_not_turn_the_newest_back(store):
     assert read_dataset(store) == made[2]
 
 
-def test_digests_of_datasets_made_before_generations_are_kept(store):
+def test_digests_of_datasets_made_before_versions_are_kept(store):
     """A run names its dataset by digest; a field that came later must not change it."""
     values = json.loads(manifest(shards=[shard("data/train-00000.parquet")]).model_dump_json())
     for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
@@ -152,31 +160,31 @@ def test_a_setting_younger_than_the_plan_counts_as_its_default(store):
 
 
 def prepared(rows):
-    return Prepared(partition=0, rows=rows, image_bytes=1, runs=(), labels=(), reject_counts={}, rejects=None)
+    return PreparedPartition(partition=0, rows=rows, image_bytes=1, runs=(), labels=(), reject_counts={}, rejects=None)
 
 
 def test_the_first_marker_counts(store):
-    work = Work(store, plan())
-    assert work.read(Prepared, "prepared", "0") is None
+    work = WorkFolder(store, plan())
+    assert work.read(PreparedPartition, "prepared", "0") is None
     assert work.mark(prepared(1), "prepared", "0") == prepared(1)
-    assert work.mark(prepared(2), "prepared", "0") == prepared(1) == work.read(Prepared, "prepared", "0")
+    assert work.mark(prepared(2), "prepared", "0") == prepared(1) == work.read(PreparedPartition, "prepared", "0")
     assert work.done("prepared") == {"0"}
     assert work.done("written") == set()
-    assert Work(store, plan(snapshot="b")).done("prepared") == set()
+    assert WorkFolder(store, plan(snapshot="b")).done("prepared") == set()
 
 
 def test_a_refused_plan_is_withdrawn_with_its_work(store):
-    work = Work(store, claim(store, plan()))
+    work = WorkFolder(store, claim(store, plan()))
     work.mark(prepared(1), "prepared", "0")
     assert not work.is_refused
-    work.refuse()
+    work.mark_refused()
     assert work.is_refused
-    withdraw(work)
+    withdraw_plan(work)
     assert read_plan(store, 1) is None
     assert [entry.key for entry in store.list()] == []
 
 
-def test_sweeping_takes_only_what_no_generation_up_to_this_one_needs(store):
+def test_only_leftovers_of_committed_versions_are_deleted(store):
     kept = [put_hashed(store, f"data/train-000001-{n:06d}", b"%d" % n) for n in range(2)]
     listed = put_hashed(store, "snapshots/000001-00000", b"files")
     rejects = put_hashed(store, "rejects/000001-000000", b"rejects")
@@ -189,7 +197,7 @@ def test_sweeping_takes_only_what_no_generation_up_to_this_one_needs(store):
     entries = [ShardEntry(**e.model_dump(), split="train", rows=1, first_id=n) for n, e in enumerate(kept)]
     head = manifest(shards=entries, rejects=(rejects,), snapshots=(listed,))
     write_dataset(store, head)
-    assert sweep(store, head) == 3
+    assert delete_leftovers(store, head) == 3
     assert {entry.key for entry in store.list()} == {
         *later,
         *(entry.key for entry in (*kept, listed, rejects)),
@@ -198,6 +206,6 @@ def test_sweeping_takes_only_what_no_generation_up_to_this_one_needs(store):
         "manifest.json",
         dataset_version_key(1),
     }
-    assert sweep(store, head) == 0
+    assert delete_leftovers(store, head) == 0
     assert read_dataset_version(store, 1) == head
     assert isinstance(listed, FileEntry)

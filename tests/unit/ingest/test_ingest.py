@@ -1,4 +1,4 @@
-"""Generations, duplicates, refusals and limits of an ingest, in one process."""
+"""Dataset versions, duplicates, errors and limits of an ingest, without Ray."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -38,7 +38,7 @@ def listed(place):
     return {entry.key for entry in place.child("dataset").list()}
 
 
-def test_a_grown_source_adds_a_generation(store):
+def test_a_grown_source_adds_a_dataset_version(store):
     put_images(store.location("source"), range(40), "b/")
     first = made(store)
     old, old_rows = rows_of(first["uri"])
@@ -122,7 +122,7 @@ def test_of_equal_pixels_the_policy_decides(place, policy, stays, dropped):
 
 
 @pytest.mark.parametrize(("policy", "total"), [("keep-first", 4), ("keep-all", 6), ("reject", 4)])
-def test_equal_pixels_of_an_earlier_generation(place, policy, total):
+def test_equal_pixels_of_an_earlier_version(place, policy, total):
     put_images(place.location("source"), (1, 2, 3))
     made(place, duplicates=policy)
     put_images(place.location("source"), (2, 3, 4), name=lambda n: f"new-{n}.png")
@@ -133,7 +133,7 @@ def test_equal_pixels_of_an_earlier_generation(place, policy, total):
     verify(config(), result["uri"])
 
 
-def test_a_generation_of_nothing_new_is_still_one(place):
+def test_a_version_without_new_images_is_still_committed(place):
     """Else the same files would be read again every night."""
     put_images(place.location("source"), (1, 2, 3))
     made(place)
@@ -153,9 +153,9 @@ def test_the_dataset_does_not_depend_on_slots_tasks_or_runs(place, monkeypatch):
     put_images(place.location("source"), range(70))
     place.child("source").put("0065.png", b"")
     before, _ = rows_of(made(place)["uri"])
-    monkeypatch.setattr(map_tasks, "RUN_BYTES", 500)
+    monkeypatch.setattr(map_tasks, "SORTED_RUN_BYTES", 500)
     monkeypatch.setattr(phases, "GROUP_BYTES", 1)
-    monkeypatch.setattr(phases, "SETTLE_BYTES", 1)
+    monkeypatch.setattr(phases, "DEDUPLICATE_BYTES", 1)
     monkeypatch.setattr("pipeline.ingest.partitioning.MIN_SLOTS", 3)
     other = ingest(config(ingest={"partition_rows": 3}), place.location("source"), place.location("other"))
     after, _ = rows_of(other["uri"])
@@ -245,7 +245,7 @@ def test_another_dataset_is_refused_by_name(place):
 def test_an_unfinished_ingest_holds_its_folder(place, monkeypatch):
     put_images(place.location("source"), range(5))
     with monkeypatch.context() as patch:
-        patch.setattr(phases, "settle", None)
+        patch.setattr(phases, "deduplicate", None)
         with pytest.raises(TypeError):
             made(place)
     with pytest.raises(ConfigError, match="image_size 8 there, 16 asked"):
@@ -267,7 +267,7 @@ def test_a_commit_that_was_cut_short_is_finished(store):
     assert {"manifest.json", dataset_version_key(1), "plans/000001.json"} <= listed(store)
 
 
-def test_a_dataset_from_before_generations_is_left_as_it_is(place):
+def test_a_dataset_from_before_versions_is_left_as_it_is(place):
     put_images(place.location("source"), range(5))
     made(place)
     dataset = place.child("dataset")
@@ -290,7 +290,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(place):
     assert "already done" in ingest(*words, dry_run=True)["summary"]
     put_images(place.location("source"), range(5, 9))
     before = listed(place)
-    assert "would add generation 2" in ingest(*words, dry_run=True)["summary"]
+    assert "would add dataset version 2" in ingest(*words, dry_run=True)["summary"]
     assert listed(place) == before
 
 

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.ingest.partitioning import Slots, in_order, is_heldout, kept, output_groups, rows_a_shard, shuffle_key
-from pipeline.ingest.sorted_runs import record_type
+from pipeline.ingest.partitioning import (
+    Slots,
+    is_heldout,
+    keep_mask,
+    rows_per_shard,
+    shard_groups,
+    shuffle_key,
+    shuffle_order,
+)
+from pipeline.ingest.sorted_runs import RunFormat
 
 pytestmark = pytest.mark.unit
 
@@ -20,11 +28,11 @@ def sha(number):
 def records(numbers, seed=0):
     """A record for every image, in this order of the source."""
     rows = [(shuffle_key(sha(n), seed), bytes.fromhex(sha(n)), 0, i, 0, 0, 0, (0, 0)) for i, n in enumerate(numbers)]
-    return np.array(rows, record_type(1))
+    return np.array(rows, RunFormat(1, 1).record)
 
 
 def test_the_key_is_pinned():
-    """Another key would move every image of every dataset at its next generation."""
+    """Another key would move every image of every dataset at its next version."""
     assert shuffle_key("ab" * 32, 7) == int(hashlib.sha256(("7:" + "ab" * 32).encode()).hexdigest()[:16], 16)
     assert shuffle_key(sha(1), 0) != shuffle_key(sha(1), 1)
 
@@ -62,11 +70,11 @@ def test_slots_grow_with_the_data():
 @given(st.lists(st.integers(0, 12), max_size=30), st.sets(st.integers(0, 12), max_size=4))
 def test_which_of_equal_images_stay(numbers, known):
     found = records(numbers)
-    order = in_order(found)
+    order = shuffle_order(found)
     digests = {bytes.fromhex(sha(number)) for number in known}
 
     def stays(policy):
-        return sorted(found["row"][order[kept(found[order], digests, policy)]].tolist())
+        return sorted(found["row"][order[keep_mask(found[order], digests, policy)]].tolist())
 
     first = [i for i, n in enumerate(numbers) if n not in numbers[:i] and n not in known]
     assert stays("keep-first") == first
@@ -76,17 +84,17 @@ def test_which_of_equal_images_stay(numbers, known):
 
 def test_equal_pixels_stay_in_the_order_of_the_source():
     found = records([3, 1, 3, 2, 3])
-    rows = found["row"][in_order(found)].tolist()
+    rows = found["row"][shuffle_order(found)].tolist()
     assert [row for row in rows if row in (0, 2, 4)] == [0, 2, 4]
-    keys = found["key"][in_order(found)]
+    keys = found["key"][shuffle_order(found)]
     assert (keys[1:] >= keys[:-1]).all()
 
 
 def test_keys_that_collide_are_still_told_apart():
     found = records([1, 2, 1])
     found["key"] = 5
-    order = in_order(found)
-    assert kept(found[order], set(), "keep-first").sum() == 2
+    order = shuffle_order(found)
+    assert keep_mask(found[order], set(), "keep-first").sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_keys_that_collide_are_still_told_apart():
     ],
 )
 def test_rows_a_shard(rows, image_bytes, shard_rows, shard_bytes, expected):
-    assert rows_a_shard(rows, image_bytes, shard_rows, shard_bytes) == expected
+    assert rows_per_shard(rows, image_bytes, shard_rows, shard_bytes) == expected
 
 
 @settings(max_examples=60)
@@ -122,7 +130,7 @@ def test_groups_give_every_image_the_id_of_one_global_sort(count, slots, shard_r
         in_slots[slot] += 1
         by_slot.setdefault(slot, []).append(number)
     made, shards = [], {"train": [], "heldout": []}
-    for group in output_groups(in_slots, slots, shard_rows, together):
+    for group in shard_groups(in_slots, slots, shard_rows, together):
         found = [number for slot in group.slots for number in by_slot.get(slot, [])]
         chosen = found[group.skip : group.skip + group.stop - group.first]
         assert len(chosen) == group.stop - group.first > 0

@@ -6,12 +6,12 @@ import pytest
 
 from pipeline.config.root import StorageConfig
 from pipeline.errors import VerificationFailed
-from pipeline.ingest.sorted_runs import PreparedImage, RunFile, gather, run_bytes
+from pipeline.ingest.sorted_runs import PreparedImage, RunFormat, SortedRunFile, read_slots, sorted_run_bytes
 from pipeline.storage.files import put_file
 from pipeline.storage.store import resolve
 
 pytestmark = pytest.mark.unit
-SLOTS, CHANNELS = 10, 3
+FORMAT = RunFormat(slots=10, channels=3)
 
 
 def image(number, slot):
@@ -27,16 +27,16 @@ def stored(store):
     images = [image(number, (1, 2, 3, 5, 6, 7, 8)[number % 7]) for number in range(40)]
     runs = []
     for number, part in enumerate((images[:25], images[25:])):
-        data, text = run_bytes(part[::-1], SLOTS, CHANNELS)
+        data, text = sorted_run_bytes(part[::-1], FORMAT)
         file = put_file(store, f"work/{number}.run", data)
-        runs.append(RunFile(**file.model_dump(), rows=len(part), text_bytes=text))
+        runs.append(SortedRunFile(**file.model_dump(), rows=len(part), text_bytes=text))
     return store, runs, images
 
 
 @pytest.mark.parametrize("slots", [range(10), range(1), range(1, 2), range(3, 7), range(8, 10), range(4, 5)])
 def test_a_range_of_slots_holds_its_images_and_no_others(stored, slots):
     store, runs, images = stored
-    found = gather(store, runs, slots, (SLOTS, CHANNELS), images=True)
+    found = read_slots(store, runs, slots, FORMAT, images=True)
     expected = {i.row: i for i in images if i.slot in slots}
     assert sorted(found.records["row"].tolist()) == sorted(expected)
     for place, record in enumerate(found.records):
@@ -46,12 +46,12 @@ def test_a_range_of_slots_holds_its_images_and_no_others(stored, slots):
         assert record["sha256"].tobytes() == wanted.sha256
         assert tuple(record["sums"]) == wanted.sums
         assert (record["key"], record["partition"]) == (wanted.key, 4)
-    assert gather(store, runs, slots, (SLOTS, CHANNELS), images=False).images is None
+    assert read_slots(store, runs, slots, FORMAT, images=False).images == []
 
 
 def test_no_runs_hold_nothing():
     store = resolve("memory://runs", StorageConfig())
-    assert len(gather(store, [], range(3), (SLOTS, 1), images=True).records) == 0
+    assert len(read_slots(store, [], range(3), RunFormat(10, 1), images=True).records) == 0
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
@@ -61,4 +61,4 @@ def test_a_changed_run_is_not_taken(stored, damage):
     data[-3] ^= 1
     store.put(runs[0].key, bytes(data if damage == "flipped" else data[:-30]))
     with pytest.raises(VerificationFailed):
-        gather(store, runs, range(10), (SLOTS, CHANNELS), images=True)
+        read_slots(store, runs, range(10), FORMAT, images=True)

@@ -48,7 +48,7 @@ def test_known_files_and_what_became_of_them(store):
     assert FILES[3]._replace(size=99).fingerprint not in known
     assert FILES[3]._replace(version="new").fingerprint not in known
     assert known.unseen == 9
-    known.see(FILES[5:])
+    known.mark_seen(FILES[5:])
     assert known.unseen == 4
     assert "00" * 16 not in KnownFiles(store, ())
     assert KnownFiles(store, ()).unseen == 0

@@ -263,9 +263,9 @@ def test_a_whole_dataset_passes(place):
     [
         ({"source_rows": 8}, "8 source images are not 8 images and 1 rejects"),
         ({"reject_counts": {"truncated": 1}}, "counts rejects {'truncated': 1}, lists {'empty': 1}"),
-        ({"classes": ("a",)}, "has label 1, the dataset 1 classes"),
-        ({"ingest": {"heldout_share": 0.0}}, "belongs into the train split"),
-        ({"ingest": {"heldout_share": 1.0}}, "belongs into the heldout split"),
+        ({"classes": ("a",)}, "has label 1, but the dataset has 1 classes"),
+        ({"ingest": {"heldout_share": 0.0}}, "belongs in the train split"),
+        ({"ingest": {"heldout_share": 1.0}}, "belongs in the heldout split"),
         ({"channels": 3}, "[4, 4, 1] pixels, not [4, 4, 3]"),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_dataset_manifest_that_does_not_add_up(place, fields, what):
         (lambda t: column(t, "sample_id", [4, 4]), "does not hold samples 4..5"),
         (lambda t: replace(t, "sha256", 0, "0" * 64), "pixels with another sha256"),
         (lambda t: replace(t, "image", 0, {"bytes": b"text", "path": None}), "cannot be decoded"),
-        (lambda t: replace(t, "width", 0, 5), "says 5x4 pixels"),
+        (lambda t: replace(t, "width", 0, 5), "has columns for 5x4 pixels"),
         (lambda t: t.slice(1), "does not hold samples 4..5"),
     ],
 )
@@ -302,7 +302,7 @@ def test_a_damaged_dataset_manifest_is_a_failure_not_nothing(place):
     fails(place, "is not a DatasetManifest")
 
 
-# Generations: a dataset as ingest makes it since it can grow
+# Dataset versions: a dataset as ingest makes it since it can grow
 
 
 GROWN = {"heldout_share": 0.5, "seed": 3, "duplicates": "keep-first"}
@@ -314,23 +314,23 @@ def placed(numbers, split):
     return sorted(mine, key=lambda n: shuffle_key(hashlib.sha256(pixels_of(n).tobytes()).hexdigest(), 3))
 
 
-def grown(place, generations=((0, 20), (20, 30)), change=lambda shards: shards, **fields):
-    """A dataset of images `first`..`stop`-1 in each generation; `change` is applied to the last one's own shards."""
+def grown(place, versions=((0, 20), (20, 30)), change=lambda shards: shards, **fields):
+    """Images `first`..`stop`-1 in each dataset version; `change` is applied to the last one's own shards."""
     before, channel_sums, first = None, [0, 0], 0
-    for generation, (low, stop) in enumerate(generations, 1):
+    for version, (low, stop) in enumerate(versions, 1):
         numbers = range(low, stop)
         shards = []
         for split in ("train", "heldout"):
             mine = placed(numbers, split)
-            file = put_hashed(place, f"data/{split}-{generation}", parquet_bytes(dataset_table(mine, first), 100))
+            file = put_hashed(place, f"data/{split}-{version}", parquet_bytes(dataset_table(mine, first), 100))
             ends = [f"{shuffle_key(hashlib.sha256(pixels_of(n).tobytes()).hexdigest(), 3):016x}" for n in mine]
             entry = {"split": split, "rows": len(mine), "first_id": first, "keys": (ends[0], ends[-1])}
             shards.append(ShardEntry(**file.model_dump(), **entry))
             first += len(mine)
         channel_sums = [channel_sums[0] + 16 * sum(numbers), channel_sums[1] + 16 * sum(n * n for n in numbers)]
         files = [Partition(str(low), (SourceFile(f"{low}.png", 1, "v"),))]
-        listed = write_snapshot(place, generation, files)
-        last = generation == len(generations)
+        listed = write_snapshot(place, version, files)
+        last = version == len(versions)
         mean, std = channel_statistics(channel_sums, 16 * first)
         values = {
             "source": "s",
@@ -345,7 +345,7 @@ def grown(place, generations=((0, 20), (20, 30)), change=lambda shards: shards, 
             "channel_std": std,
             "channel_sums": channel_sums,
             "ingest": GROWN,
-            "generation": generation,
+            "generation": version,
             "parent": before and before.digest(),
             "snapshot": listed.digest,
             "snapshots": (() if before is None else before.snapshots) + listed.parts,
@@ -365,7 +365,7 @@ def test_a_whole_grown_dataset_passes(place):
 
 
 def replace_shard(place, number, numbers):
-    """A change of the last generation: another shard of these images, rightly named in every other respect."""
+    """A change of the last version: another shard of these images, rightly named in every other respect."""
 
     def change(shards):
         old = shards[number]
@@ -382,13 +382,13 @@ def test_images_lie_where_their_content_puts_them(place):
     fails(place, "is not where its content belongs")
 
 
-@pytest.mark.parametrize("of", ["this generation", "another"])
+@pytest.mark.parametrize("of", ["this version", "another"])
 def test_no_image_twice(place, of):
     mine = placed(range(20, 30), "train")
-    other = mine[0] if of == "this generation" else placed(range(20), "train")[0]
+    other = mine[0] if of == "this version" else placed(range(20), "train")[0]
     changed = sorted([other, mine[0], *mine[2:]], key=placed([*mine, other], "train").index)
     grown(place, change=replace_shard(place, 0, changed))
-    fails(place, "repeats the one before it" if of == "this generation" else "pixels of an image of another generation")
+    fails(place, "repeats the one before it" if of == "this version" else "pixels of an image of another version")
 
 
 @pytest.mark.parametrize(
@@ -397,12 +397,12 @@ def test_no_image_twice(place, of):
         ({"parent": "0" * 64}, "names another parent"),
         ({"classes": ("b", "a", "c")}, "does not only append to the classes"),
         ({"source": "t"}, "has another source than its parent"),
-        ({"snapshot": "0" * 64}, "the files listed for generation 2 differ"),
+        ({"snapshot": "0" * 64}, "the files listed for dataset version 2 do not have its snapshot digest"),
         ({"channel_sums": (1, 2)}, "channel_sums are [1, 2]"),
         ({"channel_mean": (0.5,)}, "do not follow from channel_sums"),
     ],
 )
-def test_a_generation_that_contradicts_its_parent_or_itself(place, fields, what):
+def test_a_version_that_contradicts_its_parent_or_itself(place, fields, what):
     grown(place, **fields)
     fails(place, what)
 
@@ -437,9 +437,9 @@ def test_a_damaged_chain(place, damage):
         fails(place, "named by its manifest but missing")
     else:
         place.put("manifest.json", place.read(dataset_version_key(1)))
-        check(place)  # the older generation is whole: a commit that is under way looks like this
+        check(place)  # the older version is whole: a commit that is under way looks like this
         edit(place, "manifest.json", source_rows=1)
-        fails(place, "is not its newest generation")
+        fails(place, "is not its newest version")
 
 
 # Checkpoints and runs

@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.root import Config
 from pipeline.errors import DataError
+from pipeline.ingest.sources.labels import class_names
 from pipeline.ingest.sources.open import open_source
-from pipeline.ingest.sources.source import class_names
 
 pytestmark = pytest.mark.unit
 IMAGES = [corpus.encoded(corpus.photo(n)) for n in range(5)]
@@ -185,7 +185,7 @@ def test_bad_lines_are_rows_and_equal_places_too(tmp_path):
     lines = ['{"path": "0.png"}', '{"path": 7}', "{oops", "[1]", '{"path": "1.png"}']
     rows = listed(tmp_path, "\n".join(lines), "list.jsonl")
     assert [corpus.outcome(row) for row in rows] == ["image", *["wrong-schema"] * 3, "image"]
-    with pytest.raises(DataError, match="no list in UTF-8"):
+    with pytest.raises(DataError, match="not a list in UTF-8"):
         listed(tmp_path, b"path,label\n0.png,a\n" + b"x" * 9000 + b"\xff\xfe,b\n")
 
 
