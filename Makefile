@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: setup demo demo-fashion test check fmt bench bench-quick bench-all mutants nightly clean
+.PHONY: setup demo demo-fashion test test-fast check fmt bench bench-quick bench-all mutants nightly clean
 
 setup: $(STAMP)
 
@@ -23,8 +23,15 @@ demo-fashion: $(STAMP)
 	@test -d $(FASHION) || { echo "$(FASHION) is not there: apt-get install dataset-fashion-mnist, or FASHION=FOLDER"; exit 2; }
 	$(BIN)/ddpm demo --recipe fashion-mnist --source $(FASHION)
 
+# Two test processes: one folder of Ray tests is one piece of work, with a cluster of its own.
+XDIST := -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(XDIST)
+
+# No Ray, no server: what to run after every change.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest $(XDIST) -m "not (nightly or ray or s3 or faults or e2e or slow)" tests/test_architecture.py tests/unit tests/property tests/oracle
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

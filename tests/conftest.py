@@ -8,6 +8,7 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from s3_server import SeaweedServer
@@ -31,6 +32,25 @@ for _name in [name for name in os.environ if name.startswith("AWS_") and name !=
 os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull, AWS_EC2_METADATA_DISABLED="true")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, and what it starts, ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+HEAVY = ("oracle/test_compiled", "faults", "ray", "e2e")
+"""With several test processes (-n): each of these is one piece of work, in this order; then every other file is one."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Share the tests among processes so that one process runs all tests of a folder that need Ray, on one cluster."""
+    if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_piece(item)))
+    items.sort(key=lambda item: HEAVY.index(_piece(item)) if _piece(item) in HEAVY else len(HEAVY))
+
+
+def _piece(item: pytest.Item) -> str:
+    name = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+    return next((piece for piece in HEAVY if name.startswith(piece)), name)
 
 
 @pytest.fixture(scope="session")

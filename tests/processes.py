@@ -1,7 +1,7 @@
-"""Processes of this machine, and waiting for what they do."""
+"""Processes of this machine: find some by command line, and wait for a condition."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 __all__ = ["titled", "wait_for"]
@@ -15,13 +15,22 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.02)
 
 
-def titled(text: str) -> set[int]:
-    """Ids of the processes whose command line holds the text."""
-    found = set()
+def titled(text: str, under: int | None = None) -> set[int]:
+    """Ids of processes whose command line holds the text; `under`: only descendants of this process.
+
+    Another test process may run a Ray cluster of its own at the same time: a test that kills looks only below itself.
+    """
+    found, parents = set(), {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if text.encode() in (folder / "cmdline").read_bytes():
                 found.add(int(folder.name))
         except OSError:
             continue
-    return found
+    return {pid for pid in found if under is None or under in _ancestors(pid, parents)}
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while (pid := parents.get(pid, 0)) > 0:
+        yield pid

@@ -2,10 +2,9 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
-from processes import wait_for
+from processes import titled, wait_for
 from tiny_model import write_model
 
 from pipeline.config.root import StorageConfig
@@ -28,33 +27,6 @@ def hashes(uri):
     job = resolve(uri, StorageConfig())
     rows = [row for marker in read_manifest(job).shards for row in read_parquet(job, marker).to_pylist()]
     return [(row["sample_id"], row["sha256"]) for row in rows]
-
-
-def parents():
-    """Parent of every process on this machine."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    return found
-
-
-def actors(driver):
-    """Process ids of the generation actors under a driver, and of no other's."""
-    above, found = parents(), []
-    for pid in above:
-        ancestor = pid
-        while ancestor in above and ancestor != driver:
-            ancestor = above[ancestor]
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if ancestor == driver and ACTOR.encode() in title:
-            found.append(pid)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +63,7 @@ def is_whole(store, undisturbed):
 def test_an_actor_is_killed_and_the_same_driver_finishes(job, undisturbed):
     words, store = job
     driver = started(words, store)
-    victims = actors(driver.pid)
+    victims = sorted(titled(ACTOR, driver.pid))
     assert victims, "no actor to kill"
     os.kill(victims[0], signal.SIGKILL)
     assert len(list(committed_shards(store))) < SHARDS

@@ -68,10 +68,10 @@ def is_whole(store, undisturbed, earlier):
 
 def test_every_actor_is_killed_and_the_driver_finishes(tmp_path, address, undisturbed):
     write_model(f"{tmp_path}/run", config())
-    others = titled(ACTOR)
+    others = titled(ACTOR, os.getpid())
     with driver(tmp_path, tmp_path, address) as (process, store):
         earlier = created_once(store)
-        victims = titled(ACTOR) - others
+        victims = titled(ACTOR, os.getpid()) - others
         assert victims
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
@@ -83,9 +83,9 @@ def test_every_actor_is_killed_and_the_driver_finishes(tmp_path, address, undist
 @pytest.mark.nightly
 def test_a_sleeping_actor_wakes_after_another_driver_has_sealed_and_collected(tmp_path, address, undisturbed):
     write_model(f"{tmp_path}/run", config())
-    others = titled(ACTOR)
+    others = titled(ACTOR, os.getpid())
     with driver(tmp_path, tmp_path, address) as (first, store):
-        asleep = titled(ACTOR) - others
+        asleep = titled(ACTOR, os.getpid()) - others
         try:
             for pid in asleep:
                 os.kill(pid, signal.SIGSTOP)

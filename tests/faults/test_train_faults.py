@@ -97,10 +97,10 @@ def test_the_driver_is_killed(uri, dataset, tmp_path, undisturbed):
 
 def test_a_worker_is_killed(uri, dataset, tmp_path, undisturbed):
     """The group of workers restarts from the latest checkpoint inside the same command."""
-    before = titled("ray::RayTrainWorker")
+    before = titled("ray::RayTrainWorker", os.getpid())
     driver = start(training(tmp_path, dataset, uri))
     in_the_middle(driver, uri)
-    victims = sorted(titled("ray::RayTrainWorker") - before)
+    victims = sorted(titled("ray::RayTrainWorker", os.getpid()) - before)
     assert victims, driver.communicate()
     os.kill(victims[-1], signal.SIGKILL)
     _, err = driver.communicate(timeout=400)

@@ -12,7 +12,7 @@ from pipeline.training.inputs import MicroBatch
 from pipeline.training.trainer import Trainer
 from tiny import config
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 
 NARROW = {"block_out_channels": [8], "attention_levels": []}
 """One level, no attention: inductor compiles it in seconds."""

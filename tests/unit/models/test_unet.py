@@ -208,6 +208,7 @@ def test_wrong_use_is_named(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_it_compiles_as_one_graph_with_the_same_numbers():
     config = ModelConfig(block_out_channels=(128,), attention_levels=(), dropout=0.2, layers_per_block=1)
     unet = random_unet(config, 1, 16).train()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from two_workers import HALFWAY, KINDS, STEPS, advance, batch, both, copy, settings, trainer
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
