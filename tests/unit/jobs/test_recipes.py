@@ -23,7 +23,7 @@ PARAMETERS = {
     "lsun-cat-256": 113_673_219,
 }
 STEP_SIZE, STEP_WIDTH = 64, 32
-"""A training step of a large recipe runs on smaller images and narrower levels; depth and attention are the recipe's."""
+"""A large recipe takes its step on smaller images and narrower levels; depth and attention are the recipe's."""
 
 
 def network(config, size):
