@@ -5,12 +5,12 @@ from pipeline.errors import ConfigError
 
 
 def _run(call: Call) -> Result:
-    from pipeline.operations.schedule import keep, render
+    from pipeline.operations.schedule import render, run_here
 
     if call.arguments.action == "render":
         return render(call.config.schedule, call.arguments.target, call.arguments.out)
     if call.arguments.action == "run":
-        return keep(call.config.schedule, dry_run=call.dry_run)
+        return run_here(call.config.schedule, dry_run=call.dry_run)
     raise ConfigError(f"ddpm schedule {call.arguments.action}: must be run or render")
 
 

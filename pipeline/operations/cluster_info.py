@@ -1,4 +1,4 @@
-"""What the nodes of a cluster say of themselves, what its dashboard answers, and what Ray would pack."""
+"""Facts about a cluster for `ddpm doctor` and `ddpm submit`: versions and devices of every node, dashboard access."""
 
 import importlib.metadata
 import platform
@@ -6,32 +6,33 @@ import re
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import __version__
 from pipeline.operations.diagnosis import Node
-from pipeline.operations.package import UPLOAD_LIMIT, packed_files
+from pipeline.operations.submission import first_line
 
-__all__ = ["answers", "dashboard_url", "every_node", "package_sizes", "status_without_token", "this_node"]
+__all__ = ["dashboard_url", "every_node", "installed_versions", "is_listening", "status_without_token", "this_node"]
 
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 120.0  # a node's first task starts a process and may import torch
+ANSWER_SECONDS = 120.0  # the first task on a node starts a process and may import torch
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
+def installed_versions() -> dict[str, str]:
+    """Versions in this process by name: python, ray, torch (without its local part, such as +cu128)."""
+    torch = importlib.metadata.version("torch").partition("+")[0]
+    return {"python": platform.python_version(), "ray": importlib.metadata.version("ray"), "torch": torch}
+
+
 def this_node(name: str, gpus: float = 0) -> Node:
-    """Facts of the process that calls; torch is imported only where there is a GPU to ask for."""
-    found = {
-        "python": platform.python_version(),
-        "ray": ray.__version__,
-        "torch": importlib.metadata.version("torch").partition("+")[0],
-        "ddpm-pipeline": __version__,
-    }
+    """Facts about the calling process; imports torch only where Ray or the kernel reports a GPU."""
+    found = {**installed_versions(), "ddpm-pipeline": __version__}
     driver = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", DRIVER.read_text()) if DRIVER.exists() else None
     if not gpus and driver is None:
         return Node(name, found)
@@ -42,20 +43,24 @@ def this_node(name: str, gpus: float = 0) -> Node:
     return Node(name, found, gpus, torch.version.cuda, driver and driver[1], names)
 
 
-def answers(address: str) -> bool:
-    """False when the address names a port that nothing listens on: Ray would look for minutes before it says so."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+def is_listening(address: str) -> bool:
+    """False when nothing listens at the address's host and port; Ray itself would retry for minutes.
+
+    True for an address without a port, such as `auto`.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    if not parts.hostname or port is None:
         return True
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
     except OSError:
         return False
     return True
 
 
 def every_node() -> list[Node]:
-    """This process first, then each living node of the cluster that is joined."""
+    """This process first, then each live node of the joined cluster."""
     tasks = {}
     for node in ray.nodes():
         if node["Alive"]:
@@ -70,20 +75,20 @@ def every_node() -> list[Node]:
 def _answer(name: str, task: Any) -> Node:
     try:
         found: Node = ray.get(task, timeout=0)
-    except Exception as error:  # whatever a foreign environment raises is the finding
+    except Exception as error:  # any error of the node's environment is a finding
         cause = getattr(error, "cause", None) or error
-        return Node(name, {}, error=f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}")
+        return Node(name, {}, error=f"{type(cause).__name__}: {first_line(str(cause))}")
     return found
 
 
 def dashboard_url() -> str | None:
-    """host:port of the cluster that is joined, as the head announces it."""
+    """host:port of the joined cluster's dashboard, as announced by the head; None without one."""
     url: str | None = ray.init(ignore_reinit_error=True, logging_level="ERROR").address_info.get("webui_url")
     return url or None
 
 
 def status_without_token(url: str) -> int | None:
-    """HTTP status of a call that carries no token; None when nothing answers."""
+    """HTTP status of a request without a token; None when nothing answers."""
     try:
         with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=10) as reply:
             return int(reply.status)
@@ -91,17 +96,3 @@ def status_without_token(url: str) -> int | None:
         return error.code
     except OSError:
         return None
-
-
-def package_sizes(folder: Path, excludes: Sequence[str] = ()) -> tuple[dict[str, int], int]:
-    """Bytes that Ray would pack of `folder`, by first part of the path, and the most that its dashboard takes.
-
-    Counting ends above that: a home folder is not walked to its end.
-    """
-    sizes: dict[str, int] = {}
-    for path in packed_files(folder, excludes=excludes):
-        top = path.relative_to(folder).parts[0]
-        sizes[top] = sizes.get(top, 0) + path.stat().st_size
-        if sum(sizes.values()) >= UPLOAD_LIMIT:
-            break
-    return sizes, UPLOAD_LIMIT

@@ -1,18 +1,19 @@
-"""What `ddpm doctor` thinks of what it found. Pure: facts -> one finding, which says what to do unless all is well."""
+"""Diagnosis for `ddpm doctor`. Pure: facts -> one finding, which names the remedy unless its level is ok."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from pipeline.operations.submission import MIB, largest
+
 __all__ = ["Finding", "Node", "clock", "dashboard", "devices", "latency", "package", "versions"]
 
 SKEW_WARNING_SECONDS, SKEW_FAILURE_SECONDS = 5.0, 300.0  # S3 refuses signatures that are 15 minutes off
 SLOW_SECONDS = 0.5
-MIB = 2**20
 
 
 class Finding(NamedTuple):
-    """One line of the doctor."""
+    """One line of `ddpm doctor`."""
 
     level: Literal["ok", "warn", "fail"]
     subject: str
@@ -23,7 +24,7 @@ class Finding(NamedTuple):
 
 
 class Node(NamedTuple):
-    """What one node says of itself; `error` instead when nothing could be asked there."""
+    """Facts about one node; only `error` when no task could run there."""
 
     name: str
     versions: Mapping[str, str]  # python, ray, torch, ddpm-pipeline
@@ -35,10 +36,10 @@ class Node(NamedTuple):
 
 
 def versions(nodes: Sequence[Node]) -> Finding:
-    """The first node is the one that asks."""
+    """Compares all nodes with the first, the machine that runs the doctor."""
     lost = [f"{node.name} ({node.error})" for node in nodes if node.error]
     if lost:
-        return Finding("fail", "versions", f"nothing runs on {', '.join(lost)}: give every node the same image")
+        return Finding("fail", "versions", f"no task runs on {', '.join(lost)}: give every node the same image")
     mine = nodes[0]
     odd = [
         f"{name} is {node.versions.get(name)} on {node.name}, {here} on {mine.name}"
@@ -54,7 +55,7 @@ def versions(nodes: Sequence[Node]) -> Finding:
 
 
 def devices(nodes: Sequence[Node], wanted: bool, may_grow: bool) -> Finding:
-    """wanted: `ray.use_gpu`; may_grow: an autoscaler may add nodes."""
+    """wanted: `ray.use_gpu`. may_grow: an autoscaler may add nodes."""
     for node in (node for node in nodes if node.gpus and not node.error):
         if node.cuda is None:
             return Finding("fail", "device", f"{node.name} has a GPU, but torch is a CPU build: install the CUDA build")
@@ -75,7 +76,7 @@ def devices(nodes: Sequence[Node], wanted: bool, may_grow: bool) -> Finding:
 
 
 def dashboard(url: str | None, answer: int | None) -> Finding:
-    """url: host:port as Ray announces it; answer: HTTP status to a request without a token, None when unreachable."""
+    """url: host:port as announced by Ray. answer: HTTP status of a request without a token, None when unreachable."""
     subject = "dashboard"
     if not url:
         return Finding("ok", subject, "none")
@@ -88,9 +89,9 @@ def dashboard(url: str | None, answer: int | None) -> Finding:
             "warn", subject, f"{url} does not answer here, so its token was not tested: run this on the head"
         )
     if loopback:
-        return Finding("warn", subject, "no token is asked for, and Ray's other ports are open: RAY_AUTH_MODE=token")
+        return Finding("warn", subject, "no token is required, and Ray's other ports are open: set RAY_AUTH_MODE=token")
     remedy = "start every node with RAY_AUTH_MODE=token, or the head with --dashboard-host=127.0.0.1"
-    return Finding("fail", subject, f"{url} takes commands from everybody who reaches it: {remedy}")
+    return Finding("fail", subject, f"{url} accepts jobs without a token from any client: {remedy}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -101,7 +102,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def clock(offset: float) -> Finding:
-    """offset: seconds by which the store's clock is ahead of ours."""
+    """offset: seconds by which the store's clock is ahead of this machine's."""
     if abs(offset) < SKEW_WARNING_SECONDS:
         return Finding("ok", "clock", "agrees with the store's")
     level: Literal["warn", "fail"] = "fail" if abs(offset) >= SKEW_FAILURE_SECONDS else "warn"
@@ -110,7 +111,7 @@ def clock(offset: float) -> Finding:
 
 
 def latency(seconds: float) -> Finding:
-    """seconds: of one small write and read back."""
+    """seconds: one small write and read."""
     text = f"{1000 * seconds:.0f} ms for a small write and read"
     if seconds < SLOW_SECONDS:
         return Finding("ok", "store latency", text)
@@ -118,13 +119,14 @@ def latency(seconds: float) -> Finding:
 
 
 def package(folder: str, sizes: Mapping[str, int], limit: int) -> Finding:
-    """sizes: bytes by first part of the path, of what Ray would pack; limit: bytes that Ray takes."""
+    """sizes: bytes of the files that Ray would pack, by first part of the path. limit: Ray's largest upload, bytes."""
     total = sum(sizes.values())
     text = f"{folder} packs {total / MIB:.1f} MiB"
     if total < limit // 10:
         return Finding("ok", "working_dir", text)
-    largest = ", ".join(f"{n} {sizes[n] / MIB:.0f} MiB" for n in sorted(sizes, key=lambda name: -sizes[name])[:3])
     level: Literal["warn", "fail"] = "fail" if total >= limit else "warn"
     return Finding(
-        level, "working_dir", f"{text} of {limit / MIB:.0f}: name in .rayignore what no job needs ({largest})"
+        level,
+        "working_dir",
+        f"{text} of {limit / MIB:.0f}: list files that no job needs in .rayignore ({largest(sizes)})",
     )

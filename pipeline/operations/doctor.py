@@ -1,4 +1,4 @@
-"""`ddpm doctor`: one line a check. Every check is asked, whatever another one found."""
+"""Driver of `ddpm doctor`: runs every check of cluster, store and package; one line each."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +9,12 @@ from ray.exceptions import RayError
 from pipeline.cluster import cluster
 from pipeline.config.root import Config
 from pipeline.errors import PipelineError, StorageError
-from pipeline.operations import cluster_info, diagnosis, store_conformance
+from pipeline.operations import cluster_info, diagnosis, package, store_conformance
 from pipeline.operations.diagnosis import Finding
+from pipeline.operations.submission import first_line
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["doctor", "of_cluster", "of_store"]
+__all__ = ["check_cluster", "check_store", "doctor"]
 
 STORE_CHECKS: Sequence[Callable[[Store], Finding]] = (
     store_conformance.access,
@@ -25,9 +26,9 @@ STORE_CHECKS: Sequence[Callable[[Store], Finding]] = (
 
 
 def doctor(config: Config, root: str | None) -> dict[str, Any]:
-    """Exit code 1 when something fails. Raises ConfigError for a root that is no URI."""
+    """All findings; `exit_code` is 1 when a check fails. Raises ConfigError for an invalid root."""
     store = None if root is None else resolve(root, config.storage)
-    findings = [*of_cluster(config), *([] if store is None else of_store(store)), _of_package()]
+    findings = [*check_cluster(config), *([] if store is None else check_store(store)), _check_package()]
     failed = sum(finding.level == "fail" for finding in findings)
     return {
         "findings": [finding._asdict() for finding in findings],
@@ -36,10 +37,10 @@ def doctor(config: Config, root: str | None) -> dict[str, Any]:
     }
 
 
-def of_cluster(config: Config) -> list[Finding]:
-    """Versions, devices and dashboard; a local cluster is this machine, and is not started to be asked."""
+def check_cluster(config: Config) -> list[Finding]:
+    """Versions, devices and dashboard. For address `local`, this machine is checked and no cluster started."""
     local = config.ray.address == "local"
-    if not cluster_info.answers(config.ray.address):
+    if not cluster_info.is_listening(config.ray.address):
         advice = "start the head, or check host, port and firewall"
         return [Finding("fail", "cluster", f"nothing answers at {config.ray.address}: {advice}")]
     try:
@@ -49,7 +50,7 @@ def of_cluster(config: Config) -> list[Finding]:
             with cluster(config.ray, 1):
                 nodes, url = cluster_info.every_node(), cluster_info.dashboard_url()
     except (PipelineError, RayError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0].partition(" (--address")[0]
+        first = first_line(str(error) or type(error).__name__).partition(" (--address")[0]
         advice = "compare the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN, ~/.ray/auth_token), then Ray and Python"
         return [Finding("fail", "cluster", f"{first}: {advice}")]
     answer = cluster_info.status_without_token(url) if url else None
@@ -60,8 +61,8 @@ def of_cluster(config: Config) -> list[Finding]:
     ]
 
 
-def of_store(store: Store) -> list[Finding]:
-    """A store that cannot be asked is one finding: the first question's."""
+def check_store(store: Store) -> list[Finding]:
+    """One finding a check; an unreachable store is one finding, of the first check."""
     findings: list[Finding] = []
     for check in STORE_CHECKS:
         try:
@@ -71,6 +72,6 @@ def of_store(store: Store) -> list[Finding]:
     return findings
 
 
-def _of_package() -> Finding:
+def _check_package() -> Finding:
     folder = Path.cwd()
-    return diagnosis.package(str(folder), *cluster_info.package_sizes(folder))
+    return diagnosis.package(str(folder), package.folder_sizes(folder), package.UPLOAD_LIMIT)

@@ -1,35 +1,30 @@
-"""Ray's Jobs API at one dashboard: its token, its answers, and its failures as errors of ours."""
+"""Client of Ray's Jobs API: finds address and token, and maps failures to the errors of `pipeline.errors`."""
 
-import json
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.operations.cluster_info import answers
+from pipeline.operations.cluster_info import is_listening
 from pipeline.operations.submission import first_line
 
-__all__ = ["Jobs", "State", "dashboard_address", "find_token", "ray_version"]
+__all__ = ["JobState", "JobsClient", "dashboard_address", "find_token"]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-ANSWER_SECONDS = 30.0
 AGENT_SECONDS, AGENT_POLL_SECONDS = 60.0, 1.0
 _NO_AGENT = "No available agent"
 _OVERRIDE = "RAY_API_SERVER_ADDRESS"
 
 
-class State(NamedTuple):
-    """What the cluster says of one job; `status` as Ray names it."""
+class JobState(NamedTuple):
+    """State of one job. status: Ray's JobStatus."""
 
     status: str
     message: str | None
@@ -41,16 +36,17 @@ class State(NamedTuple):
 
 
 def dashboard_address(given: str | None, environment: Mapping[str, str]) -> str:
-    """`submit.address`, or what Ray's own command line reads, when that is a URL."""
+    """`submit.address`, else the first URL in the variables of Ray's own command line, else this machine."""
     named = (environment.get(name, "") for name in (_OVERRIDE, "RAY_ADDRESS"))
     urls = (url for url in named if url.startswith(("http://", "https://")))
     return (given or next(urls, DEFAULT_ADDRESS)).rstrip("/")
 
 
 def find_token(environment: Mapping[str, str]) -> str | None:
-    """RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token, as Ray looks for it.
+    """The token, searched as Ray does: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
-    None when there is none and RAY_AUTH_MODE does not ask for one, or is `disabled`. Raises ConfigError.
+    None when RAY_AUTH_MODE is `disabled`, or no token exists. Raises ConfigError when RAY_AUTH_MODE is `token` and no
+    token exists, and for an unreadable RAY_AUTH_TOKEN_PATH.
     """
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
@@ -65,55 +61,47 @@ def find_token(environment: Mapping[str, str]) -> str | None:
         if named:
             raise ConfigError(f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error}") from error
     if not token and mode == "token":
-        raise ConfigError(f"RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN, or write it to {path}")
+        raise ConfigError(
+            f"RAY_AUTH_MODE is token, but no token exists: set RAY_AUTH_TOKEN, or write the token to {path}"
+        )
     return token or None
-
-
-def ray_version(address: str, token: str | None) -> str:
-    """The cluster's Ray. Raises ConfigError when nothing answers, or no dashboard, or one that wants another token."""
-    parts = urlsplit(address)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    away = f"no dashboard answers at {address}: start the head, open a tunnel (ray dashboard CLUSTER.yaml), or name it"
-    if not answers(f"{parts.hostname}:{port}"):
-        raise ConfigError(f"{away} with --submit.address")
-    request = urllib.request.Request(f"{address}/api/version", headers=_headers(token))
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
-            return str(json.load(reply)["ray_version"])
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise ConfigError(_refused(address, error.code, token)) from error
-        raise ConfigError(f"what answers at {address} is no dashboard of Ray's (HTTP status {error.code})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"what answers at {address} is no dashboard of Ray's") from error
-    except OSError as error:
-        raise ConfigError(f"{away} with --submit.address ({error})") from error
-
-
-def _headers(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def _refused(address: str, status: int, token: str | None) -> str:
     how = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
     if status == 401 or token is None:
         off = " (RAY_AUTH_MODE is disabled here)" if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled" else ""
-        return f"the cluster at {address} asks for a token{off}: set RAY_AUTH_MODE=token and {how}"
-    return f"the cluster at {address} refuses this token: put the head's into {how}"
+        return f"the cluster at {address} requires a token{off}: set RAY_AUTH_MODE=token and {how}"
+    return f"the cluster at {address} refuses this token: put the token of the head into {how}"
 
 
-class Jobs:
-    """The jobs of one cluster. Every call raises ConfigError for a refused token, PipelineError when it went wrong."""
+class JobsClient:
+    """The jobs of one cluster. Every call raises ConfigError for a refused token, PipelineError for other failures."""
 
     def __init__(self, address: str, token: str | None) -> None:
+        """Connect to the dashboard at `address`. Raises ConfigError when none answers there."""
         self.address, self._token = address, token
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-        with self._answering(), _named(address):
-            self._client = JobSubmissionClient(address, headers=_headers(token))
+        if not is_listening(address):
+            advice = "start the head, open a tunnel (ray dashboard CLUSTER.yaml), or set --submit.address"
+            raise ConfigError(f"no dashboard answers at {address}: {advice}")
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        try:
+            with self._mapped_errors(), _ray_address(address):
+                self._client = JobSubmissionClient(address, headers=headers)
+        except (PipelineError, KeyError, TypeError) as error:  # no JSON object with a version of Ray
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"the server at {address} is no Ray dashboard: {error}") from error
+
+    @property
+    def ray_version(self) -> str:
+        """Ray version of the cluster, as read when connecting."""
+        return str(self._client._server_ray_version)
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _mapped_errors(self) -> Iterator[None]:
         try:
             yield
         except AuthenticationError as error:
@@ -122,17 +110,17 @@ class Jobs:
             raise PipelineError(f"the dashboard at {self.address}: {_reason(error)}") from error
 
     def all(self) -> list[tuple[str, str]]:
-        """(submission id, status) of every job that was submitted."""
-        with self._answering():
+        """(submission id, status) of every submitted job."""
+        with self._mapped_errors():
             return [(str(job.submission_id), str(job.status)) for job in self._client.list_jobs() if job.submission_id]
 
     def submit(self, job_id: str, entrypoint: str, runtime_env: Mapping[str, Any], **options: Any) -> bool:
-        """False when there is a job of that id: somebody was quicker. Uploads a local `working_dir`.
+        """False when a job with this id exists already. Uploads a local `working_dir`.
 
-        A dashboard answers some seconds before its cluster can run a job; that long it is asked again.
+        Retries for AGENT_SECONDS while the cluster has no agent: a new dashboard answers seconds before its agents.
         """
         deadline = time.monotonic() + AGENT_SECONDS
-        with self._answering():
+        with self._mapped_errors():
             while True:
                 try:
                     self._client.submit_job(
@@ -147,28 +135,28 @@ class Jobs:
                 else:
                     return True
 
-    def state(self, job_id: str) -> State:
-        with self._answering():
+    def state(self, job_id: str) -> JobState:
+        with self._mapped_errors():
             info = self._client.get_job_info(job_id)
-            return State(str(info.status), info.message, info.driver_exit_code)
+            return JobState(str(info.status), info.message, info.driver_exit_code)
 
     def logs(self, job_id: str) -> str:
-        with self._answering():
+        with self._mapped_errors():
             return str(self._client.get_job_logs(job_id))
 
     def stop(self, job_id: str) -> None:
-        with self._answering():
+        with self._mapped_errors():
             self._client.stop_job(job_id)
 
     def tail(self, job_id: str) -> AsyncIterator[str]:
-        """Pieces of the log from its beginning, until the job ends; raises what aiohttp raises."""
+        """Chunks of the log from its beginning until the job ends. Raises errors of aiohttp."""
         pieces: AsyncIterator[str] = self._client.tail_job_logs(job_id)
         return pieces
 
 
 @contextmanager
-def _named(address: str) -> Iterator[None]:
-    """Ray prefers its variables to the address that it is given."""
+def _ray_address(address: str) -> Iterator[None]:
+    """Ray's client reads this variable before its argument."""
     before = os.environ.get(_OVERRIDE)
     os.environ[_OVERRIDE] = address
     try:
@@ -180,6 +168,6 @@ def _named(address: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line: of a traceback that the cluster sent, its last."""
+    """One line of an error; of a traceback sent by the cluster, the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
     return lines[-1] if "Traceback" in str(error) and lines else first_line(str(error))

@@ -1,66 +1,53 @@
-"""Following a job's log: each piece once, through lost connections, until the job has ended."""
+"""Streams a Ray job's log to stdout until the job ends; reconnects without repeating output."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
 
 import aiohttp
 
 from pipeline.errors import PipelineError
-from pipeline.operations.jobs_client import State
+from pipeline.operations.jobs_client import JobsClient, JobState
 
-__all__ = ["Followed", "Follower"]
+__all__ = ["LogFollower"]
 
 logger = logging.getLogger("ddpm.operations")
 
 QUIET_SECONDS = 30.0
 RETRY_SECONDS = 2.0
-MAX_FAILURES = 30  # in a row: a minute and more
+MAX_FAILURES = 30  # consecutive: over a minute
 
 
-class Followed(Protocol):
-    """What a follower needs of `job_client.Jobs`."""
-
-    address: str
-
-    def state(self, job_id: str) -> State: ...
-    def tail(self, job_id: str) -> AsyncIterator[str]: ...
-
-
-class Follower:
-    """write: takes the job's own output.
-
-    A follower that was interrupted goes on where it was when `run` is called again.
-    """
+class LogFollower:
+    """write: receives the job's output. After an interrupt, `run` continues at the same character of the log."""
 
     def __init__(
         self,
-        jobs: Followed,
+        jobs: JobsClient,
         job_id: str,
         write: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._jobs, self._id, self._write, self._sleep = jobs, job_id, write, sleep
         self._written = 0  # characters
-        self._told = ""
+        self._reported = ""
 
-    def run(self) -> State:
-        """Returns when the job has ended. Raises PipelineError when the dashboard stays away."""
+    def run(self) -> JobState:
+        """The final state of the job. Raises PipelineError after MAX_FAILURES failed connections."""
         failures = 0
         while True:
             before = self._written
             try:
                 asyncio.run(self._follow())
                 state = self._jobs.state(self._id)
-            except BrokenPipeError:  # nobody reads what is written here
+            except BrokenPipeError:  # of `write`: stdout is closed
                 raise
             except (RuntimeError, OSError, aiohttp.ClientError, PipelineError) as error:
                 failures = 1 if self._written > before else failures + 1
                 if failures >= MAX_FAILURES:
                     raise PipelineError(
-                        f"lost the dashboard at {self._jobs.address}, the job goes on; the same command attaches again"
+                        f"lost the dashboard at {self._jobs.address}; the job continues, and the same command attaches"
                     ) from error
             else:
                 if state.ended:
@@ -68,6 +55,7 @@ class Follower:
             self._sleep(RETRY_SECONDS)
 
     async def _follow(self) -> None:
+        """Write the log past `_written` until the stream ends; a new stream starts at the log's beginning."""
         skip = self._written
         pieces = aiter(self._jobs.tail(self._id))
         waiting: asyncio.Task[str | None] | None = None
@@ -75,7 +63,7 @@ class Follower:
             while True:
                 waiting = waiting or asyncio.create_task(_next(pieces))
                 if not (await asyncio.wait({waiting}, timeout=QUIET_SECONDS))[0]:
-                    if await self._over():
+                    if await self._has_ended():
                         return
                     continue
                 text, waiting = waiting.result(), None
@@ -89,11 +77,11 @@ class Follower:
             if waiting is not None:
                 waiting.cancel()
 
-    async def _over(self) -> bool:
-        """Asked when the log is quiet: a connection may be dead, a job may wait for room."""
+    async def _has_ended(self) -> bool:
+        """Checked while no output arrives: the connection may be dead, or the job may wait for resources."""
         state = await asyncio.to_thread(self._jobs.state, self._id)
-        if state.status == "PENDING" and state.message and state.message != self._told:
-            self._told = state.message
+        if state.status == "PENDING" and state.message and state.message != self._reported:
+            self._reported = state.message
             logger.info("waiting: %s", state.message)
         return state.ended
 

@@ -1,32 +1,33 @@
-"""The files of a job: this program and what was asked for, without what the ignore files name, as one zip."""
+"""Package of a submitted job: the program plus `submit.include`, minus ignored files, as one reproducible zip."""
 
 import io
 import logging
+import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-# Private, but the only way to follow the ignore files as Ray does; tests compare with Ray's archive.
+# Private API: the only way to apply ignore files as Ray does. Tests compare the result with Ray's own archive.
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging
 
 from pipeline.errors import ConfigError
 
-__all__ = ["UPLOAD_LIMIT", "collect", "packed_files", "pieces_of", "sizes_of", "zipped"]
+__all__ = ["UPLOAD_LIMIT", "folder_sizes", "included_files", "job_files", "packed_files", "sizes_of", "zipped"]
 
 UPLOAD_LIMIT = min(int(packaging.GCS_STORAGE_MAX_SIZE), int(DASHBOARD_CLIENT_MAX_SIZE))
-"""Bytes that the dashboard refuses as one upload."""
+"""Bytes: the dashboard refuses uploads of this size."""
 PROGRAM = ("pipeline", "jobs", "pyproject.toml")
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # equal content has equal bytes, and is uploaded once
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a constant time: equal contents give equal bytes, which Ray uploads only once
 
 _quiet = logging.getLogger(__name__)
-_quiet.setLevel(logging.CRITICAL)  # Ray names every ignore file that it meets
+_quiet.setLevel(logging.CRITICAL)  # Ray logs every ignore file
 
 
 def packed_files(folder: Path, parts: Sequence[str] | None = None, excludes: Sequence[str] = ()) -> Iterator[Path]:
-    """Files below `folder` that Ray would pack, in order; with `parts` only below these names.
+    """Files below `folder` that Ray would pack, sorted; with `parts`, only below these names.
 
-    The folder's .gitignore and .rayignore count, those in its folders, and what Ray always leaves out.
+    Applies .gitignore and .rayignore at every level and Ray's default excludes.
     """
     ignored = [packaging._get_excludes(folder, [*get_runtime_env_default_excludes(), *excludes])]
     ignored += packaging.get_excludes_from_ignore_files(folder, include_gitignore=True, logger=_quiet)
@@ -47,10 +48,10 @@ def _walk(path: Path, ignored: Sequence[Callable[[Path], bool]]) -> Iterator[Pat
         yield path
 
 
-def pieces_of(here: Path, include: Sequence[str]) -> dict[str, Path]:
-    """Files by their path in the package: those of `include`, whatever the ignore files of `here` say.
+def included_files(here: Path, include: Sequence[str]) -> dict[str, Path]:
+    """Files of `submit.include` by path in the package; ignore files do not apply to them.
 
-    Raises ConfigError for a name that is not below `here`, or not there.
+    Raises ConfigError for a name that is missing or outside `here`.
     """
     found: dict[str, Path] = {}
     for name in include:
@@ -58,31 +59,39 @@ def pieces_of(here: Path, include: Sequence[str]) -> dict[str, Path]:
         if not path.resolve().is_relative_to(here.resolve()):
             raise ConfigError(f"submit.include: {name} is not below this folder")
         if not path.exists():
-            raise ConfigError(f"submit.include: {name} is not here")
+            raise ConfigError(f"submit.include: {name} does not exist")
         excludes = [packaging._get_excludes(here, get_runtime_env_default_excludes())]
         found |= {file.relative_to(here).as_posix(): file for file in _walk(path, excludes)}
     return found
 
 
-def collect(root: Path, here: Path, include: Sequence[str]) -> dict[str, Path]:
-    """Every file of a job by its path in the package; root: the folder that holds `pipeline` and `jobs`."""
+def job_files(root: Path, here: Path, include: Sequence[str]) -> dict[str, Path]:
+    """Every file of a job by path in the package. root: the folder that holds `pipeline` and `jobs`."""
     program = {file.relative_to(root).as_posix(): file for file in packed_files(root, PROGRAM)}
     if "jobs/__main__.py" not in program or "pipeline/config/root.py" not in program:
-        raise ConfigError(f"an ignore file in {root} names pipeline or jobs, which every job needs")
-    return {**pieces_of(here, include), **program}
+        raise ConfigError(f"an ignore file in {root} excludes pipeline or jobs, which every job needs")
+    return {**included_files(here, include), **program}
 
 
-def sizes_of(files: Mapping[str, Path]) -> dict[str, int]:
-    """Bytes by first part of the path, before compression."""
+def sizes_of(files: Iterable[tuple[str, Path]], limit: float = math.inf) -> dict[str, int]:
+    """Bytes before compression, by first part of the path in the package. Stops counting at `limit` bytes."""
     sizes: dict[str, int] = {}
-    for name, path in files.items():
+    for name, path in files:
         top = name.partition("/")[0]
         sizes[top] = sizes.get(top, 0) + path.stat().st_size
+        if sum(sizes.values()) >= limit:
+            break
     return sizes
 
 
+def folder_sizes(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
+    """`sizes_of` the files that Ray would pack, up to UPLOAD_LIMIT: a home folder is not walked to its end."""
+    files = ((path.relative_to(folder).as_posix(), path) for path in packed_files(folder, excludes=excludes))
+    return sizes_of(files, UPLOAD_LIMIT)
+
+
 def zipped(contents: Mapping[str, bytes]) -> bytes:
-    """A zip archive that is a function of names and contents alone."""
+    """A zip archive whose bytes depend only on names and contents."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(contents):

@@ -1,7 +1,7 @@
-"""`ddpm schedule`: writes the schedule down for the program that will keep it, or keeps it in the foreground.
+"""Driver of `ddpm schedule`: renders the schedule for an external scheduler, or runs it in the foreground.
 
-A trigger only starts the command; what the command does twice, late or beside another is the command's own affair.
-The day is computed when the command starts, in the schedule's zone.
+A scheduler only starts the command; the command itself handles repeated, late and overlapping runs. The date is
+computed when the command starts, in the schedule's time zone.
 """
 
 import json
@@ -20,7 +20,7 @@ from pipeline.config.cron import Cron
 from pipeline.config.operations import DATE, ScheduleConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["TARGETS", "calendar_events", "keep", "render", "shell_line"]
+__all__ = ["TARGETS", "calendar_events", "render", "run_here", "shell_line"]
 
 TARGETS = {
     "systemd": {"systemd.service": "{name}.service", "systemd.timer": "{name}.timer"},
@@ -29,13 +29,13 @@ TARGETS = {
     "raycronjob": {"raycronjob.yaml": "{name}.yaml"},
     "airflow": {"airflow.py.txt": "{name}.py"},
 }
-"""Template -> file, by target."""
+"""Template name -> file name, by target."""
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"}
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
 def render(schedule: ScheduleConfig, target: str | None, out: str | None) -> dict[str, Any]:
-    """The files of `target`, printed, or written to the local folder `out`. Raises ConfigError."""
+    """Render the files of `target`: printed, or written to the local folder `out`. Raises ConfigError."""
     if target not in TARGETS:
         raise ConfigError(f"ddpm schedule render needs --target, one of {', '.join(TARGETS)}")
     templates = _templates()
@@ -52,8 +52,11 @@ def render(schedule: ScheduleConfig, target: str | None, out: str | None) -> dic
     return {"files": files, "summary": "\n".join(str(Path(out) / name) for name in files)}
 
 
-def keep(schedule: ScheduleConfig, *, dry_run: bool) -> dict[str, Any]:
-    """Runs the command at its times until it is stopped. Raises ConfigError when APScheduler is not installed."""
+def run_here(schedule: ScheduleConfig, *, dry_run: bool) -> dict[str, Any]:
+    """Run the command on schedule until SIGTERM or Ctrl-C; a dry run lists the next five times.
+
+    Raises ConfigError when APScheduler is not installed.
+    """
     if dry_run:
         runs = Cron.parse(schedule.cron).runs(datetime.now(UTC), ZoneInfo(schedule.time_zone))
         return {"next": (times := [run.isoformat() for run in islice(runs, 5)]), "summary": "\n".join(times)}
@@ -66,12 +69,15 @@ def keep(schedule: ScheduleConfig, *, dry_run: bool) -> dict[str, Any]:
 
 
 def shell_line(words: Sequence[str], day: str) -> str:
-    """The command as one line of shell; `day` is shell, or a template, that yields YYYY-MM-DD: put in as it is."""
+    """The command as one shell line. day: unquoted shell or template expression that yields YYYY-MM-DD."""
     return " ".join(day.join(shlex.quote(part) if part else "" for part in word.split(DATE)) or "''" for word in words)
 
 
 def calendar_events(cron: Cron) -> list[str]:
-    """systemd's calendar events for the same times; it wants every condition, cron either of the two days."""
+    """Equivalent OnCalendar events of systemd.
+
+    Two events when both days are restricted: cron runs on either day, systemd requires all conditions of an event.
+    """
     clock = f"{_list(cron.hours, 24)}:{_list(cron.minutes, 60)}:00"
     months = _list(cron.months, 12)
     events = [f"{','.join(_WEEKDAYS[day] for day in cron.weekdays)} *-{months}-* {clock}"] if cron.weekdays else []

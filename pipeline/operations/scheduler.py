@@ -1,4 +1,4 @@
-"""`ddpm schedule run`: the command at its times, one at a time, in the foreground."""
+"""Foreground scheduler of `ddpm schedule run`: starts the command on its cron schedule, one run at a time."""
 
 import logging
 import signal
@@ -21,24 +21,27 @@ logger = logging.getLogger("ddpm.operations")
 
 
 class CronRuns(BaseTrigger):  # type: ignore[misc]
-    """The runs of `Cron`. APScheduler's own trigger counts Monday as 0, wants both days, and fires an hour twice."""
+    """Trigger with the semantics of `Cron`.
+
+    APScheduler's cron trigger differs: Monday is 0, both day fields must match, and a repeated hour fires twice.
+    """
 
     def __init__(self, schedule: ScheduleConfig) -> None:
         self.cron, self.zone = Cron.parse(schedule.cron), ZoneInfo(schedule.time_zone)
 
     def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
-        """Every run after the previous one, also those of the past: grace and coalescing are the scheduler's."""
+        """The next run after the previous one, even in the past: the scheduler applies grace time and coalescing."""
         return next(self.cron.runs(previous or now, self.zone))
 
 
 def build(schedule: ScheduleConfig, start: Callable[[Sequence[str]], None]) -> BlockingScheduler:
-    """A scheduler that calls `start` with the words of the command; a run missed by less than the grace starts now."""
+    """A scheduler that calls `start` with the command's words; a run missed by less than grace_hours starts at once."""
     trigger = CronRuns(schedule)
     grace = timedelta(hours=schedule.grace_hours)
 
     def due() -> None:
         day = trigger.cron.last_until(datetime.now(UTC), trigger.zone, grace)
-        assert day is not None, "a run that is due is not older than the grace"
+        assert day is not None, "a due run is newer than grace_hours"
         start([word.replace(DATE, day.date().isoformat()) for word in schedule.command])
 
     scheduler = BlockingScheduler(
@@ -53,7 +56,7 @@ def build(schedule: ScheduleConfig, start: Callable[[Sequence[str]], None]) -> B
 
 
 def run(schedule: ScheduleConfig) -> None:
-    """Until SIGTERM or Ctrl-C; a command that runs then is asked to end, and waited for."""
+    """Blocks until SIGTERM or Ctrl-C, which terminate a running command and wait for its end."""
     running: list[subprocess.Popen[bytes]] = []
 
     def start(words: Sequence[str]) -> None:
@@ -67,7 +70,7 @@ def run(schedule: ScheduleConfig) -> None:
     def stop(*_: object) -> None:
         for process in running:
             process.terminate()
-        threading.Thread(target=scheduler.shutdown).start()  # it waits for the command; a handler must not
+        threading.Thread(target=scheduler.shutdown).start()  # shutdown waits for the command; a signal handler must not
 
     scheduler = build(schedule, start)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,7 @@
-"""Whether a store keeps the promises that everything here is built on: asked of the store itself, with small objects.
+"""Checks that a store keeps the guarantees of the commit protocol, by experiments with small objects.
 
-Each question leaves nothing behind. Raises StorageError, whose message says what to do, when the store cannot be asked.
+Checks: access, atomic create-once, consistent listing, latency, clock. Each deletes its objects and raises StorageError
+when the store is unreachable.
 """
 
 import time
@@ -30,18 +31,20 @@ def _probe(store: Store) -> Iterator[str]:
 
 
 def access(store: Store) -> Finding:
-    """Writing, reading, listing and deleting are allowed."""
+    """Write, read, list and delete are permitted."""
     with _probe(store) as key:
         store.put(key, b"x")
         if store.read(key) != b"x":
-            return Finding("fail", "store", f"{store.uri} returned other bytes than were written: use another store")
+            return Finding(
+                "fail", "store", f"{store.uri} returned other bytes than were written: this store cannot be used"
+            )
         next(store.list(key), None)
         store.delete(key)
-    return Finding("ok", "store", f"{store.uri} may be written, read, listed and deleted from")
+    return Finding("ok", "store", f"{store.uri} permits write, read, list and delete")
 
 
 def create_once(store: Store) -> Finding:
-    """Of several writers at once exactly one creates the object, the others are told, and a later one too."""
+    """Of concurrent writers exactly one creates the object; all others, and a later one, get AlreadyExists."""
     with _probe(store) as key:
 
         def create(writer: int) -> bool:
@@ -57,22 +60,22 @@ def create_once(store: Store) -> Finding:
         kept = store.read(key)
         late = create(WRITERS)
     if len(winners) == 1 and kept == str(winners[0]).encode() and not late:
-        return Finding("ok", "create-once", f"one of {WRITERS} writers at once was first")
-    lost = f"{len(winners) + late} of {WRITERS + 1} writers were told that they were first"
+        return Finding("ok", "create-once", f"exactly one of {WRITERS} concurrent writers created the object")
+    lost = f"the store reported success to {len(winners) + late} of {WRITERS + 1} writers"
     return Finding("fail", "create-once", f"{lost}: samples could be lost; use a store with conditional writes")
 
 
 def listing(store: Store) -> Finding:
-    """What was written is listed at once, and what was deleted is not."""
+    """A new object is listed at once, a deleted one no longer."""
     with _probe(store) as key:
         store.put(key, b"x")
         written = [entry.key for entry in store.list(key)]
         store.delete(key)
         deleted = [entry.key for entry in store.list(key)]
     if written == [key] and deleted == []:
-        return Finding("ok", "listing", "shows writes and deletions at once")
-    late = "a new object is missing" if written != [key] else "a deleted object is still there"
-    return Finding("fail", "listing", f"{late}: use a store with consistent listings, without a cache in between")
+        return Finding("ok", "listing", "shows new and deleted objects at once")
+    late = "a new object is missing" if written != [key] else "a deleted object is still listed"
+    return Finding("fail", "listing", f"{late}: use a store with consistent listings and no cache in front")
 
 
 def round_trip(store: Store) -> Finding:
@@ -88,7 +91,7 @@ def round_trip(store: Store) -> Finding:
 
 
 def clock_skew(store: Store, now: Callable[[], float] = time.time) -> Finding:
-    """The time that the store gives a new object, beside this machine's; a second is what some stores round to."""
+    """Modification time of a new object against this machine's clock, within 1 s: some stores round to seconds."""
     with _probe(store) as key:
         before = now() - 1
         store.put(key, b"x")

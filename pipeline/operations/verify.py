@@ -1,8 +1,7 @@
-"""Proof of an artefact from the store alone: every claim of its manifest is checked against what is there.
+"""Driver of `ddpm verify`: checks an artefact's manifest against the objects in the store.
 
-What the URI is (a dataset, a checkpoint, a run, a samples folder, a registry of models, the ledgers of nights) is seen
-from its documents. One file is in memory at a time. Contradictions are listed; only when there is nothing to verify an
-error is raised.
+The kind of artefact (dataset, checkpoint, run, samples, registry, nights) is found from its documents. One file is in
+memory at a time. Contradictions are collected, not raised.
 """
 
 from dataclasses import dataclass
@@ -31,8 +30,10 @@ __all__ = ["Report", "check_artefact", "verify"]
 
 @dataclass(frozen=True)
 class Report:
-    """kind: dataset, checkpoint, run, samples, merged, registry or nights; what was checked; the first
-    findings and how many in all."""
+    """kind: dataset, checkpoint, run, samples, merged, registry or nights. counts: objects checked by name.
+
+    findings: the first contradictions; total_findings: of all.
+    """
 
     kind: str
     uri: str
@@ -42,7 +43,7 @@ class Report:
 
 
 def check_artefact(uri: str, config: StorageConfig, decode: Decode) -> Report:
-    """Raises DataError when there is nothing that could be verified, StorageError when the store does not answer."""
+    """Verify the artefact at `uri`. Raises DataError for an unknown kind, StorageError without a store."""
     store, found = resolve(uri, config), Findings()
     place = checkpoint_place(uri, config)
     if place is not None:
@@ -75,7 +76,7 @@ MAX_LISTED = 20
 
 
 def verify(config: Config, uri: str) -> dict[str, Any]:
-    """Raises VerificationFailed with the findings, DataError when there is nothing there."""
+    """Raises VerificationFailed listing the findings, DataError when `uri` is no artefact."""
 
     def decode(data: bytes) -> NDArray[np.uint8]:
         return decode_pixels(data, config.ingest.max_image_pixels)

@@ -17,7 +17,7 @@ def test_every_node_answers_with_the_versions_of_this_process(ray_cluster):
 
 
 def test_a_cluster_without_dashboard_is_three_lines_of_ok(ray_cluster):
-    findings = doctor.of_cluster(Config(ray=RayConfig(address="auto")))
+    findings = doctor.check_cluster(Config(ray=RayConfig(address="auto")))
     assert [(finding.level, finding.subject) for finding in findings] == [
         ("ok", "versions"),
         ("ok", "device"),

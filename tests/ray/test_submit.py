@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import platform
 import pty
 import select
 import subprocess
@@ -83,9 +84,9 @@ def test_the_exit_code_is_the_verb_s_and_the_credentials_are_the_cluster_s(submi
     ("environment", "text"),
     [
         ({"RAY_AUTH_TOKEN": "another-token-of-32-characters-0123"}, "refuses this token"),
-        ({"RAY_AUTH_TOKEN": ""}, "RAY_AUTH_MODE is token, but there is none"),
-        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": ""}, "asks for a token"),
-        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token (RAY_AUTH_MODE is disabled here)"),
+        ({"RAY_AUTH_TOKEN": ""}, "RAY_AUTH_MODE is token, but no token exists"),
+        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": ""}, "requires a token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "requires a token (RAY_AUTH_MODE is disabled here)"),
     ],
     ids=["wrong", "missing", "missing without a mode", "disabled"],
 )
@@ -124,7 +125,7 @@ def test_a_package_that_is_too_large_is_not_sent(submit, head, tmp_path):
 
 
 def test_another_python_is_refused(submit, monkeypatch):
-    monkeypatch.setattr(stage.platform, "python_version", lambda: "3.99.1")
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.1")
     code, out, (line,) = submit("--date", "2026-01-03", "doctor")
     assert (code, out) == (2, [])
     assert "on the cluster and 3.99.1 here: submit from an environment like the cluster's" in line

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.operations.diagnosis import MIB, Finding, Node, clock, dashboard, devices, latency, package, versions
+from pipeline.operations.diagnosis import Finding, Node, clock, dashboard, devices, latency, package, versions
+from pipeline.operations.submission import MIB
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +46,7 @@ def test_devices():
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.2", "head.example.com", "[fd00::1]"])
 def test_a_dashboard_that_others_reach_must_ask_for_the_token(host):
-    says(dashboard(f"{host}:8265", 200), "fail", "everybody", "RAY_AUTH_MODE=token")
+    says(dashboard(f"{host}:8265", 200), "fail", "any client", "RAY_AUTH_MODE=token")
     says(dashboard(f"{host}:8265", 401), "ok", "refuses calls without a token")
     says(dashboard(f"{host}:8265", None), "warn", "does not answer")
 
@@ -75,5 +76,5 @@ def test_latency():
 
 def test_package():
     says(package("/w", {"a": 3 * MIB}, 512 * MIB), "ok", "3.0 MiB")
-    says(package("/w", {"a": 3 * MIB, "data": 90 * MIB}, 512 * MIB), "warn", "data 90 MiB, a 3 MiB", ".rayignore")
-    says(package("/w", {"data": 512 * MIB}, 512 * MIB), "fail", "data 512 MiB")
+    says(package("/w", {"a": 3 * MIB, "data": 90 * MIB}, 512 * MIB), "warn", "data 90.0 MiB, a 3.0 MiB", ".rayignore")
+    says(package("/w", {"data": 512 * MIB}, 512 * MIB), "fail", "data 512.0 MiB")

@@ -11,9 +11,10 @@ from ray._private.runtime_env.packaging import create_package
 
 from jobs.__main__ import main
 from pipeline.config.root import Config, RayConfig
-from pipeline.operations import cluster_info
-from pipeline.operations.cluster_info import package_sizes, status_without_token
-from pipeline.operations.doctor import of_cluster
+from pipeline.operations import cluster_info, package
+from pipeline.operations.cluster_info import status_without_token
+from pipeline.operations.doctor import check_cluster
+from pipeline.operations.package import UPLOAD_LIMIT, folder_sizes
 
 pytestmark = pytest.mark.unit
 
@@ -41,18 +42,18 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_what_is_counted_is_what_ray_packs(folder, tmp_path):
-    sizes, limit = package_sizes(folder, ("own/",))
+    sizes = folder_sizes(folder, ("own/",))
     archive = tmp_path / "package.zip"
     excludes = [*get_runtime_env_default_excludes(), "own/"]
     create_package(str(folder), archive, include_gitignore=True, excludes=excludes)
     packed = sum(info.file_size for info in zipfile.ZipFile(archive).infolist())
     assert sum(sizes.values()) == packed
     assert sizes["data"] == 5000
-    assert limit == 100 * 2**20
+    assert UPLOAD_LIMIT == 100 * 2**20
 
 
 def test_a_folder_that_is_too_large_fails_without_being_read_to_its_end(folder, capsys, monkeypatch):
-    monkeypatch.setattr(cluster_info, "UPLOAD_LIMIT", 1000)
+    monkeypatch.setattr(package, "UPLOAD_LIMIT", 1000)
     assert main(["doctor"]) == 1
     assert "fail  working_dir" in capsys.readouterr().out
 
@@ -72,7 +73,7 @@ def test_a_store_that_cannot_be_asked_is_one_line_and_exit_1(folder, tmp_path, c
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_at_once():
-    (finding,) = of_cluster(Config(ray=RayConfig(address="127.0.0.1:1")))
+    (finding,) = check_cluster(Config(ray=RayConfig(address="127.0.0.1:1")))
     assert (finding.level, finding.subject) == ("fail", "cluster")
     assert "127.0.0.1:1: start the head" in finding.text
 

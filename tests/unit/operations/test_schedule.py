@@ -23,7 +23,7 @@ from pipeline.config.cron import Cron
 from pipeline.config.operations import ScheduleConfig
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError
-from pipeline.operations.schedule import TARGETS, calendar_events, keep, render, shell_line
+from pipeline.operations.schedule import TARGETS, calendar_events, render, run_here, shell_line
 from pipeline.operations.scheduler import CronRuns, build
 
 pytestmark = pytest.mark.unit
@@ -266,4 +266,4 @@ def test_keep_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "apscheduler.executors.pool", None)
     monkeypatch.delitem(sys.modules, "pipeline.operations.scheduler")
     with pytest.raises(ConfigError, match=r"pip install 'ddpm-pipeline\[schedule\]'"):
-        keep(schedule(), dry_run=False)
+        run_here(schedule(), dry_run=False)

@@ -69,10 +69,10 @@ class Altering(Store):
 @pytest.mark.parametrize(
     ("broken", "check", "says"),
     [
-        (Overwriting, create_once, "9 of 9 writers were told"),
+        (Overwriting, create_once, "success to 9 of 9 writers"),
         (Racing, create_once, "conditional writes"),
         (Lagging, listing, "a new object is missing"),
-        (Haunted, listing, "a deleted object is still there"),
+        (Haunted, listing, "a deleted object is still listed"),
         (Altering, access, "other bytes"),
     ],
 )

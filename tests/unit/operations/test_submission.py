@@ -16,7 +16,8 @@ from pipeline.operations.submission import (
     decision,
     entrypoint,
     exit_code,
-    newest,
+    newest_attempt,
+    next_id,
     refuse_credentials,
     refuse_local_paths,
     refuse_package,
@@ -36,7 +37,9 @@ def digest(*words, verb=train.VERB):
 
 def test_the_id_is_verb_digest_and_day():
     assert submission_id("train", "0123456789abcdef", DAY) == "ddpm-train-0123456789-20260131"
-    assert submission_id("train", "0123456789abcdef", DAY, 3) == "ddpm-train-0123456789-20260131-3"
+    assert [next_id("base", last) for last in (None, Attempt(1, "base", ""), Attempt(2, "base-2", ""))] == [
+        *("base", "base-2", "base-3")
+    ]
 
 
 def test_the_digest_is_of_what_is_done_and_not_of_how_it_is_sent(monkeypatch, tmp_path):
@@ -77,8 +80,8 @@ def test_the_newest_attempt_is_the_highest_number_of_this_id_alone():
         (f"{base}-x", "A"),
         (f"{base}0", "B"),
     ]
-    assert newest(base, jobs) == Attempt(10, f"{base}-10", "RUNNING")
-    assert newest(base, [(f"x{base}", "RUNNING")]) is None
+    assert newest_attempt(base, jobs) == Attempt(10, f"{base}-10", "RUNNING")
+    assert newest_attempt(base, [(f"x{base}", "RUNNING")]) is None
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_credentials_are_known_by_their_names():
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
 def test_a_credential_is_refused_wherever_it_is_and_not_repeated(name):
-    with pytest.raises(ConfigError, match=f"config.yaml holds the value of {name}") as caught:
+    with pytest.raises(ConfigError, match=f"config.yaml contains the value of {name}") as caught:
         refuse_credentials({"fine": b"x", "config.yaml": b"a: " + SECRETS[name].encode()}, credentials(SECRETS, None))
     assert SECRETS[name] not in str(caught.value)
 

@@ -1,8 +1,10 @@
 """`ddpm submit` against a cluster that is played: what it sends, when it attaches, and how it follows."""
 
+import importlib.metadata
 import io
 import itertools
 import json
+import platform
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,9 +18,9 @@ from jobs.__main__ import main
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.operations import jobs_client, log_follower, package
 from pipeline.operations import submit as stage
-from pipeline.operations.jobs_client import State, dashboard_address, find_token, ray_version
-from pipeline.operations.log_follower import Follower
-from pipeline.operations.package import collect, packed_files, sizes_of, zipped
+from pipeline.operations.jobs_client import JobsClient, JobState, dashboard_address, find_token
+from pipeline.operations.log_follower import LogFollower
+from pipeline.operations.package import job_files, packed_files, sizes_of, zipped
 
 pytestmark = pytest.mark.unit
 
@@ -58,7 +60,7 @@ def root(tmp_path):
 
 
 def test_a_package_holds_the_program_and_nothing_else(root, tmp_path):
-    assert sorted(collect(root, tmp_path, ())) == [
+    assert sorted(job_files(root, tmp_path, ())) == [
         *("jobs/__main__.py", "jobs/recipes/digits.yaml", "pipeline/.rayignore", "pipeline/config/root.py"),
         *("pipeline/operations/a.j2", "pyproject.toml"),
     ]
@@ -77,23 +79,23 @@ def test_included_data_comes_along_although_git_ignores_it(root, tmp_path):
     (tmp_path / ".gitignore").write_text("data/\n")
     (tmp_path / "data" / "__pycache__").mkdir(parents=True)
     (tmp_path / "data" / "asked.csv").write_text("request_id,count\na,1\n")
-    files = collect(root, tmp_path, ("data",))
+    files = job_files(root, tmp_path, ("data",))
     assert files["data/asked.csv"].read_text().startswith("request_id")
-    assert sizes_of(files)["data"] == 21
+    assert sizes_of(files.items())["data"] == 21
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("../outside", "not below"), ("/etc/hosts", "not below"), ("no", "not here")]
+    ("name", "text"), [("../outside", "is not below"), ("/etc/hosts", "is not below"), ("no", "does not exist")]
 )
 def test_what_cannot_be_included_is_named(root, tmp_path, name, text):
-    with pytest.raises(ConfigError, match=f"{name} is {text}"):
-        collect(root, tmp_path / "work", (name,))
+    with pytest.raises(ConfigError, match=f"{name} {text}"):
+        job_files(root, tmp_path / "work", (name,))
 
 
 def test_a_checkout_that_ignores_its_own_program_is_refused(root, tmp_path):
     (root / ".rayignore").write_text("jobs/\n")
     with pytest.raises(ConfigError, match="pipeline or jobs"):
-        collect(root, tmp_path, ())
+        job_files(root, tmp_path, ())
 
 
 def test_equal_contents_make_equal_archives():
@@ -125,7 +127,7 @@ def test_the_token_is_found_where_ray_finds_it(tmp_path):
 
 
 def test_a_token_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(ConfigError, match="RAY_AUTH_MODE is token, but there is none"):
+    with pytest.raises(ConfigError, match="RAY_AUTH_MODE is token, but no token exists"):
         find_token({"RAY_AUTH_MODE": "token"})
     with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH: cannot read"):
         find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "nowhere")})
@@ -134,11 +136,11 @@ def test_a_token_that_is_not_there_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("status", "body", "token", "text"),
     [
-        (401, "", None, "asks for a token"),
+        (401, "", None, "requires a token"),
         (403, "", TOKEN, "refuses this token"),
-        (404, "", None, "no dashboard of Ray's"),
-        (200, "<html>", None, "no dashboard of Ray's"),
-        (200, "[]", None, "no dashboard of Ray's"),
+        (404, "", None, "no Ray dashboard"),
+        (200, "<html>", None, "no Ray dashboard"),
+        (200, "[]", None, "no Ray dashboard"),
     ],
 )
 def test_what_a_dashboard_answers_is_one_line(status, body, token, text):
@@ -157,7 +159,7 @@ def test_what_a_dashboard_answers_is_one_line(status, body, token, text):
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=lambda: [server.handle_request(), server.handle_request()], daemon=True).start()
         with pytest.raises(ConfigError, match=text) as caught:
-            ray_version(f"http://127.0.0.1:{server.server_port}", token)
+            JobsClient(f"http://127.0.0.1:{server.server_port}", token)
     assert seen[-1] == ("/api/version", token and f"Bearer {TOKEN}")
     assert "\n" not in str(caught.value)
     assert TOKEN not in str(caught.value)
@@ -192,9 +194,10 @@ def test_a_head_that_has_just_started_is_asked_again(monkeypatch, answers, outco
 
     clock = itertools.count()
     monkeypatch.setattr(jobs_client, "JobSubmissionClient", Client)
+    monkeypatch.setattr(jobs_client, "is_listening", lambda address: True)
     monkeypatch.setattr(jobs_client, "AGENT_SECONDS", 4)
     monkeypatch.setattr(jobs_client, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
-    jobs = jobs_client.Jobs("http://127.0.0.1:8265", None)
+    jobs = jobs_client.JobsClient("http://127.0.0.1:8265", None)
     if isinstance(outcome, bool):
         assert jobs.submit("one", "true", {}) is outcome
         assert answers == []
@@ -247,12 +250,12 @@ class Played:
         self.stopped.append(job_id)
 
 
-DONE, RUNNING = State("SUCCEEDED", None, 0), State("RUNNING", None, None)
+DONE, RUNNING = JobState("SUCCEEDED", None, 0), JobState("RUNNING", None, None)
 
 
 def followed(played):
     out = []
-    return Follower(played, "job", out.append, sleep=lambda seconds: None), out
+    return LogFollower(played, "job", out.append, sleep=lambda seconds: None), out
 
 
 def test_each_piece_of_the_log_is_written_once_whatever_the_connection_does():
@@ -270,7 +273,7 @@ def test_a_log_that_ends_before_the_job_is_asked_for_again():
 
 def test_a_dashboard_that_stays_away_ends_following_and_not_the_job():
     follower, _ = followed(Played([ConnectionError("away")], states=[RUNNING]))
-    with pytest.raises(PipelineError, match="the job goes on; the same command attaches again"):
+    with pytest.raises(PipelineError, match="the job continues, and the same command attaches"):
         follower.run()
 
 
@@ -279,14 +282,14 @@ def test_a_closed_pipe_is_not_a_lost_connection():
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        Follower(Played(["a"], states=[DONE]), "job", closed).run()
+        LogFollower(Played(["a"], states=[DONE]), "job", closed).run()
 
 
 def test_a_job_that_waits_for_room_says_so_once(monkeypatch, caplog):
     import asyncio
 
     monkeypatch.setattr(log_follower, "QUIET_SECONDS", 0.01)
-    waiting = State("PENDING", "Job has not started yet.", None)
+    waiting = JobState("PENDING", "Job has not started yet.", None)
     played = Played([], states=[waiting, waiting, waiting, DONE])
 
     async def silent():
@@ -310,8 +313,7 @@ VERSIONS = dict.fromkeys(("python", "ray", "torch"))
 def cluster(monkeypatch):
     """A played cluster of equal versions whose jobs succeed at once."""
     played = Played(["the log\n"], states=[DONE])
-    monkeypatch.setattr(stage, "Jobs", lambda address, token: played)
-    monkeypatch.setattr(stage, "ray_version", lambda address, token: stage.importlib.metadata.version("ray"))
+    monkeypatch.setattr(stage, "JobsClient", lambda address, token: played)
     monkeypatch.setattr(stage, "_check_versions", lambda *_: None)
     return played
 
@@ -326,7 +328,7 @@ def submitted(capsys, *flags, command=COMMAND):
 
 
 def test_a_job_is_sent_followed_and_its_exit_code_returned(cluster, capsys):
-    cluster.states = [State("FAILED", "exit code 5", 5)]
+    cluster.states = [JobState("FAILED", "exit code 5", 5)]
     code, result, out, err = submitted(capsys, "--submit.num_cpus", "0.5", "--submit.resources", '{"a10": 1}')
     ((job_id, entrypoint, env, options),) = cluster.sent
     assert code == result["exit_code"] == 5
@@ -406,7 +408,7 @@ class Interrupted(Played):
 
 def interrupted(monkeypatch, capsys, answers):
     played = Interrupted(len(answers))
-    monkeypatch.setattr(stage, "Jobs", lambda address, token: played)
+    monkeypatch.setattr(stage, "JobsClient", lambda address, token: played)
     monkeypatch.setattr("sys.stdin", Terminal("".join(f"{answer}\n" for answer in answers)))
     return played, submitted(capsys)
 
@@ -417,7 +419,7 @@ class Terminal(io.StringIO):
 
 
 def test_ctrl_c_on_a_terminal_asks_and_stops(cluster, monkeypatch, capsys):
-    monkeypatch.setattr(Interrupted, "state", lambda self, job_id: State("STOPPED", None, None))
+    monkeypatch.setattr(Interrupted, "state", lambda self, job_id: JobState("STOPPED", None, None))
     played, (code, result, _, err) = interrupted(monkeypatch, capsys, ["s"])
     assert (code, played.stopped) == (143, [result["submission_id"]])
     assert "d = detach" in err
@@ -435,7 +437,7 @@ def test_ctrl_c_on_a_terminal_detaches_or_goes_on(cluster, monkeypatch, capsys):
 def test_ctrl_c_without_a_terminal_detaches(cluster, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("s\n"))
     played = Interrupted(1)
-    monkeypatch.setattr(stage, "Jobs", lambda address, token: played)
+    monkeypatch.setattr(stage, "JobsClient", lambda address, token: played)
     code, _, _, err = submitted(capsys)
     assert (code, played.stopped) == (130, [])
     assert "detached" in err
@@ -507,7 +509,7 @@ def test_a_credential_in_what_would_be_sent_is_refused(cluster, capsys, monkeypa
     }[where]
     assert main(["submit", *COMMAND, *words]) == 2
     err = capsys.readouterr().err
-    assert "holds the value of AWS_SECRET_ACCESS_KEY" in err
+    assert "contains the value of AWS_SECRET_ACCESS_KEY" in err
     assert secret not in err
     assert cluster.sent == []
 
@@ -525,7 +527,7 @@ class Probed(Played):
 
 
 def versions(played):
-    return stage._probed(played, stage.SubmitConfig())
+    return stage._probe_versions(played, stage.SubmitConfig())
 
 
 def test_the_probe_s_line_is_read_and_its_echo_is_not(monkeypatch):
@@ -540,7 +542,7 @@ def test_the_probe_s_line_is_read_and_its_echo_is_not(monkeypatch):
 
 
 def test_a_cluster_that_starts_no_job_is_one_line():
-    played = Probed("", State("FAILED", "Failed to set up runtime environment.\nTraceback ...", None))
+    played = Probed("", JobState("FAILED", "Failed to set up runtime environment.\nTraceback ...", None))
     with pytest.raises(ConfigError, match=r"no job starts on the cluster at http://head:8265: Failed to set up"):
         versions(played)
 
@@ -551,15 +553,15 @@ def test_a_probe_of_this_python_tells_what_this_process_knows():
 
     said = subprocess.run([sys.executable, "-c", stage._PROBE], capture_output=True, text=True, check=True).stdout
     found = json.loads(said.removeprefix("ddpm-versions"))
-    assert found["python"] == stage.platform.python_version()
-    assert found["ray"] == stage.importlib.metadata.version("ray")
-    assert found["torch"].partition("+")[0] == stage.importlib.metadata.version("torch").partition("+")[0]
+    assert found["python"] == platform.python_version()
+    assert found["ray"] == importlib.metadata.version("ray")
+    assert found["torch"].partition("+")[0] == importlib.metadata.version("torch").partition("+")[0]
 
 
 def test_another_ray_is_refused_before_a_probe_is_sent(monkeypatch, capsys):
     played = Probed("")
-    monkeypatch.setattr(stage, "Jobs", lambda address, token: played)
-    monkeypatch.setattr(stage, "ray_version", lambda address, token: "2.9.3")
+    monkeypatch.setattr(stage, "JobsClient", lambda address, token: played)
+    played.ray_version = "2.9.3"
     assert main(["submit", *COMMAND]) == 2
     assert "Ray is 2.9.3 on the cluster" in capsys.readouterr().err
     assert played.sent == []
