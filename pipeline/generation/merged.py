@@ -128,7 +128,7 @@ def read_merged(out: Store) -> MergedManifest:
 
 def verify_merged(out: Store, decode: Decode, found: Findings) -> None:
     """Each part as a samples folder, and that it is the part that was merged."""
-    with found.noting():
+    with found.record_errors():
         merged = read_merged(out)
         for part in merged.parts:
             _verify_part(part_store(out, part), part, decode, found)
@@ -141,7 +141,7 @@ def verify_merged(out: Store, decode: Decode, found: Findings) -> None:
 
 def _verify_part(store: Store, part: MergedPart, decode: Decode, found: Findings) -> None:
     verify_samples(store, decode, found)
-    with found.noting():
+    with found.record_errors():
         plan, manifest = read_sealed(store)
         there = _part(store, plan, manifest)
         found.expect(

@@ -44,7 +44,7 @@ def verify_samples(job: Store, decode: Decode, found: Findings) -> None:
     if sealed < 0:
         return
     found.expect(success, f"{job.location(SUCCESS)} is missing: the seal was interrupted (ddpm generate finishes it)")
-    with found.noting():
+    with found.record_errors():
         plan, manifest = read_plan(job, sealed), read_manifest(job, sealed)
         _check_chain(job, plan, manifest, found)
         _check_manifest(job, plan, manifest, found)
@@ -59,7 +59,7 @@ def verify_samples(job: Store, decode: Decode, found: Findings) -> None:
 def _check_chain(job: Store, plan: SamplePlan, manifest: SampleManifest, found: Findings) -> None:
     """Every earlier plan is the one that the later ones name, and what it sealed is sealed still."""
     for generation, part in enumerate(plan.earlier):
-        with found.noting():
+        with found.record_errors():
             before, sealed = read_plan(job, generation), read_manifest(job, generation)
             found.expect(
                 before.fingerprint == sealed.plan == part.plan and before.num_samples == part.num_samples,
@@ -90,7 +90,7 @@ def _check_markers(job: Store, manifest: SampleManifest, planned: int, found: Fi
     """The manifest names what the markers name; others are of shards that an extension has planned."""
     named = {marker.shard: marker for marker in manifest.shards}
     for shard in committed_shards(job):
-        with found.noting():
+        with found.record_errors():
             where, marker = f"the marker of shard {shard}", read_marker(job, shard)
             if len(manifest.shards) <= shard < planned:
                 continue

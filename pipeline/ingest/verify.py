@@ -32,7 +32,7 @@ def verify_dataset(store: Store, decode: Decode, found: Findings) -> None:
 
     Counts images, rejects, shards, versions (as "generations") and the files in data/ that no manifest names.
     """
-    with found.noting():
+    with found.record_errors():
         manifest = read_dataset(store)
         versions = _check_versions(store, manifest, found)
         _check_counts(store, manifest, found)

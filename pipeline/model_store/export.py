@@ -12,7 +12,7 @@ from pipeline.config.root import Config, StorageConfig
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import ConfigError, NotFound
 from pipeline.model_store.checkpoint import checkpoint_key
-from pipeline.model_store.load_model import StoredModel, checkpoint_place, find_model, load_unet
+from pipeline.model_store.load_model import StoredModel, find_model, load_unet, parse_checkpoint_uri
 from pipeline.models.diffusers_format import INDEX_FILE, WEIGHTS_FILE, model_files
 from pipeline.storage.create_once import try_create
 from pipeline.storage.store import Store, resolve
@@ -53,13 +53,13 @@ def export(config: Config, run: str, out: str, step: int | None = None, dry_run:
 
 def _checkpoint(config: Config, uri: str, step: int | None) -> tuple[StoredModel, int]:
     """The weights to export and the step that they are of."""
-    place = checkpoint_place(uri, config.storage)
+    place = parse_checkpoint_uri(uri, config.storage)
     if place is not None and step not in (None, place[1]):
         raise ConfigError(f"--step {step}: {uri} is the checkpoint of step {place[1]}; give its run instead")
     if place is None and step is not None:
         uri = resolve(uri, config.storage).location(checkpoint_key(step))
     found = find_model(uri, config.generate.weights, config.storage)
-    place = checkpoint_place(found.uri, config.storage)
+    place = parse_checkpoint_uri(found.uri, config.storage)
     if place is None:
         raise ConfigError(f"{found.uri} is a diffusers folder already: --run takes a run or a checkpoint")
     return found, place[1]

@@ -22,7 +22,7 @@ from pipeline.models.diffusers_scheduler import SCHEDULER_FILE
 from pipeline.models.unet import UNet
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["RAW_WEIGHTS", "StoredModel", "checkpoint_place", "find_model", "load_unet", "weight_names"]
+__all__ = ["RAW_WEIGHTS", "StoredModel", "find_model", "load_unet", "parse_checkpoint_uri", "weight_names"]
 
 RAW_WEIGHTS = "raw"
 """What `generate.weights` calls the optimiser's own weights; any other name is that of an average."""
@@ -64,7 +64,7 @@ class StoredModel:
         return UNet(self.model, self.channels, out_channels, self.image_size)
 
 
-def checkpoint_place(uri: str, config: StorageConfig) -> tuple[Store, int] | None:
+def parse_checkpoint_uri(uri: str, config: StorageConfig) -> tuple[Store, int] | None:
     """(run, step) when the URI is that of a checkpoint's folder, else None."""
     match = _CHECKPOINT.match(resolve(uri, config).uri)
     return (resolve(match.group(1), config), int(match.group(2))) if match else None
@@ -118,7 +118,7 @@ def weight_names(uri: str, config: StorageConfig) -> tuple[str, ...]:
 
 def load_unet(found: StoredModel, config: StorageConfig) -> UNet:
     """The network on the CPU, in evaluation mode. Raises VerificationFailed when the file is not the one found."""
-    place = checkpoint_place(found.uri, config)
+    place = parse_checkpoint_uri(found.uri, config)
     if place is None:
         folder, sha256 = _read_folder(resolve(found.uri, config))
         if sha256 != found.sha256:
@@ -137,7 +137,7 @@ def load_unet(found: StoredModel, config: StorageConfig) -> UNet:
 
 
 def _checkpoint(uri: str, config: StorageConfig) -> tuple[Store, CheckpointManifest]:
-    place = checkpoint_place(uri, config)
+    place = parse_checkpoint_uri(uri, config)
     if place is not None:
         return place[0], read_checkpoint(*place)
     run = resolve(uri, config)

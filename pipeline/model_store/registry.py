@@ -22,7 +22,16 @@ from pipeline.storage.create_once import create_or_read_document, try_create
 from pipeline.storage.documents import read_document, to_json
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["Change", "Record", "Registry", "Version", "champions", "is_registered", "named_version", "version_key"]
+__all__ = [
+    "ChangeRequest",
+    "Record",
+    "Registry",
+    "Version",
+    "champions",
+    "is_registered",
+    "named_version",
+    "version_key",
+]
 
 Action = Literal["challenge", "promote", "rollback"]
 MANIFEST: Final = "manifest.json"
@@ -69,7 +78,7 @@ class Record(Section):
     metrics: dict[str, Any]
 
 
-class Change(NamedTuple):
+class ChangeRequest(NamedTuple):
     """What is asked of a registry, whichever it does."""
 
     reason: str
@@ -170,12 +179,12 @@ class Registry:
                 return record
         return None
 
-    def challenge(self, version: int, change: Change, since: int = 0) -> Record:
+    def challenge(self, version: int, change: ChangeRequest, since: int = 0) -> Record:
         """Name the challenger. since: number of a record that is older than the request."""
         self.version(version)
         return self._append("challenge", change, since, lambda head: (head.champion, version))
 
-    def promote(self, version: int, change: Change, expected: int | None, since: int = 0) -> Record:
+    def promote(self, version: int, change: ChangeRequest, expected: int | None, since: int = 0) -> Record:
         """Make a version champion in the place of `expected` (None: there was none).
 
         Raises DataError when there is no such version, Busy when the champion is another one by now.
@@ -183,7 +192,7 @@ class Registry:
         self.version(version)
         return self._append("promote", change, since, lambda head: (version, self._after(head, expected, version)))
 
-    def rollback(self, version: int | None, change: Change) -> Record:
+    def rollback(self, version: int | None, change: ChangeRequest) -> Record:
         """Make the champion before this one champion again, or an earlier one. Raises DataError when there is none."""
         records = self.records()
         stack = champions(records)
@@ -212,7 +221,11 @@ class Registry:
         return None if head.challenger == version else head.challenger
 
     def _append(
-        self, action: Action, change: Change, since: int, aliases: Callable[[Record], tuple[int | None, int | None]]
+        self,
+        action: Action,
+        change: ChangeRequest,
+        since: int,
+        aliases: Callable[[Record], tuple[int | None, int | None]],
     ) -> Record:
         while True:
             head = self.head()

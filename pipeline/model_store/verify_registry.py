@@ -21,14 +21,14 @@ def verify_registry(store: Store, found: Findings) -> None:
     registry = Registry(store)
     sources: dict[int, str] = {}
     for number in registry.claims():
-        with found.noting():
+        with found.record_errors():
             sources[number] = registry.claimed(number)
     found.counts["claims"] = len(sources)
     _without_gaps(store, CLAIMS, registry.claims(), found)
     found.expect(len({*sources.values()}) == len(sources), f"{store.uri}: two numbers were given to one source")
     versions = registry.versions()
     for number in versions:
-        with found.noting():
+        with found.record_errors():
             _check_version(registry, number, sources.get(number), found)
     _check_records(registry, {*versions}, found)
 

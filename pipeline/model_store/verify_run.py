@@ -35,14 +35,14 @@ def verify_run(run: Store, found: Findings) -> None:
         raise DataError(f"{run.uri} has no checkpoint yet: there is nothing to verify")
     plan = found.attempt(lambda: read_document(run, RUN, RunPlan))
     for step in steps:
-        with found.noting():
+        with found.record_errors():
             verify_checkpoint(run, step, found)
             manifest = read_checkpoint(run, step)
             found.expect(
                 plan is None or manifest.dataset_digest == plan.dataset_digest,
                 f"{run.location(checkpoint_key(step))} was trained on another dataset than {RUN} names",
             )
-    with found.noting():
+    with found.record_errors():
         _check_success(run, steps, found)
 
 
@@ -70,7 +70,7 @@ def verify_checkpoint(run: Store, step: int, found: Findings) -> None:
     _check_groups(run, folder, manifest, found)
     rows = 0
     for part in manifest.metric_parts:
-        table = found.table(run, part, METRICS, grown=True)
+        table = found.table(run, part, METRICS, allow_missing_nullable=True)
         rows += 0 if table is None else table.num_rows
     found.counts["metric rows"] = max(rows, found.counts["metric rows"])
 
@@ -84,7 +84,7 @@ def _check_groups(run: Store, folder: Store, manifest: CheckpointManifest, found
         found.counts["files"] += 1
         found.counts["bytes"] += file.bytes
         where = folder.location(file.key)
-        with found.noting():
+        with found.record_errors():
             tensors = read_tensors(run, manifest, name)[name]
             for key, value in tensors.items():
                 finite = not value.is_floating_point() or bool(value.isfinite().all())

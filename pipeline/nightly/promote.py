@@ -9,7 +9,7 @@ from pipeline.config.root import Config
 from pipeline.errors import ConfigError, GateNotPassed
 from pipeline.model_store.mlflow_registry import mirror
 from pipeline.model_store.register import Export, register
-from pipeline.model_store.registry import Change, Record, Registry, named_version, version_key
+from pipeline.model_store.registry import ChangeRequest, Record, Registry, named_version, version_key
 from pipeline.nightly.compare import EvaluatedSamples, compare
 from pipeline.nightly.gate import gate
 from pipeline.storage.store import resolve
@@ -54,7 +54,7 @@ def promote(
     metrics: dict[str, Any] = {}
     if inputs is not None:
         reason, metrics = _pass_gate(config, number, head, inputs)
-    change = Change(reason or "", uuid.uuid4().hex, now(), metrics)
+    change = ChangeRequest(reason or "", uuid.uuid4().hex, now(), metrics)
     return _moved(config, registry, registry.promote(number, change, head.champion, head.number), "promoted")
 
 
@@ -86,7 +86,7 @@ def _pass_gate(config: Config, number: int, head: Record, inputs: GateInputs) ->
 def rollback(config: Config, uri: str, version: int | None, reason: str, now: Now = _now) -> dict[str, Any]:
     """Make the previous champion, or the earlier champion `version`, champion again. Raises DataError, Busy."""
     registry = Registry(resolve(uri, config.storage))
-    record = registry.rollback(version, Change(reason, uuid.uuid4().hex, now(), {}))
+    record = registry.rollback(version, ChangeRequest(reason, uuid.uuid4().hex, now(), {}))
     return _moved(config, registry, record, "rolled back")
 
 

@@ -19,7 +19,7 @@ from pipeline.config.nightly import NightlyConfig
 from pipeline.config.root import Config
 from pipeline.errors import Busy, GateNotPassed, PipelineError, Stopped
 from pipeline.model_store.mlflow_registry import mirror
-from pipeline.model_store.registry import Change, Record, Registry, version_key
+from pipeline.model_store.registry import ChangeRequest, Record, Registry, version_key
 from pipeline.nightly import stage_results as results
 from pipeline.nightly.gate import Verdict, gate
 from pipeline.nightly.ledger import CLOSING_STAGES, TRAINED, Night, Outcome, unchanged
@@ -127,7 +127,7 @@ class NightRun:
             return self._promote(night)
         result: BaseModel = getattr(self.stages, stage)(night)
         if isinstance(result, results.ExportResult):
-            change = Change(f"night of {night.date}", night.request, self.effects.now(), {})
+            change = ChangeRequest(f"night of {night.date}", night.request, self.effects.now(), {})
             self.registry.challenge(result.version, change, night.record)
         return result
 
@@ -141,7 +141,7 @@ class NightRun:
             return results.PromoteResult(state="held", reason=verdict.reason, champion=night.champion)
         version = results.finished(night.done.export).version
         metrics = results.finished(night.done.evaluate).metrics
-        change = Change(f"night of {night.date}: {verdict.reason}", night.request, self.effects.now(), metrics)
+        change = ChangeRequest(f"night of {night.date}: {verdict.reason}", night.request, self.effects.now(), metrics)
         try:
             record = self.registry.promote(version, change, night.champion, night.record)
         except Busy as error:  # a person moved the champion: the gate compared against another one

@@ -49,13 +49,13 @@ def verify_nights(folder: NightsFolder, found: Findings) -> None:
     """Adds contradictions to `found` and counts nights by state. Of a running night only the stages done count."""
     nights: dict[date, Night] = {}
     for day in folder.days:
-        with found.noting():
+        with found.record_errors():
             night = folder.ledgers.read(day)
             if night is not None:
                 nights[day] = night
     records = {}
     for number in folder.registry.record_numbers():
-        with found.noting():
+        with found.record_errors():
             records[number] = folder.registry.record(number)
     versions = {*folder.registry.versions()}
     for day, night in nights.items():

@@ -18,7 +18,7 @@ from pipeline.generation.verify import verify_samples
 from pipeline.images.png import decode_pixels
 from pipeline.ingest.verify import verify_dataset
 from pipeline.model_store.checkpoint import RUN, committed_steps
-from pipeline.model_store.load_model import checkpoint_place
+from pipeline.model_store.load_model import parse_checkpoint_uri
 from pipeline.model_store.verify_registry import is_registry, verify_registry
 from pipeline.model_store.verify_run import verify_checkpoint, verify_run
 from pipeline.nightly.verify import find_nights, verify_nights
@@ -45,7 +45,7 @@ class Report:
 def check_artefact(uri: str, config: StorageConfig, decode: Decode) -> Report:
     """Verify the artefact at `uri`. Raises DataError for an unknown kind, StorageError without a store."""
     store, found = resolve(uri, config), Findings()
-    place = checkpoint_place(uri, config)
+    place = parse_checkpoint_uri(uri, config)
     if place is not None:
         kind = "checkpoint"
         verify_checkpoint(*place, found)
@@ -69,7 +69,7 @@ def check_artefact(uri: str, config: StorageConfig, decode: Decode) -> Report:
         verify_dataset(store, decode, found)
     else:
         raise DataError(f"nothing to verify at {store.uri}: no dataset, checkpoint, run, samples, registry or nights")
-    return Report(kind, store.uri, dict(found.counts), tuple(found.kept), found.total)
+    return Report(kind, store.uri, dict(found.counts), tuple(found.messages), found.total)
 
 
 MAX_LISTED = 20

@@ -12,7 +12,7 @@ from pipeline.generation.commit import read_sealed
 from pipeline.generation.manifest import SampleManifest, SamplePlan
 from pipeline.generation.shard_log import SHARD_LOG_KEY
 from pipeline.ingest.dataset import read_dataset
-from pipeline.model_store.load_model import checkpoint_place
+from pipeline.model_store.load_model import parse_checkpoint_uri
 from pipeline.report.curves import generation_rates
 from pipeline.report.image_sheets import best_and_worst, by_class, first_images, pngs, random_pool, random_sheet
 from pipeline.report.memorisation import memorisation_content
@@ -84,7 +84,7 @@ def _sheets(
 
 def _datasets_of(plan: SamplePlan, samples: Store) -> Iterator[Store]:
     """Of the run that the samples' model is a checkpoint of, if it is one."""
-    place = checkpoint_place(plan.model_uri, samples.config)
+    place = parse_checkpoint_uri(plan.model_uri, samples.config)
     dataset = None if place is None else trained_on(place[0])
     if dataset is not None:
         yield dataset

@@ -1,4 +1,4 @@
-"""What a verification notes while it goes through an artefact."""
+"""Findings of `ddpm verify`: contradictions within an artefact, and counts of what was checked."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,22 +23,22 @@ T = TypeVar("T")
 Decode = Callable[[bytes], NDArray[np.uint8]]
 """An image file to its pixels [H, W, C]; raises DataError."""
 
-MAX_KEPT = 100
+MAX_MESSAGES = 100
 _FAULTS = (DataError, NotFound, VerificationFailed)
 
 
 @dataclass
 class Findings:
-    """`kept`: the first contradictions in words; `total`: how many there are; `counts`: what was looked at."""
+    """`messages`: the first 100 findings; `total`: number of findings; `counts`: number of checked things by kind."""
 
-    kept: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     total: int = 0
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, text: str) -> None:
         self.total += 1
-        if len(self.kept) < MAX_KEPT:
-            self.kept.append(text)
+        if len(self.messages) < MAX_MESSAGES:
+            self.messages.append(text)
 
     def expect(self, condition: bool, text: str) -> None:
         """Note `text` unless the condition holds."""
@@ -46,7 +46,7 @@ class Findings:
             self.add(text)
 
     def attempt(self, read: Callable[[], T]) -> T | None:
-        """What `read` returns, or None and a finding."""
+        """The result of `read`, or None and a finding when it raises an error about the artefact."""
         try:
             return read()
         except _FAULTS as error:
@@ -54,17 +54,19 @@ class Findings:
             return None
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """What the block raises about the artefact becomes a finding; a store that does not answer stays an error."""
+    def record_errors(self) -> Iterator[None]:
+        """An error of the block about the artefact becomes a finding; other errors, such as Transient, are raised."""
         try:
             yield
         except _FAULTS as error:
             self.add(str(error))
 
-    def table(self, store: Store, entry: FileEntry, schema: pa.Schema, grown: bool = False) -> pa.Table | None:
-        """A file with the hash that its manifest names and the schema that its kind has, or None and a finding.
+    def table(
+        self, store: Store, entry: FileEntry, schema: pa.Schema, allow_missing_nullable: bool = False
+    ) -> pa.Table | None:
+        """The rows of a file that has the sha256 of its entry and this schema, or None and a finding.
 
-        grown: the kind got its nullable columns over time, so that an older file may lack them.
+        allow_missing_nullable: nullable columns may be absent, since files of earlier releases have fewer columns.
         """
         where = store.location(entry.key)
         self.counts["files"] += 1
@@ -78,16 +80,17 @@ class Findings:
             self.add(f"{where} {error}")
             return None
         except (pa.ArrowException, OSError) as error:
-            self.add(f"{where} is no Parquet file: {error}")
+            self.add(f"{where} is not a Parquet file: {error}")
             return None
-        expected = [field for field in schema if not grown or not field.nullable or field.name in table.column_names]
-        if not table.schema.equals(pa.schema(expected)):
-            self.add(f"{where} has columns {table.schema.names}, with other names or types than its kind")
+        optional = {column.name for column in schema if allow_missing_nullable and column.nullable}
+        absent = optional - {*table.column_names}
+        if not table.schema.equals(pa.schema([column for column in schema if column.name not in absent])):
+            self.add(f"{where} has columns {table.schema.names}, with other names or types than {schema.names}")
             return None
         return table
 
     def pixels(self, where: str, data: bytes, shape: tuple[int, int, int], decode: Decode) -> NDArray[np.uint8] | None:
-        """The pixels of an image of this shape, or None and a finding."""
+        """The pixels of an image that has this shape [H, W, C], or None and a finding."""
         try:
             pixels = decode(data)
         except DataError as error:

@@ -1,4 +1,4 @@
-"""Who holds a lease: a process, told apart from every other one that ever had its number."""
+"""The holder of a lease: a process, identified by host, boot, PID namespace, PID and start time, as PIDs are reused."""
 
 import os
 import socket
@@ -7,13 +7,13 @@ from typing import Literal
 
 from pipeline.config.base import Section
 
-__all__ = ["Holder", "described", "process_state", "this_process"]
+__all__ = ["Holder", "describe", "process_state", "this_process"]
 
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 class Holder(Section):
-    """The document: who holds the lease. It is no manifest, so it may name a host and a time, for people."""
+    """The lease document. Unlike a manifest it names a host and a time, for messages."""
 
     kind: Literal["lease"] = "lease"
     state: Literal["held", "released"] = "held"
@@ -23,7 +23,7 @@ class Holder(Section):
     boot: str  # the machine's boot id; empty where there is none
     pid_namespace: int  # inode: equal pids of two containers are two processes
     pid: int
-    started: str  # of the process, clock ticks since boot: a pid is given again, this is not
+    started: str  # start of the process in clock ticks since boot; tells processes with a reused pid apart
     since: str  # UTC
 
     @property
@@ -50,21 +50,21 @@ def this_process(token: str) -> Holder:
 
 
 def process_state(holder: Holder) -> Literal["free", "living", "unknown"]:
-    """Of a holder on this machine, in this pid namespace."""
+    """State of a holder on this machine and in this PID namespace."""
     try:
         os.kill(holder.pid, 0)
     except ProcessLookupError:
         return "free"
     except OSError:
-        pass  # it is there and belongs to somebody else
+        pass  # the process exists and belongs to another user
     state, started = _status(holder.pid)
-    if not started:  # hidden from us
+    if not started:  # /proc hides the process
         return "unknown"
     return "living" if started == holder.started and state not in "ZX" else "free"
 
 
 def _status(pid: int) -> tuple[str, str]:
-    """State letter and start time of a process, ("", "") when they cannot be read; its name may hold any character."""
+    """State letter and start time of a process, ("", "") when unreadable. Its name in `stat` may hold ")" or spaces."""
     fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
 
@@ -84,7 +84,8 @@ def _inode(path: str) -> int:
         return 0
 
 
-def described(holder: Holder | None) -> str:
+def describe(holder: Holder | None) -> str:
+    """The holder in words, for messages."""
     if holder is None:
         return "another process"
     try:

@@ -1,7 +1,7 @@
-"""Local files as objects: temp file, fsync, then one rename or link.
+"""Local files as objects: write a temporary file, fsync, then one rename or hard link.
 
-Temp and lock files have hidden names that listings never show. A killed process may leave a temp file; it is
-harmless and never becomes an object.
+Temporary and lock files have hidden names, which listings leave out. A killed process may leave a temporary file
+behind; the file never becomes an object.
 """
 
 import errno
@@ -46,7 +46,7 @@ class LocalBackend:
             os.replace(temp, path)
 
     def create_once(self, path: str, data: bytes) -> str:
-        # link, unlike rename, fails when the name is taken: the mutual exclusion is the kernel's.
+        # link fails when the name exists (rename does not), so the kernel lets exactly one writer succeed.
         with _mapped(path), _temp_file(path, data) as temp:
             try:
                 os.link(temp, path)
@@ -79,9 +79,9 @@ class LocalBackend:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        return ((path, size) for path, size, _ in self.states(prefix) if size >= 0)
+        return ((path, size) for path, size, _ in self.list_versioned(prefix) if size >= 0)
 
-    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+    def list_versioned(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         folder, _, start = prefix.rpartition("/")
         return _walk(folder, start, ())
 
@@ -98,7 +98,10 @@ def _version(data: bytes) -> str:
 
 
 def _walk(folder: str, start: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, str]]:
-    """States under `folder` whose first part begins with `start`, in key order: a folder sorts as "name/"."""
+    """(path, size, version) of files under `folder` whose next path part begins with `start`.
+
+    In key order: a folder sorts as "name/". ancestors: (device, inode) of the folders above, to detect link cycles.
+    """
     with _mapped(folder):
         try:
             status = os.stat(folder or "/")
@@ -111,8 +114,8 @@ def _walk(folder: str, start: str, ancestors: tuple[tuple[int, int], ...]) -> It
         except (FileNotFoundError, NotADirectoryError):
             return
     here = (status.st_dev, status.st_ino)
-    if here in ancestors:  # a symbolic link back up would never end
-        yield folder, -1, "a link to a folder that holds it"
+    if here in ancestors:
+        yield folder, -1, "a link to a folder that contains the link"
         return
     for name in names:
         path = f"{folder}/{name}"
@@ -125,26 +128,26 @@ def _walk(folder: str, start: str, ancestors: tuple[tuple[int, int], ...]) -> It
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # such as a link to itself
         return False
 
 
 def _state(path: str) -> tuple[int, str]:
-    """Size and version of a file; -1 and what it is for anything else."""
+    """Size and version of a file; -1 and a description of anything else."""
     try:
         status = os.stat(path)
     except OSError as error:
         if os.path.islink(path):
-            return -1, f"a link to nowhere ({error.strerror})"
-        return -1, f"{error.strerror}"  # deleted while it was listed, say
+            return -1, f"a broken link ({error.strerror})"
+        return -1, f"{error.strerror}"  # such as deleted during the listing
     if not stat.S_ISREG(status.st_mode):
-        return -1, f"no file but a {_KINDS.get(stat.S_IFMT(status.st_mode), 'special file')}"
+        return -1, f"a {_KINDS.get(stat.S_IFMT(status.st_mode), 'special file')}, not a file"
     return status.st_size, f"{status.st_mtime_ns}"
 
 
 @contextmanager
 def _temp_file(path: str, data: bytes) -> Iterator[str]:
-    """A durable hidden file with `data` beside `path`; gone at the end, and the folder's new state is durable."""
+    """A durable hidden file with `data` beside `path`; removed at the end, after which the folder is synced too."""
     folder = os.path.dirname(path)
     _make_folder(folder)
     temp = f"{folder}/{_HIDDEN}{uuid.uuid4().hex}.tmp"
@@ -180,7 +183,7 @@ def _sync_folder(folder: str) -> None:
 
 @contextmanager
 def _folder_lock(path: str) -> Iterator[None]:
-    """Exclusive among processes and threads, for all keys of one folder; the kernel frees it when a holder dies."""
+    """An exclusive lock for all keys of one folder, among processes and threads; released when its process dies."""
     folder = os.path.dirname(path)
     _make_folder(folder)
     with open(f"{folder}/{_HIDDEN}lock", "a") as file:
@@ -190,7 +193,7 @@ def _folder_lock(path: str) -> Iterator[None]:
 
 @contextmanager
 def _mapped(path: str) -> Iterator[None]:
-    """OSError to the storage errors."""
+    """Translate OSError to the storage errors."""
     try:
         yield
     except FileExistsError as error:
@@ -202,7 +205,7 @@ def _mapped(path: str) -> Iterator[None]:
     except PermissionError as error:
         raise Denied(f"permission denied at {path}: check the owner and mode of the file and its folder") from error
     except NotADirectoryError as error:
-        raise NotFound(f"{path} cannot be: one of its parent folders is a file") from error
+        raise NotFound(f"{path} cannot exist: one of its parent folders is a file") from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}: {_remedy(error.errno)}") from error
 

@@ -1,4 +1,4 @@
-"""Objects in this process's memory, for tests: the store of every `memory://` URI, shared by its threads."""
+"""Objects in the memory of one process, for tests: the backend of `memory://` URIs, shared by all threads."""
 
 import hashlib
 import threading
@@ -28,7 +28,7 @@ class MemoryBackend:
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         with self._lock:
             if not self._fs.isfile(path):
-                raise NotFound(f"no object memory://{path}: check the URI (it lives in one process)")
+                raise NotFound(f"no object memory://{path}: check the URI (memory:// is private to one process)")
             data: bytes = self._fs.cat_file(path)
         return data, _version(data)
 
@@ -58,9 +58,9 @@ class MemoryBackend:
             return int(self._fs.info(path)["size"]) if self._fs.isfile(path) else None
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        return ((path, size) for path, size, _ in self.states(prefix))
+        return ((path, size) for path, size, _ in self.list_versioned(prefix))
 
-    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+    def list_versioned(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         with self._lock:
             files = {name.lstrip("/"): file for name, file in self._fs.store.items()}
             found = [
@@ -79,7 +79,7 @@ class MemoryBackend:
         try:
             self._fs.pipe_file(path, data)
         except FileExistsError as error:
-            raise NotFound(f"memory://{path} cannot be: one of its parent folders is a file") from error
+            raise NotFound(f"memory://{path} cannot exist: one of its parent folders is a file") from error
 
 
 BACKEND = MemoryBackend()

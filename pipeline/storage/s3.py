@@ -1,8 +1,8 @@
 """Objects in an S3-compatible store.
 
-All calls go through s3fs as single requests, so that the error code of the server decides the error class; `pa_fs`
-is Arrow's own client with the same settings. Retries are ours alone (both libraries' are off): a second layer
-would repeat a conditional write whose first reply was lost and then report somebody else's victory.
+All calls go through s3fs as single requests, so that the server's error code decides the error class; `pa_fs` is
+Arrow's own client with the same settings. Only this module retries s3fs requests: a retry inside the library could
+repeat a conditional write whose first reply was lost, and report AlreadyExists for the object just written.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _backends: dict[tuple[int, StorageConfig], tuple[int, "S3Backend"]] = {}
 
 
 def backend_for(config: StorageConfig) -> "S3Backend":
-    """This process's client for `config`: s3fs must not cross a fork, and new credentials need a new client."""
+    """The client of this process for `config`. A fork or changed credentials need a new client."""
     identity = hash(tuple(os.environ.get(name) for name in _CREDENTIALS))
     key = (os.getpid(), config)
     found = _backends.get(key)
@@ -55,7 +55,7 @@ class S3Backend:
     @cached_property
     def _fs(self) -> s3fs.S3FileSystem:
         config = self._config
-        style = "path" if config.endpoint else "auto"  # as Arrow does
+        style = "path" if config.endpoint else "auto"  # the same choice as Arrow's client
         filesystem = s3fs.S3FileSystem(
             endpoint_url=config.endpoint,
             client_kwargs={"region_name": config.region, "verify": None if config.verify_tls else False},
@@ -76,7 +76,7 @@ class S3Backend:
         import pyarrow.fs
 
         config = self._config
-        if not config.verify_tls:  # Arrow's Python class cannot skip the check
+        if not config.verify_tls:  # Arrow's client offers no way to skip the check
             return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
         endpoint = urlsplit(config.endpoint or "https://")
         return pyarrow.fs.S3FileSystem(
@@ -138,7 +138,7 @@ class S3Backend:
             except OSError as error:
                 if not is_missing_object(error):
                     raise
-            if bucket not in self._known_buckets:  # the reply to HEAD does not say what is missing
+            if bucket not in self._known_buckets:  # a 404 to HEAD may mean a missing key or a missing bucket
                 self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
             return None
 
@@ -151,7 +151,7 @@ class S3Backend:
         for key, size, *_ in keys_in_order(lambda *args: self._page(bucket, *args), start):
             yield f"{bucket}/{key}", size
 
-    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+    def list_versioned(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         bucket, start = _split(prefix)
         for key, size, *etag in keys_in_order(lambda *args: self._page(bucket, *args), start):
             yield f"{bucket}/{key}", size, "".join(etag)
@@ -174,21 +174,24 @@ class S3Backend:
         )
 
     def _put(self, path: str, data: bytes, **condition: str) -> str:
-        """One request, so whole or not at all, with a checksum that the server verifies; the new ETag."""
+        """Write in one request, so atomically, with a checksum that the server verifies; the new ETag."""
         bucket, key = _split(path)
         config = self._config
-        # aiohttp starts its read timeout after the body is sent: a server that stalls before would hold us for ever.
+        # aiohttp starts its read timeout after the body is sent, so a server that stalls earlier needs its own limit.
         limit = config.connect_timeout_seconds + config.read_timeout_seconds + len(data) / _SLOWEST_BYTES_A_SECOND
 
         async def send() -> Any:
-            await self._fs.set_session()  # slow the first time, and no fault of the server
+            await self._fs.set_session()  # outside the time limit: slow the first time, whatever the server does
             async with asyncio.timeout(limit):
                 return await self._fs._call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
 
         return str(fsspec.asyn.sync(self._fs.loop, send)["ETag"])
 
     def _call(self, path: str, request: Callable[[], T], *, conditional: bool = False) -> T:
-        """`request` with retries; a conditional one only while it surely changed nothing. Raises StorageError."""
+        """`request` with retries. A conditional request is repeated only after an error that proves it had no effect.
+
+        Raises StorageError.
+        """
         attempt = 0
         while True:
             try:
@@ -210,6 +213,6 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _pause(attempt: int) -> None:
-    """Exponential back-off, spread over its upper half so that many workers do not return together."""
+    """Exponential back-off with jitter over the upper half, so that many workers do not retry at the same moment."""
     longest = min(_FIRST_DELAY_SECONDS * 2.0**attempt, _LONGEST_DELAY_SECONDS)
     time.sleep(longest * secrets.SystemRandom().uniform(0.5, 1.0))

@@ -1,6 +1,6 @@
-"""From what botocore, aiohttp and s3fs raise to the storage errors, by the server's own code and status.
+"""Translate errors of botocore, aiohttp and s3fs to the storage errors, by the server's error code and HTTP status.
 
-Messages hold bucket, key, endpoint and the server's code; never the server's text, which may quote a request.
+Messages hold bucket, key, endpoint and error code. They leave out the server's text, which may quote a signed request.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}  # thes
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _TRANSIENT_CODES = {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict"}
 _TRANSIENT_STATUSES = {408, 409, 425, 429}
-# A refusal before any work was done, so that repeating a conditional write is safe.
+# The server refused the request before it did any work, so repeating a conditional write is safe.
 _REFUSALS = {"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "ConditionalRequestConflict"}
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
@@ -40,7 +40,7 @@ _KEYS_ADVICE = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or the role) and
 
 
 def translated(error: Exception, path: str, where: str) -> StorageError | None:
-    """The storage error for `error` met at s3://`path` on the endpoint `where`; None for a fault of the program."""
+    """The storage error for `error` of a request for s3://`path` at the endpoint `where`; None for a program bug."""
     code, status = _reply(error)
     if status:
         return _by_reply(code, status, path, where)
@@ -62,24 +62,24 @@ def translated(error: Exception, path: str, where: str) -> StorageError | None:
 
 
 def is_missing_object(error: BaseException | None) -> bool:
-    """True when the server answered 404 for something other than the bucket."""
+    """True when the server answered 404 for the object, not for the bucket."""
     code, status = _reply(error)
     return status == 404 and code != "NoSuchBucket"
 
 
 def is_past_the_end(error: BaseException | None) -> bool:
-    """True when the asked range begins at or after the end of the object."""
+    """True when the requested range begins at or after the end of the object (HTTP 416)."""
     return _reply(error)[1] == 416
 
 
 def has_no_effect(error: Exception) -> bool:
-    """True when the request surely changed nothing: no connection came about, or the server refused it unread."""
+    """True when the request certainly changed nothing: no connection was made, or the server refused it unread."""
     code, _ = _reply(error)
     return code in _REFUSALS or isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError)
 
 
 def _reply(error: BaseException | None) -> tuple[str, int]:
-    """Error code and HTTP status of the reply, ("", 0) when there was none; s3fs wraps the original as the cause."""
+    """Error code and HTTP status of the reply, ("", 0) without a reply. s3fs keeps the original error as the cause."""
     source: Any = error if isinstance(error, boto.ClientError) else getattr(error, "__cause__", None)
     if not isinstance(source, boto.ClientError):
         return "", 0

@@ -1,4 +1,4 @@
-"""Key order from any S3 server, a page at a time."""
+"""List an S3 prefix in key order, page by page, also from servers that list folder by folder."""
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +8,12 @@ from pipeline.errors import StorageError
 
 __all__ = ["Level", "Pager", "keys_in_order"]
 
-# Servers that list a folder's content at the place of the folder's name ("a/x" before "a b"), not in key order.
+# Servers that list a folder's content where the folder's name sorts ("a/x" before "a b"), not in key order.
 _FOLDER_ORDERED = ("SeaweedFS",)
 
 
 Item = tuple[str, int, *tuple[str, ...]]
-"""A key, its size in bytes, and what else a server said of it."""
+"""Key, size in bytes, and the ETag where the listing has one."""
 
 
 class Level(NamedTuple):
@@ -31,14 +31,14 @@ Pager = Callable[[str, str, str | None], Level]  # prefix, delimiter ("" or "/")
 def keys_in_order(page: Pager, prefix: str) -> Iterator[Item]:
     """Every object under `prefix` in key order; keys that end in "/" are folder marks, not objects.
 
-    One flat listing where the server sorts by key; folder by folder where it does not (a request a folder).
-    Memory: one page, or one page a level. Raises StorageError when a server keeps neither order.
+    One flat listing from servers that sort by key; else folder by folder, with a request per folder. Memory: one page,
+    or one page per folder level. Raises StorageError when a server keeps neither order.
     """
     first = page(prefix, "", None)
     if first.token and first.server.startswith(_FOLDER_ORDERED):
         yield from _by_folder(page, prefix)
         return
-    if not first.token:  # all there is: no need to trust the server's order
+    if not first.token:  # a single page: sort it here, whatever the server's order
         first = first._replace(keys=sorted(first.keys))
     last = ""
     for item in _flat(page, prefix, first):
@@ -60,7 +60,7 @@ def _flat(page: Pager, prefix: str, first: Level) -> Iterator[Item]:
 
 
 def _by_folder(page: Pager, prefix: str) -> Iterator[Item]:
-    """Key order out of name order: a folder "a/" waits until no name below "a/" (such as "a b") can follow."""
+    """Turn name order into key order: hold a folder "a/" back until no key before "a/" (such as "a b") can follow."""
     waiting: list[Item] = []
     for name, item in _names(page, prefix):
         while waiting and waiting[0][0] <= name:
@@ -71,7 +71,7 @@ def _by_folder(page: Pager, prefix: str) -> Iterator[Item]:
 
 
 def _names(page: Pager, prefix: str) -> Iterator[tuple[str, Item]]:
-    """Name and item of one level in name order; a folder's key ends in "/", its name does not."""
+    """(name, item) of one folder level in name order. A folder's key ends in "/", its name does not."""
     token: str | None = None
     while True:
         level = page(prefix, "/", token)

@@ -1,7 +1,7 @@
-"""Shards of samples as tar files for WebDataset, and samples read back from either format.
+"""Shards of generated samples: written as tar files for WebDataset, read from tar or Parquet.
 
-A sample is two members with one stem, its id: NNNNNNNNNNNN.png and NNNNNNNNNNNN.json with the other columns; a sample
-that could not be made has no PNG. Equal rows give equal bytes: no member has a time or an owner.
+A tar shard has two members per sample, named by the sample id: NNNNNNNNNNNN.png, and NNNNNNNNNNNN.json with the other
+columns. A failed sample has no PNG. Members hold no time and no owner, so equal rows give equal bytes.
 """
 
 import io
@@ -22,7 +22,7 @@ from pipeline.storage.store import Store
 __all__ = ["TAR", "decode_shard", "read_samples", "tar_bytes"]
 
 TAR = ".tar"
-"""How the key of a tar shard ends."""
+"""File name ending of a tar shard."""
 ID_DIGITS = 12
 
 
@@ -45,7 +45,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _table(data: bytes) -> pa.Table:
-    """The rows of a tar file that `tar_bytes` made. Raises DataError."""
+    """The rows of a tar file made by `tar_bytes`. Raises DataError."""
     rows: list[dict[str, Any]] = []
     pending: tuple[str, bytes] | None = None
     try:
@@ -59,26 +59,29 @@ def _table(data: bytes) -> pa.Table:
                     continue
                 row = json.loads(content) if ending == "json" else None
                 if not isinstance(row, dict) or (pending is not None and pending[0] != stem):
-                    raise DataError(f"member {member.name} is not where a sample has it")
+                    raise DataError(f"member {member.name} is out of place: NNN.png must come before NNN.json")
                 if f"{row.get('sample_id', -1):0{ID_DIGITS}d}" != stem:
-                    raise DataError(f"member {member.name} speaks of sample {row.get('sample_id')}")
+                    raise DataError(f"member {member.name} has the sample_id {row.get('sample_id')}")
                 rows.append({**row, "image": None if pending is None else {"bytes": pending[1], "path": None}})
                 pending = None
     except (tarfile.TarError, ValueError, TypeError) as error:
-        raise DataError(f"is no tar file of samples: {error}") from error
+        raise DataError(f"is not a tar file of samples: {error}") from error
     if pending is not None:
-        raise DataError(f"image {pending[0]} has no columns")
+        raise DataError(f"image {pending[0]}.png has no {pending[0]}.json")
     schema = REQUESTED_SAMPLES if rows and "request_id" in rows[0] else SAMPLES
     if any(row.keys() != set(schema.names) for row in rows):
-        raise DataError("has columns with other names than samples have")
+        raise DataError(f"has columns with other names than {', '.join(schema.names)}")
     try:
         return pa.Table.from_pylist(rows, schema=schema)
     except (pa.ArrowException, OverflowError) as error:
-        raise DataError(f"has columns of other types than samples have: {error}") from error
+        raise DataError(f"has columns of wrong types: {error}") from error
 
 
 def decode_shard(key: str, data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a shard in memory, of the format that its key says. Raises DataError, ArrowException or OSError."""
+    """The rows of a shard from its bytes; the ending of `key` decides the format.
+
+    Raises DataError, and ArrowException or OSError for a damaged Parquet file.
+    """
     if not key.endswith(TAR):
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
     table = _table(data)
@@ -86,5 +89,5 @@ def decode_shard(key: str, data: bytes, columns: Sequence[str] | None = None) ->
 
 
 def read_samples(store: Store, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a verified shard. Raises VerificationFailed when the file is not the one written, DataError."""
+    """The rows of a shard, verified against its entry. Raises VerificationFailed, DataError."""
     return decode_shard(entry.key, read_verified(store, entry), columns)

@@ -1,15 +1,15 @@
-"""One storage root and its objects: the only way anything in the program opens a URI.
+"""The object store: all code opens URIs (local paths, s3://, memory://) through `resolve` and `Store`.
 
-`resolve` turns a URI into a `Store`; a `Store` is a value (URI + settings), so it travels to any process
-and builds its clients there. The three backends (`local`, `s3`, `memory`) promise the same:
+A `Store` is a value (URI + settings): it may be pickled to any process, and each process builds its own clients.
+The three backends (`local`, `s3`, `memory`) make the same promises:
 
-- an object is seen whole or not at all; `put` replaces it in one step;
+- readers see an object whole or not at all; `put` replaces an object in one step;
 - of all writers that `create_once` a key exactly one succeeds;
-- what was written is listed at once, and listings come in key order (code points, "/" included).
+- listings show a written object at once, in key order (by code points, "/" included).
 
-Every failure is one of the four mapped errors or a plain StorageError, with one line that names the place.
-`pa_fs` is for reads and for hand-offs to Ray and Arrow; never stream to a final key through it, because an
-exception inside `with open_output_stream(...)` commits the part written so far. Build the bytes, then `put`.
+A failure raises AlreadyExists, NotFound, MissingBucket, Denied or Transient, or else a plain StorageError; the message
+names the object. `pa_fs` is for reads and for hand-offs to Ray and Arrow. Never stream to a final key through `pa_fs`:
+an exception inside `with open_output_stream(...)` commits the bytes written so far. Build the bytes, then `put`.
 """
 
 import json
@@ -24,7 +24,7 @@ from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound, StorageError
 from pipeline.storage.credentials import without_credentials
 
-__all__ = ["Backend", "Entry", "Kind", "State", "Store", "resolve"]
+__all__ = ["Backend", "Entry", "Kind", "Store", "VersionedEntry", "resolve"]
 
 Kind = Literal["local", "s3", "memory"]
 
@@ -39,10 +39,10 @@ class Entry(NamedTuple):
     size: int
 
 
-class State(NamedTuple):
-    """One listed object and what changes when its bytes do: its ETag, or the time of its last change.
+class VersionedEntry(NamedTuple):
+    """One listed object with a version that changes when its bytes change: the ETag, or the modification time.
 
-    A name that is no readable file (a broken link, a device) has size -1 and says so in `version`.
+    A name that is not a readable file (a broken link, a device) has size -1 and the reason as `version`.
     """
 
     key: str
@@ -51,7 +51,7 @@ class State(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a kind of storage must do. `path` is a full path without scheme ("bucket/prefix/key")."""
+    """The interface of a storage backend. `path` is a full path without scheme ("bucket/prefix/key")."""
 
     @property
     def pa_fs(self) -> Any: ...
@@ -62,13 +62,13 @@ class Backend(Protocol):
     def compare_and_swap(self, path: str, data: bytes, expected: str) -> str: ...
     def size(self, path: str) -> int | None: ...
     def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
-    def states(self, prefix: str) -> Iterator[tuple[str, int, str]]: ...
+    def list_versioned(self, prefix: str) -> Iterator[tuple[str, int, str]]: ...
     def delete(self, path: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class Store:
-    """A storage root. Build it with `resolve`; holds no client and no credential, so it may be pickled anywhere."""
+    """A storage root, built by `resolve`. Holds no client and no credential, so it may be pickled anywhere."""
 
     uri: str
     config: StorageConfig
@@ -80,12 +80,12 @@ class Store:
 
     @property
     def pa_fs(self) -> Any:
-        """pyarrow filesystem of this root, for `path(key)`; credentials come from the process that uses it."""
+        """The pyarrow filesystem for `path(key)`. Credentials come from the process that uses it."""
         return self._backend.pa_fs
 
     @property
     def _backend(self) -> Backend:
-        # Imported when used: a process that stays on local files never pays for the S3 client.
+        # Imported on use, so that a process with local files only does not load the S3 client.
         if self.kind == "s3":
             from pipeline.storage import s3
 
@@ -123,7 +123,7 @@ class Store:
         return self.read_versioned(key)[0]
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
-        """The whole object and the version that `compare_and_swap` expects (equal bytes may have equal versions)."""
+        """The whole object, and its version for `compare_and_swap`. Equal bytes may have equal versions."""
         return self._backend.read_versioned(self._object(key))
 
     def read_range(self, key: str, start: int, count: int) -> bytes:
@@ -137,24 +137,25 @@ class Store:
     def create_once(self, key: str, data: bytes) -> None:
         """Write the object if there is none, else raise AlreadyExists.
 
-        Strict: AlreadyExists says that the object is there, not that another writer made it. After Transient the
-        outcome is unknown (the reply may be lost, the request may land later). In both cases the caller reads the
-        object back and decides by its content; retrying with the same bytes is safe.
+        AlreadyExists means that the object exists, not that another writer made it: the reply to an earlier request of
+        this writer may be lost. After Transient the outcome is unknown, and the request may take effect later. In both
+        cases read the object back and compare; `pipeline.storage.create_once` does that. Retrying with the same bytes
+        is safe.
         """
         self._backend.create_once(self._object(key), data)
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        """Replace the object if its version still is `expected` (None: must not exist); the new version.
+        """Replace the object if its version is still `expected` (None: the object must not exist); the new version.
 
-        Raises AlreadyExists when another writer was first (the object is new, changed or deleted); after Transient
-        the outcome is unknown: read back.
+        Raises AlreadyExists when another writer created, changed or deleted the object. After Transient the outcome is
+        unknown: read the object back.
         """
         if expected is None:
             return self._backend.create_once(self._object(key), data)
         return self._backend.compare_and_swap(self._object(key), data, expected)
 
     def exists(self, key: str) -> bool:
-        """True when there is an object at `key` (a folder is not an object). Raises MissingBucket."""
+        """Whether there is an object at `key`; a folder is not an object. Raises MissingBucket."""
         return self._backend.size(self._object(key)) is not None
 
     def size(self, key: str) -> int:
@@ -172,16 +173,16 @@ class Store:
         for path, size in self._backend.list(root + prefix):
             yield Entry(path[len(root) :], size)
 
-    def states(self, prefix: str = "") -> Iterator[State]:
-        """`list` with versions, and with the names that are no files."""
+    def list_versioned(self, prefix: str = "") -> Iterator[VersionedEntry]:
+        """`list` with a version per object; also yields names that are not readable files."""
         root = _join(self._root, "")
         if prefix:
             _checked(prefix.removesuffix("/"), self.uri)
-        for path, size, version in self._backend.states(root + prefix):
-            yield State(path[len(root) :], size, version)
+        for path, size, version in self._backend.list_versioned(root + prefix):
+            yield VersionedEntry(path[len(root) :], size, version)
 
     def delete(self, key: str) -> None:
-        """Remove the object; a missing one is fine."""
+        """Remove the object if it exists."""
         self._backend.delete(self._object(key))
 
     def read_json(self, key: str) -> Any:
@@ -192,7 +193,7 @@ class Store:
             raise DataError(f"{self.location(key)} is not valid JSON: {error}") from error
 
     def put_json(self, key: str, value: Any) -> None:
-        """`put` of canonical JSON (sorted keys, so equal values are equal bytes)."""
+        """`put` of canonical JSON: sorted keys, so equal values give equal bytes."""
         self.put(key, _json_bytes(value))
 
     def create_json(self, key: str, value: Any) -> None:
@@ -201,9 +202,9 @@ class Store:
 
 
 def resolve(uri: str, config: StorageConfig) -> Store:
-    """The store at `uri`: a local path, file:///path, s3://bucket/prefix or memory://name (one process, tests).
+    """The store at `uri`: a local path, file:///path, s3://bucket/prefix or memory://name (one process, for tests).
 
-    Nothing is opened yet. Raises ConfigError naming the URI and the remedy.
+    Opens nothing. Raises ConfigError naming the URI and the remedy.
     """
     scheme = match[1].lower() if (match := _SCHEME.match(uri)) else ""
     if scheme in ("", "file"):
@@ -218,7 +219,7 @@ def resolve(uri: str, config: StorageConfig) -> Store:
             f"{scheme}://... must not hold credentials: put them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if not _BUCKET.match(root) and not (scheme == "memory" and root):
-        raise ConfigError(f"'{uri}' names no valid bucket: write s3://bucket/prefix (lower case, 3 to 63 characters)")
+        raise ConfigError(f"'{uri}' has no valid bucket name: use s3://bucket/prefix (lower case, 3 to 63 characters)")
     if scheme == "s3":
         _check_endpoint(config.endpoint)
     prefix = prefix.strip("/")
@@ -252,7 +253,7 @@ def _check_endpoint(endpoint: str | None) -> None:
 
 
 def _checked(key: str, root: str) -> str:
-    """`key` itself if it stays inside the root: manifests may come from strangers."""
+    """`key`, if it stays inside the root. Keys may come from an untrusted manifest, so ".." is refused."""
     if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
         raise StorageError(f"bad key {key!r} under {root}: it needs plain parts joined by '/'")
     return key

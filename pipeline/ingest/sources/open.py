@@ -72,7 +72,7 @@ def _as_file(store: Store, config: Config) -> tuple[Store, SourceFile] | None:
     parent = resolve(folder or "/", config.storage)
     if not parent.exists(name):
         return None
-    state = next((state for state in parent.states(name) if state.key == name), None)
+    state = next((state for state in parent.list_versioned(name) if state.key == name), None)
     if state is None:  # deleted between the two calls
         raise NotFound(f"no file {store.uri}: check --source")
     return parent, SourceFile(*state)

@@ -41,7 +41,7 @@ _REQUESTS_AT_ONCE: Final = 8
 
 def visible_files(store: Store) -> Iterator[SourceFile]:
     """Every file under the root that is not hidden (no part of its name begins with a dot), in key order."""
-    for state in store.states():
+    for state in store.list_versioned():
         if not is_hidden(state.key):
             yield SourceFile(*state) if is_valid_key(state.key) else SourceFile(state.key, -1, _INVALID_KEY)
 

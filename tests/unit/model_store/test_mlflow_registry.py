@@ -10,7 +10,7 @@ from pipeline.config.root import Config, StorageConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.model_store import mlflow_registry
 from pipeline.model_store.mlflow_registry import TAG, mirror_to_mlflow
-from pipeline.model_store.registry import Change, Registry, Version
+from pipeline.model_store.registry import ChangeRequest, Registry, Version
 from pipeline.nightly.promote import models, rollback
 from pipeline.storage.store import resolve
 
@@ -39,8 +39,8 @@ def registry(tmp_path):
         registry.commit(
             Version(number=number, source="s", model_digest=f"d{number}", sha256="b" * 64, files=(file,), facts=facts)
         )
-    registry.challenge(1, Change("night", "n1", AT, {}))
-    registry.promote(1, Change("the first", "n1", AT, {"KD": 0.5}), None)
+    registry.challenge(1, ChangeRequest("night", "n1", AT, {}))
+    registry.promote(1, ChangeRequest("the first", "n1", AT, {"KD": 0.5}), None)
     return registry
 
 
@@ -66,10 +66,10 @@ def test_versions_aliases_and_reasons_are_shown_and_a_repetition_changes_nothing
 
 def test_it_follows_a_challenge_a_promotion_and_a_way_back(client, registry):
     mirror_to_mlflow(registry, "digits")
-    registry.challenge(4, Change("night", "n4", AT, {}))
+    registry.challenge(4, ChangeRequest("night", "n4", AT, {}))
     assert mirror_to_mlflow(registry, "digits") == 1
     assert shown(client)[1] == {"champion": 1, "challenger": 4}
-    registry.promote(4, Change("better", "n4", AT, {}), 1)
+    registry.promote(4, ChangeRequest("better", "n4", AT, {}), 1)
     mirror_to_mlflow(registry, "digits")
     assert shown(client)[1] == {"champion": 4}, "the challenger that won is none any more"
     config = Config.model_validate({"registry": {"mlflow": "digits"}})
@@ -88,7 +88,7 @@ def test_more_versions_than_one_page_are_found_again(client, registry, monkeypat
 
 def test_a_server_that_is_away_is_a_warning_and_models_shows_it_later(client, registry, monkeypatch):
     config = Config.model_validate({"registry": {"mlflow": "digits"}})
-    registry.promote(3, Change("better", "n3", AT, {}), 1)
+    registry.promote(3, ChangeRequest("better", "n3", AT, {}), 1)
 
     def away(self, *_, **__):
         from mlflow.exceptions import MlflowException

@@ -11,7 +11,7 @@ from pipeline.config.root import StorageConfig
 from pipeline.errors import AlreadyExists, Busy, DataError, VerificationFailed
 from pipeline.model_store.export import export
 from pipeline.model_store.load_model import find_model
-from pipeline.model_store.registry import Change, Record, Registry, Version, champions, named_version
+from pipeline.model_store.registry import ChangeRequest, Record, Registry, Version, champions, named_version
 from pipeline.storage.store import resolve
 from tiny import config
 
@@ -23,8 +23,8 @@ def version(number: int, source: str = "s", sha256: str = "a" * 64) -> Version:
     return Version(number=number, source=source, model_digest="d", sha256=sha256, files=(file,), facts={})
 
 
-def change(request: str, reason: str = "because") -> Change:
-    return Change(reason, request, AT, {"KD": 0.5})
+def change(request: str, reason: str = "because") -> ChangeRequest:
+    return ChangeRequest(reason, request, AT, {"KD": 0.5})
 
 
 def filled(store, count: int = 3) -> Registry:

@@ -12,7 +12,7 @@ from light_nights import Killed, LightStages, Simulation
 
 from pipeline.config.root import StorageConfig
 from pipeline.errors import Busy, ConfigError, DataError, PipelineError, Stopped
-from pipeline.model_store.registry import Change, Registry
+from pipeline.model_store.registry import ChangeRequest, Registry
 from pipeline.nightly import driver, watchdog
 from pipeline.nightly.ledger import STAGES
 from pipeline.nightly.ledger_store import Ledgers
@@ -33,7 +33,7 @@ def memory_sim(request) -> Simulation:
 
 
 def rollback(sim: Simulation, reason: str = "it draws nines only") -> None:
-    sim.registry.rollback(None, Change(reason, f"person {sim.time}", sim.time, {}))
+    sim.registry.rollback(None, ChangeRequest(reason, f"person {sim.time}", sim.time, {}))
 
 
 # --- a fortnight -----------------------------------------------------------------------------------------------------

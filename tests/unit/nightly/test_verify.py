@@ -12,7 +12,7 @@ from pipeline.config.root import StorageConfig
 from pipeline.errors import DataError
 from pipeline.model_store.export import export
 from pipeline.model_store.register import register
-from pipeline.model_store.registry import Change, Registry
+from pipeline.model_store.registry import ChangeRequest, Registry
 from pipeline.nightly.run_night import NightRun
 from pipeline.operations.verify import check_artefact
 from pipeline.storage.store import resolve
@@ -43,10 +43,10 @@ def whole(tmp_path_factory):
     for number in (1, 2):
         write_model(str(root / f"run-{number}"), settings, number)
         register(settings, registry, export, str(root / f"run-{number}"), {"night": f"2026-11-{number:02d}"})
-        registry.challenge(number, Change("night", f"n{number}", AT, {}))
-        registry.promote(number, Change("better", f"n{number}", AT, {"KD": 0.5}), number - 1 or None)
-    registry.rollback(None, Change("nines only", "person", AT, {}))
-    registry.challenge(2, Change("look again", "n3", AT, {}))
+        registry.challenge(number, ChangeRequest("night", f"n{number}", AT, {}))
+        registry.promote(number, ChangeRequest("better", f"n{number}", AT, {"KD": 0.5}), number - 1 or None)
+    registry.rollback(None, ChangeRequest("nines only", "person", AT, {}))
+    registry.challenge(2, ChangeRequest("look again", "n3", AT, {}))
     return {entry.key: registry.store.read(entry.key) for entry in registry.store.list()}
 
 

@@ -593,7 +593,7 @@ def test_a_damaged_parquet_footer_is_a_finding(place):
     entry["sha256"] = hashlib.sha256(data).hexdigest()
     place.put("manifest.json", json.dumps(manifest).encode())
     place.put(marker_key(0), json.dumps(entry).encode())
-    fails(place, "is no Parquet file")
+    fails(place, "is not a Parquet file")
 
 
 def test_a_torn_checkpoint_manifest_is_a_finding_beside_the_others(place):

@@ -132,7 +132,7 @@ def test_one_image_is_a_source(tmp_path):
 def test_keys_that_only_object_stores_can_hold_are_told(monkeypatch):
     states = [("a.png", 3, "v1"), ("a//b.png", 3, "v1"), ("../c.png", 3, "v1")]
     monkeypatch.setattr(
-        "pipeline.storage.memory.BACKEND.states", lambda prefix: ((prefix + k, s, v) for k, s, v in states)
+        "pipeline.storage.memory.BACKEND.list_versioned", lambda prefix: ((prefix + k, s, v) for k, s, v in states)
     )
     store = resolve("memory://odd-keys", StorageConfig())
     store.put("a.png", GOOD)

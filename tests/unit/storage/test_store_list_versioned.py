@@ -10,15 +10,15 @@ def test_a_version_changes_with_the_bytes_and_only_then(store: Store):
     store.put("a/1", b"one")
     store.put("a/2", b"two")
     store.put("b", b"")
-    before = list(store.states())
+    before = list(store.list_versioned())
     assert [(state.key, state.size) for state in before] == [("a/1", 3), ("a/2", 3), ("b", 0)]
     assert all(state.version for state in before)
-    assert list(store.states()) == before
+    assert list(store.list_versioned()) == before
     store.put("a/1", b"ONE")
-    after = list(store.states())
+    after = list(store.list_versioned())
     assert after[0].version != before[0].version
     assert after[1:] == before[1:]
-    assert [state.key for state in store.states("a/")] == ["a/1", "a/2"]
+    assert [state.key for state in store.list_versioned("a/")] == ["a/1", "a/2"]
     assert [tuple(entry) for entry in store.list()] == [(state.key, state.size) for state in after]
 
 
