@@ -1,20 +1,20 @@
-"""Every error a user can meet.
+"""The exception tree: every error that a command reports in one line, with its exit code.
 
-    PipelineError                 exit 1   anything else
-    ├── Busy                      exit 1   another living process holds what this one needs, or took it over
-    ├── ConfigError               exit 2   a flag, a YAML field, a combination of settings
-    ├── DataError                 exit 3   images, datasets, checkpoints or samples that cannot be used
-    ├── StorageError              exit 4   the store did not do what was asked
-    │   ├── AlreadyExists                  create-once met an object that is there
+    PipelineError                 exit 1   any other failure
+    ├── Busy                      exit 1   another running process holds the lease, or has taken it over
+    ├── ConfigError               exit 2   a flag, a YAML field, or a combination of settings is wrong
+    ├── DataError                 exit 3   images, a dataset, a checkpoint or samples cannot be used
+    ├── StorageError              exit 4   a storage request failed
+    │   ├── AlreadyExists                  create-once found an existing object
     │   ├── NotFound                       no such object or folder
-    │   ├── MissingBucket                  no such bucket: not an absent object, which may be a normal answer
+    │   ├── MissingBucket                  no such bucket; never a normal answer, unlike NotFound
     │   ├── Denied                         credentials are missing or refused
-    │   └── Transient                      timeouts, 5xx, lost connections: the same call may work later
-    ├── GateNotPassed             exit 5   a promotion threshold was missed
-    ├── VerificationFailed        exit 6   an artefact contradicts its own manifest
-    └── Stopped                   exit 143 asked to end by SIGTERM; the same command continues
+    │   └── Transient                      timeout, 5xx or lost connection: a repeat may succeed
+    ├── GateNotPassed             exit 5   a model did not reach a promotion threshold
+    ├── VerificationFailed        exit 6   stored files contradict their manifest
+    └── Stopped                   exit 143 SIGTERM ended the command; the same command continues
 
-A message says what is wrong, where, and what to do.
+A message states what is wrong, where, and how to fix it.
 """
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class PipelineError(Exception):
-    """Root of the tree; `exit_code` is what the command line returns."""
+    """Base of all errors of this program; `exit_code` is the exit status of the command."""
 
     exit_code = 1
 

@@ -15,7 +15,7 @@ BAR_WIDTH = 24
 
 
 def duration(seconds: float) -> str:
-    """For people: '42 s', '3 min 05 s', '2 h 10 min'."""
+    """Seconds as text: '42 s', '3 min 05 s', '2 h 10 min'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -54,7 +54,7 @@ def write_line(text: str) -> None:
 
 
 class Progress:
-    """Counts towards `total` things of a `unit`; `start` were there before this run and do not count as speed."""
+    """Counts items towards `total`. The `start` items of earlier commands are left out of the rate."""
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
         self.label, self.total, self.unit, self.start = label, total, unit, start
@@ -64,7 +64,7 @@ class Progress:
         self._shown = self._began
 
     def update(self, done: int, note: str = "") -> None:
-        """State that `done` of `total` are finished; prints when it is time to."""
+        """Set the number of finished items; prints at most every 0.2 s on a terminal, every 30 s elsewhere."""
         self.done = done
         now = time.monotonic()
         if now - self._shown >= (BAR_INTERVAL_SECONDS if self._bar else PLAIN_INTERVAL_SECONDS):
@@ -76,7 +76,7 @@ class Progress:
                 logger.info("%s", line)
 
     def close(self, note: str = "") -> None:
-        """Print the last line."""
+        """Print the final state on a line of its own."""
         line = self.line(time.monotonic(), note)
         if self._bar:
             write_line(line)
@@ -85,14 +85,14 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Things a second since this run began."""
+        """Items a second since this object was created."""
         return self._rate(time.monotonic())
 
     def _rate(self, now: float) -> float:
         return (self.done - self.start) / max(now - self._began, 1e-9)
 
     def line(self, now: float, note: str = "") -> str:
-        """One line of text, with the rate since this run began and the time left at that rate."""
+        """The progress line: count, rate since creation, time left at that rate, and `note`."""
         rate = self._rate(now)
         parts = [f"{self.done:,}/{self.total:,} {self.unit}", f"{rate:,.1f} {self.unit}/s"]
         if rate > 0 and self.done < self.total:

@@ -1,4 +1,4 @@
-"""Keeping a predicted x_0 inside the range of images."""
+"""Clipping of a predicted x_0 to the image range [-1, 1], plain or by dynamic thresholding."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ def clip_to_unit(x_0: Tensor) -> Tensor:
 class DynamicThreshold:
     """Saharia et al. 2022 (Imagen, arXiv 2205.11487), section 2.3: clamp to [-s, s] and divide by s.
 
-    s is the `quantile` (0..1] of |x_0| within each sample, but at least 1: a sample in range is left alone. For strong
-    guidance, where plain clipping saturates.
+    s is the `quantile` in (0, 1] of |x_0| within each sample, at least 1, so a sample inside [-1, 1] stays as it is.
+    Use it with strong guidance, where plain clipping saturates many pixels.
     """
 
     quantile: float

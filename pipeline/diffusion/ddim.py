@@ -18,7 +18,7 @@ class Ddim:
     """x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma z.
 
     sigma = eta sqrt(beta_tilde_t): eta = 0 is deterministic, eta = 1 is ancestral sampling with fixed_small.
-    eps is the one consistent with x_t and the clipped x_0, so clipping moves both.
+    eps is recomputed from x_t and the clipped x_0, so clipping changes both terms.
     """
 
     grid: Grid

@@ -1,8 +1,8 @@
 """DPM-Solver++ (2M) and its SDE form: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2.
 
 With signal a and noise s at a timestep, lambda = log(a / s) is half the log-SNR and h the rise in lambda over a step.
-The probability-flow ODE is solved exactly but for x_0, which is extrapolated linearly in lambda from the last two
-predictions (multistep: one network call a step).
+The solution of the probability-flow ODE is exact for a given x_0; x_0 is extrapolated linearly in lambda from the last
+two predictions (a multistep method: one network call a step).
 """
 
 import math
@@ -20,7 +20,7 @@ __all__ = ["DpmSolver2M"]
 
 @dataclass(frozen=True)
 class DpmSolver2M:
-    """First order at the first step (nothing to extrapolate from) and at the last (lambda is infinite at the data)."""
+    """First order at the first step (only one prediction so far) and at the last (lambda is infinite at the data)."""
 
     grid: Grid
     stochastic: bool

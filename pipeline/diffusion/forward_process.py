@@ -1,4 +1,4 @@
-"""The forward process q and the algebra between what a network may predict.
+"""The forward process q, and conversions between the quantities that a network may predict.
 
 Tensors x are floating [B, C, H, W] (any trailing shape works); t is int64 [B] in 0..T-1 (the paper's 1..T, see
 `schedule`). Tables are float64 and are cast once to the dtype and device of x, then kept.
@@ -42,7 +42,7 @@ class Process:
         """Table `name` at t, shaped [B, 1, 1, ...] to broadcast against `like`, in its dtype and on its device."""
         key = (name, like.dtype, like.device)
         if key not in self._cast:
-            # A table first cast while sampling in inference mode must still serve autograd later.
+            # Tensors made in inference mode cannot take part in autograd, and a later training step uses this table.
             with torch.inference_mode(False):
                 self._cast[key] = self._float64[name].to(like)
         return self._cast[key][t].view(-1, *[1] * (like.ndim - 1))
@@ -94,7 +94,7 @@ class Process:
                 return (x_t - self.at("signal", t, x_t) * x_0) / self.at("noise", t, x_t)
 
     def target(self, kind: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What a network that predicts `kind` should output for x_t = q_sample(x_0, t, eps)."""
+        """The training target of a network that predicts `kind`, for x_t = q_sample(x_0, t, eps)."""
         match kind:
             case "epsilon":
                 return eps

@@ -1,8 +1,9 @@
-"""Classifier-free guidance: Ho & Salimans 2022 (arXiv 2207.12598), Eq. 6, as a denoiser made of denoisers.
+"""Classifier-free guidance: Ho & Salimans 2022 (arXiv 2207.12598), Eq. 6, as a wrapper around a denoiser.
 
 out = unconditional + scale * (conditional - unconditional): scale 0 ignores the condition, 1 is the conditional model,
-more exaggerates it (the paper's w is scale - 1). epsilon, x_0, v and the posterior mean are affine in one another at
-given x_t, so the rule means the same for each. Learned variance channels are the conditional model's.
+larger scales strengthen the condition (the paper's w is scale - 1). For given x_t, epsilon, x_0, v and the posterior
+mean are affine in one another, so the rule is the same for each. Learned variance channels come from the conditional
+output.
 """
 
 from collections.abc import Callable
@@ -30,9 +31,9 @@ def _outside(t: Tensor, interval: tuple[int, int] | None) -> bool:
 def guided(
     conditional: Denoiser, unconditional: Denoiser, scale: float, interval: tuple[int, int] | None = None
 ) -> Denoiser:
-    """Guide one denoiser away from another. Outside `interval` of timestep indices the conditional one alone is asked.
+    """Guidance from two denoisers; outside `interval` (timestep indices, both ends included) only `conditional` runs.
 
-    A limited interval saves network calls and keeps variety: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
+    A limited interval saves network calls and preserves diversity: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
     """
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def guided_by_label(
     scale: float,
     interval: tuple[int, int] | None = None,
 ) -> Denoiser:
-    """`guided` for one network and int64 [B] labels, both answers from a single pass over a doubled batch."""
+    """`guided` for one network and int64 [B] labels; one pass over a doubled batch gives both outputs."""
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         if scale == 1.0 or _outside(t, interval):

@@ -1,9 +1,9 @@
 """Heun's method on the probability-flow ODE, in the angle of the noise.
 
 With a = sqrt(alpha_bar) = cos phi and s = sqrt(1 - alpha_bar) = sin phi the ODE is dx / d phi = v, where
-v = a eps - s x_0 (Salimans & Ho 2022, appendix D). EDM's Algorithm 1 (Karras et al. 2022) steps in s / a instead, which
-explodes where cosine and sigmoid schedules end: 16 of its steps on the cosine schedule leave Gaussian data with
-hundreds of times its variance. phi stays within [0, pi / 2], zero SNR included.
+v = a eps - s x_0 (Salimans & Ho 2022, appendix D). EDM's Algorithm 1 (Karras et al. 2022) steps in s / a instead, and
+s / a diverges at the end of cosine and sigmoid schedules: with 16 such steps on the cosine schedule, samples of
+Gaussian data have hundreds of times the right variance. phi stays within [0, pi / 2], also at zero SNR.
 """
 
 import math
@@ -21,10 +21,10 @@ __all__ = ["Heun"]
 
 @dataclass(frozen=True)
 class Heun:
-    """Predict with a DDIM step, correct with the v of both ends; two network calls a step, one at the last.
+    """Predictor: a DDIM step. Corrector: the v of both ends. Two network calls a step, one call in the last step.
 
-    The trapezium's weight tan(delta / 2), for delta / 2, makes the step exact where the data are one point: x and v
-    then turn rigidly by delta.
+    The trapezium rule has the weight tan(delta / 2) instead of delta / 2, so a step is exact for data that are a single
+    point: x and v then rotate by delta.
     """
 
     grid: Grid

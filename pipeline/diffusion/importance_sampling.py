@@ -1,8 +1,8 @@
 """Importance-sampled timesteps: Nichol & Dhariwal 2021 (arXiv 2102.09672), section 3.3.
 
 The terms of the bound differ by orders of magnitude over t. Drawing t with p_t ~ sqrt(E[L_t^2]) and weighting the loss
-by 1 / (T p_t) keeps its expectation and lowers its variance. Workers tally the losses of a step, tallies are added up
-(all-reduce), and every worker absorbs the same sum: so all draw from one distribution.
+by 1 / (T p_t) keeps the expectation of the loss and lowers its variance. An all-reduce adds the loss tallies of all
+workers, and every worker absorbs the same sum, so all workers draw from one distribution.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from torch import Tensor
 
 __all__ = ["ImportanceTimesteps", "LossTally"]
 
-_MEMORY = 10  # losses remembered a timestep, as in the paper; uniform until every timestep has seen as many
-_UNIFORM_SHARE = 1e-3  # no timestep starves, and no weight exceeds 1 / _UNIFORM_SHARE
+_MEMORY = 10  # losses averaged a timestep, as in the paper; p_t is uniform until every timestep has this many
+_UNIFORM_SHARE = 1e-3  # keeps every p_t above zero and every weight below 1 / _UNIFORM_SHARE
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LossTally:
 
     @classmethod
     def of(cls, t: Tensor, loss: Tensor, num_timesteps: int) -> "LossTally":
-        """t int64 [B], loss floating [B] (before weighting)."""
+        """The tally of a batch: t int64 [B], unweighted loss floating [B]."""
         zero = torch.zeros(num_timesteps, dtype=torch.float64, device=t.device)
         loss = loss.detach().double()
         return cls(zero.index_add(0, t, torch.ones_like(loss)), zero.index_add(0, t, loss.square()))
@@ -36,7 +36,7 @@ class LossTally:
 
 @dataclass(frozen=True)
 class ImportanceTimesteps:
-    """What is known of E[L_t^2]: losses seen and their moving mean square, float64 [T]."""
+    """Running estimate of E[L_t^2]: number of losses and their moving mean square, float64 [T] each."""
 
     seen: Tensor
     mean_square: Tensor
@@ -52,7 +52,7 @@ class ImportanceTimesteps:
     def absorb(self, tally: LossTally) -> "ImportanceTimesteps":
         """The state after one more step. A timestep's old mean square keeps the share (1 - 1/memory)^count."""
         seen = self.seen + tally.count
-        # The first losses are a plain mean: with n seen in all, count / n of it is new.
+        # Until n = _MEMORY losses, the mean is a plain average: the new losses have the weight count / n.
         fading = 1.0 - (1.0 - 1.0 / _MEMORY) ** tally.count
         share = torch.maximum(fading, tally.count / seen.clamp(min=1.0))
         new = tally.square_sum / tally.count.clamp(min=1.0)
@@ -70,6 +70,6 @@ class ImportanceTimesteps:
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """t int64 [B] and loss weights 1 / (T p_t), float32 [B], for `noise.uniform`'s u: float64 [B] in [0, 1)."""
         p = self.probabilities()
-        # u reaches 1 - 2^-32 at most, well below where rounding may have left the last edge.
+        # u is at most 1 - 2^-32; rounding moves the last edge of the cumulative sum by far less than 2^-32.
         t = torch.searchsorted(p.cumsum(0), u, right=True)
         return t, (1.0 / (len(p) * p[t])).float()

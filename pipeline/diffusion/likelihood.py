@@ -1,4 +1,4 @@
-"""Likelihood by the bound, in bits per dimension, and what the bits buy. Ho et al. 2020, Eq. 5 and section 4.3."""
+"""Likelihood bound in bits per dimension, and rate-distortion. Ho et al. 2020, Eq. 5 and section 4.3."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ _GREY_LEVELS_PER_UNIT = 127.5  # [-1, 1] -> [0, 255]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Upper bound on -log2 p(x_0) per dimension, part by part; all float64 on the CPU."""
+    """The terms of an upper bound on -log2 p(x_0) per dimension; all float64 on the CPU."""
 
     terms: Tensor  # [B, T], bits/dim: L_0 at code t = 0, else L_{t-1} of the paper
     prior: Tensor  # [B], bits/dim: L_T
-    x_0_mse: Tensor  # [B, T]: mean squared error of the x_0 predicted at t, clipped to [-1, 1] as images are
+    x_0_mse: Tensor  # [B, T]: mean squared error of the x_0 predicted at t, clipped to [-1, 1]
 
     @property
     def total(self) -> Tensor:
@@ -32,7 +32,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class RatePoint:
-    """A receiver who has x_t: bits/dim sent so far, and RMSE of its best guess at x_0 in grey levels of 0..255."""
+    """A receiver that holds x_t: `rate` bits/dim received, `distortion` RMSE of its predicted x_0 in levels 0..255."""
 
     t: int
     rate: float
@@ -41,11 +41,11 @@ class RatePoint:
 
 @torch.no_grad()
 def bits_per_dim(objective: Objective, denoiser: Denoiser, x_0: Tensor, noise: NoiseSource) -> Likelihood:
-    """Every term of the bound, one noise draw each: T network calls.
+    """Every term of the bound with one noise draw each, in T network calls.
 
-    x_0 [B, C, H, W] on the grey levels k / 127.5 - 1; `noise.at(t)` is the noise of q(x_t | x_0). Whatever the
-    training objective was, the bound is that of `objective.reverse`, which clips nothing; the best guess at x_0 is
-    clipped, since a receiver knows that images lie in [-1, 1].
+    x_0 [B, C, H, W] on the grey levels k / 127.5 - 1; `noise.at(t)` is the noise of q(x_t | x_0). For any training
+    objective, the bound is that of `objective.reverse` without clipping. Only the x_0 of `x_0_mse` is clipped: a
+    receiver knows that images lie in [-1, 1].
     """
     terms, errors = [], []
     for step in range(objective.process.schedule.num_timesteps):
@@ -59,11 +59,11 @@ def bits_per_dim(objective: Objective, denoiser: Denoiser, x_0: Tensor, noise: N
 
 
 def rate_distortion(likelihoods: Sequence[Likelihood]) -> list[RatePoint]:
-    """Figure 5: means over all samples, from t = T-1 (only L_T sent) down to t = 0 (all but L_0)."""
+    """Figure 5 of Ho et al. 2020: means over all images, from t = T-1 (only L_T sent) to t = 0 (all but L_0 sent)."""
     terms = torch.cat([part.terms for part in likelihoods]).mean(0)
     prior = torch.cat([part.prior for part in likelihoods]).mean()
     mse = torch.cat([part.x_0_mse for part in likelihoods]).mean(0)
-    # To hold x_t the receiver was sent L_T and the terms that led from T-1 down to t, those at code T-1..t+1.
+    # A receiver that holds x_t has received L_T and the terms at code T-1..t+1.
     sent = prior + terms.flip(0).cumsum(0).flip(0) - terms
     rmse = _GREY_LEVELS_PER_UNIT * mse.sqrt()
     return [RatePoint(t, sent[t].item(), rmse[t].item()) for t in reversed(range(len(terms)))]

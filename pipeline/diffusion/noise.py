@@ -1,8 +1,8 @@
 """Counter-based noise: a number is a pure function of (seed, stream, id, step, element).
 
 Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a 128-bit counter and a
-64-bit key to 128 random bits. There is no state, so the noise of a sample cannot depend on its batch, its worker, or
-on how often it was made before. The counter's four 32-bit words are
+64-bit key to 128 random bits. There is no state, so the noise of a sample does not depend on its batch, its worker or
+earlier attempts. The counter's four 32-bit words are
 
     (element block, step, low half of id, high half of id)
 
@@ -10,7 +10,7 @@ and element e of a sample takes word e mod 4 of block e // 4. Everything is int6
 torch has no unsigned 64-bit product, but the wrapped signed product holds the same 64 bits. Integers are equal on CPU
 and GPU, eager and compiled.
 
-Two draws under one key share words wherever their counters agree: give each purpose a stream of its own.
+Two draws under one key share words where their counters agree, so each purpose needs a stream of its own.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _INV_2_32 = 2.0**-32
 
 @lru_cache(maxsize=1024)
 def stream_key(seed: int, stream: str) -> Key:
-    """Two 32-bit key words from sha256 of the seed and the stream's name; any int seed, any name."""
+    """Two 32-bit key words from sha256 of the seed (any int) and the stream's name (any text)."""
     digest = hashlib.sha256(f"{seed}:{stream}".encode()).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
@@ -48,7 +48,7 @@ def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: _Keys) -> tuple
     k0, k1 = key
     for _ in range(_ROUNDS):
         product_0, product_1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        # c1, c3 and the keys carry garbage above bit 31 (whole products and sums): the mask after the xor drops it.
+        # c1, c3 and the keys have extra bits above bit 31 (full products and sums); the mask after the xor drops them.
         c0 = ((product_1 >> 32) ^ c1 ^ k0) & _MASK
         c2 = ((product_0 >> 32) ^ c3 ^ k1) & _MASK
         c1, c3 = product_1, product_0
@@ -79,7 +79,7 @@ def _interleave(words: list[Tensor], num: int) -> Tensor:
 
 
 def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent standard normals a pair of words, float32. (word + 1) / 2^32 is in (0, 1]: it has a logarithm."""
+    """Two independent standard normals a pair of words, float32. (word + 1) / 2^32 in (0, 1] has a finite logarithm."""
     radius = ((radius_word + 1).double() * _INV_2_32).log_().mul_(-2.0).sqrt_()
     angle = angle_word.double() * (2.0 * math.pi * _INV_2_32)
     return (radius * angle.cos()).float(), (radius * angle.sin()).float()
@@ -88,8 +88,8 @@ def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
 def normal(key: _Keys, ids: Tensor, step: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normals, float32 [B, *shape], |z| < 6.67; `ids` int64 [B], `step` an int or int64 [B] in [0, 2^32).
 
-    Box-Muller is done in float64 and rounded: CPU, GPU and compiled code use different libraries for log and cos, and
-    the rounding hides their last-bit differences in all but about one value in 10^8.
+    Box-Muller runs in float64 and the result is rounded to float32: CPU, GPU and compiled code use different libraries
+    for log and cos, and rounding removes their last-bit differences in all but about one value in 10^8.
     """
     num = math.prod(shape)
     w0, w1, w2, w3 = _words(key, ids, step, -(-num // 4))
@@ -121,7 +121,7 @@ def integers(key: Key, ids: Tensor, step: int | Tensor, high: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleNoise:
-    """All the noise of a batch of samples: row i depends on (seed, ids[i]) alone.
+    """All noise of a batch of samples; row i depends on (seed, ids[i]) alone.
 
     seed: any int, or one a row; ids: int64 [B] sample ids; shape: of one sample, e.g. (C, H, W).
     """

@@ -17,13 +17,13 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t int64 [B])
 
 
 class Objective:
-    """The loss that `config` names; no parameters, no state, no randomness of its own.
+    """The training loss of a DiffusionConfig, without parameters, state or randomness.
 
-    simple    mean squared error of the prediction (Eq. 14 for epsilon), min-SNR weighted if asked
+    simple    mean squared error of the prediction (Eq. 14 for epsilon), with min-SNR weights if min_snr_gamma is set
     bound     T times one term of Eq. 5, in bits per dimension: for uniform t an unbiased estimate of the bound less
               its constant L_T
-    hybrid    simple + hybrid_weight * bound, where the bound moves the variance only: its gradient stops at the
-              mean (Nichol & Dhariwal 2021, Eq. 16)
+    hybrid    simple + hybrid_weight * bound; the bound trains the variance only, its gradient stops at the mean
+              (Nichol & Dhariwal 2021, Eq. 16)
 
     The system of 2015 is prediction "mean", variance "learned", objective "bound"; that of 2020 is the default.
     """
@@ -36,7 +36,7 @@ class Objective:
 
     @property
     def out_channels(self) -> int:
-        """Channels the network must output: doubled when it also gives the variance."""
+        """Output channels of the network: twice `num_channels` when the variance is learned."""
         return self.num_channels * (2 if self.reverse.learns_variance else 1)
 
     def __call__(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -65,10 +65,9 @@ class Objective:
         return self.config.num_timesteps * bound_term(self.process, p, x_0, x_t, t)
 
     def _min_snr_weight(self, gamma: float, snr: Tensor) -> Tensor:
-        """min(SNR, gamma) as a weight on the x_0 error, carried over to the error predicted, [B].
+        """min(SNR, gamma) as a weight on the x_0 error, converted to the error of the predicted quantity, [B].
 
-        Hang et al. 2023 (arXiv 2303.09556): the x_0 error is the epsilon error / SNR and the v error
-        / (SNR + 1).
+        Hang et al. 2023 (arXiv 2303.09556): the x_0 error is the epsilon error / SNR, and the v error / (SNR + 1).
         """
         weight = snr.clamp(max=gamma)
         match self.config.prediction:

@@ -1,4 +1,4 @@
-"""p_theta(x_{t-1} | x_t): from a raw network output to a Gaussian.
+"""The reverse process: from a raw network output to the Gaussian p_theta(x_{t-1} | x_t).
 
 The network outputs `num_channels` channels of the predicted quantity, and, when the variance is learned, as many
 channels again for the variance:
@@ -7,10 +7,10 @@ channels again for the variance:
     fixed_large     sigma^2 = beta_t
     learned_range   log sigma^2 = f log beta_t + (1 - f) log beta_tilde_t,  f = (out + 1) / 2
                                                      (Nichol & Dhariwal 2021, Eq. 15)
-    learned         log sigma^2 = log beta_t + out   (free, diagonal, as in Sohl-Dickstein et al. 2015; out = 0 is
-                                                     fixed_large, so training starts from a sane place)
+    learned         log sigma^2 = log beta_t + out   (free, diagonal, as in Sohl-Dickstein et al. 2015; out = 0, the
+                                                     initial output, is fixed_large)
 
-A network with variance channels may be sampled with a fixed variance: the channels are then ignored.
+Sampling with a fixed variance ignores the variance channels of a network that has them.
 
 With `prediction: mean` the first channels are mu_theta itself, as in the baseline of Ho et al. 2020, Table 2.
 """
@@ -31,7 +31,7 @@ Clip = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """p_theta(x_{t-1} | x_t) and the x_0 it rests on: x_0 and mean [B, C, H, W], log_variance broadcastable to it."""
+    """p_theta(x_{t-1} | x_t) and the predicted x_0: x_0 and mean [B, C, H, W], log_variance broadcastable to mean."""
 
     x_0: Tensor
     mean: Tensor
@@ -39,7 +39,7 @@ class Gaussian:
 
 
 def split(out: Tensor, num_channels: int) -> tuple[Tensor, Tensor | None]:
-    """Raw output [B, C or 2C, H, W] -> prediction and variance channels, [B, C, H, W] each (None if not there)."""
+    """Raw output [B, C or 2C, H, W] -> prediction and variance channels, [B, C, H, W] each; None: no variance."""
     if out.shape[1] == num_channels:
         return out, None
     if out.shape[1] != 2 * num_channels:
@@ -74,15 +74,15 @@ class Reverse:
         return share * log_beta + (1.0 - share) * self.process.at("log_small", t, like)
 
     def __call__(self, out: Tensor, x_t: Tensor, t: Tensor, clip: Clip | None = None) -> Gaussian:
-        """`out` [B, C or 2C, H, W], x_t [B, C, H, W], t int64 [B].
+        """p_theta for `out` [B, C or 2C, H, W], x_t [B, C, H, W], t int64 [B].
 
-        `clip` acts on the implied x_0 and through it on the mean.
+        `clip` acts on the predicted x_0, and so on the mean.
         """
         prediction, raw = split(out, x_t.shape[1])
         x_0 = self.process.to_x0(self.prediction, prediction, x_t, t)
         if clip is not None:
             x_0 = clip(x_0)
-        # An unclipped mean does not go through x_0 and back: it is the network's own number, exactly.
+        # An unclipped mean stays the network's exact output; a conversion to x_0 and back would round it.
         direct = self.prediction == "mean" and clip is None
         mean = prediction if direct else self.process.posterior_mean(x_0, x_t, t)
         return Gaussian(x_0, mean, self.log_variance(raw, t, x_t))

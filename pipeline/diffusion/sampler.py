@@ -1,4 +1,4 @@
-"""From settings to a sampler."""
+"""Builds a sampler from generation settings."""
 
 from collections.abc import Sequence
 
@@ -49,10 +49,11 @@ def make_sampler(
 ) -> Sampler:
     """A sampler for a network trained with `diffusion`.
 
-    steps: how many (evenly spaced, see `schedule.evenly_spaced`), or the ascending timestep indices themselves, or
-    None for all of them; eta: "ddim" only; variance: "ddpm" only, None as trained, a fixed one may replace a learned
-    one; clip: True for predicted x_0 in [-1, 1], False for none, a float for `clipping.DynamicThreshold`.
-    Raises ConfigError for steps outside the process, eta outside [0, 1], and a variance the model never learned.
+    steps: a number of evenly spaced timesteps (`schedule.evenly_spaced`), ascending timestep indices, or None for all.
+    eta: "ddim" only. variance: "ddpm" only; None is the variance of training, and a fixed variance may replace a
+    learned one. clip: True clips the predicted x_0 to [-1, 1], False does not, a float is the quantile of
+    `clipping.DynamicThreshold`. Raises ConfigError for steps outside the process, eta outside [0, 1], and a learned
+    variance that the model was not trained with.
     """
     schedule = make_schedule(diffusion)
     timesteps = _timesteps(schedule.num_timesteps, steps)

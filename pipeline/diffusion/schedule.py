@@ -1,6 +1,6 @@
 """Noise schedules: betas and everything derived from them, float64 [T].
 
-Index rule, stated once for the package: code t = 0..T-1 is the paper's t = 1..T. So `alpha_bars[t]` is the paper's
+Index rule for the whole package: code t = 0..T-1 is the paper's t = 1..T. So `alpha_bars[t]` is the paper's
 alpha_bar_{t+1}, and the paper's alpha_bar_0 = 1 appears only as `alpha_bars_prev[0]`.
 """
 
@@ -29,10 +29,10 @@ class Schedule:
     alpha_bars: Tensor  # product of alphas up to t, Eq. 4
     alpha_bars_prev: Tensor  # alpha_bar_{t-1}; 1 at t = 0
     posterior_variance: Tensor  # beta_tilde, Eq. 7; 0 at t = 0
-    posterior_mean_coef_x0: Tensor  # of x_0 in mu_tilde, Eq. 7
-    posterior_mean_coef_xt: Tensor  # of x_t in mu_tilde, Eq. 7
-    log_variance_small: Tensor  # log beta_tilde, its zero at t = 0 replaced by the value at t = 1
-    log_variance_large: Tensor  # log beta, except at t = 0: there as `log_variance_small`
+    posterior_mean_coef_x0: Tensor  # coefficient of x_0 in mu_tilde, Eq. 7
+    posterior_mean_coef_xt: Tensor  # coefficient of x_t in mu_tilde, Eq. 7
+    log_variance_small: Tensor  # log beta_tilde; at t = 0, where beta_tilde = 0, the value of t = 1
+    log_variance_large: Tensor  # log beta; at t = 0 the value of `log_variance_small`
     snr: Tensor  # alpha_bar / (1 - alpha_bar)
 
     @property
@@ -47,7 +47,7 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor | None = None) -> Sched
     alpha_bars = alphas.cumprod(0)
     alpha_bars_prev = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
     posterior_variance = betas * (1.0 - alpha_bars_prev) / (1.0 - alpha_bars)
-    # beta_tilde_1 = 0 has no logarithm. A process of one step has no second value to borrow: beta serves.
+    # The paper's beta_tilde_1 = 0 has no logarithm: use the second value, or beta if the process has only one step.
     first = posterior_variance[1:2] if len(betas) > 1 else betas
     log_variance_small = torch.cat([first, posterior_variance[1:]]).log()
     return Schedule(
@@ -92,7 +92,7 @@ def _zero_terminal_snr(betas: Tensor) -> Tensor:
 
 
 def make_schedule(config: DiffusionConfig) -> Schedule:
-    """The schedule that `config` names."""
+    """The noise schedule of a DiffusionConfig."""
     num, start, end = config.num_timesteps, config.beta_start, config.beta_end
     match config.schedule:
         case "linear":
@@ -109,7 +109,7 @@ def make_schedule(config: DiffusionConfig) -> Schedule:
 def evenly_spaced(num_timesteps: int, num: int) -> list[int]:
     """`num` of 0..T-1, ascending, evenly spaced and ending at T-1 ("trailing" in Lin et al. 2023, Table 2).
 
-    The last one must be T-1 because sampling starts from N(0, I), which is the marginal at T-1 and nowhere before.
+    The last index must be T-1: sampling starts from N(0, I), which approximates the marginal at T-1 only.
     Raises ConfigError unless 1 <= num <= T.
     """
     if not 1 <= num <= num_timesteps:
@@ -118,10 +118,10 @@ def evenly_spaced(num_timesteps: int, num: int) -> list[int]:
 
 
 def respace(schedule: Schedule, timesteps: Sequence[int]) -> Schedule:
-    """The process seen only at `timesteps` (ascending, within 0..T-1): Nichol & Dhariwal 2021, Eq. 19.
+    """The process restricted to `timesteps` (ascending, within 0..T-1): Nichol & Dhariwal 2021, Eq. 19.
 
     Marginals are those of the full process: alpha_bar'[k] = alpha_bar[timesteps[k]].
-    Raises ConfigError for anything but an ascending subset.
+    Raises ConfigError unless `timesteps` is a non-empty ascending subset.
     """
     chosen = torch.as_tensor(timesteps, dtype=torch.int64)
     if len(chosen) == 0 or (chosen.diff() <= 0).any() or chosen[0] < 0 or chosen[-1] >= schedule.num_timesteps:

@@ -1,4 +1,4 @@
-"""What every sampler stands on: the timesteps it visits, the network's answer there, the states it yields."""
+"""Shared base of the samplers: visited timesteps, p_theta on them, and the states that a sampler yields."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,18 +17,18 @@ __all__ = ["Grid", "NoiseSource", "Sampler", "State"]
 
 
 class NoiseSource(Protocol):
-    """Where a sampler's randomness comes from; `noise.SampleNoise` is the real one."""
+    """Source of a sampler's noise; `noise.SampleNoise` implements it."""
 
     def initial(self) -> Tensor:
         """x_T, [B, C, H, W]."""
 
     def at(self, step: int) -> Tensor:
-        """Standard normals for leaving timestep index `step`, like `initial()`; equal calls give equal tensors."""
+        """Standard normals of the step from timestep index `step`, shaped like `initial()`; a pure function."""
 
 
 @dataclass(frozen=True)
 class State:
-    """After `step` (0, 1, ...), which left timestep index t: the new x_t and the x_0 predicted on the way."""
+    """The result of step number `step` (0, 1, ...) from timestep index `t`: the next x_t and the x_0 predicted at t."""
 
     step: int
     t: int
@@ -37,7 +37,7 @@ class State:
 
 
 class Sampler(Protocol):
-    """A sampler is a generator of states; the x_t of the last one is the sample."""
+    """A sampling algorithm as a generator of states; x_t of the last state is the sample."""
 
     @property
     def timesteps(self) -> list[int]:
@@ -48,7 +48,7 @@ class Sampler(Protocol):
 
 
 class Grid:
-    """A process respaced to some timesteps, and p_theta on it. Index i = 0..S-1 counts the kept timesteps upwards."""
+    """A process respaced to S timesteps, and p_theta on it. Index i = 0..S-1 counts the kept timesteps upwards."""
 
     def __init__(
         self,
@@ -81,13 +81,13 @@ class Grid:
         return self._levels[i + 1]
 
     def predict(self, denoiser: Denoiser, x_t: Tensor, i: int) -> Gaussian:
-        """p_theta at index i: the network sees the original timestep, the tables the respaced index."""
+        """p_theta at index i. The network gets the original timestep; tables are indexed by i."""
         batch = x_t.shape[0]
         out = denoiser(x_t, torch.full((batch,), self._t[i], device=x_t.device))
         return self.reverse(out, x_t, self.index(x_t, i), self.clip)
 
     def eps(self, x_0: Tensor, x_t: Tensor, i: int) -> Tensor:
-        """The eps that is consistent with x_t and this (possibly clipped) x_0."""
+        """The eps implied by x_t and this (possibly clipped) x_0."""
         return self.process.to_eps("x_0", x_0, x_t, self.index(x_t, i))
 
     def index(self, x_t: Tensor, i: int) -> Tensor:

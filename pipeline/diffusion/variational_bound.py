@@ -11,7 +11,7 @@ from pipeline.diffusion.reverse_process import Gaussian
 __all__ = ["bound_term", "decoder_log_likelihood", "gaussian_kl", "prior_term"]
 
 _HALF_BIN = 1.0 / 255.0  # 256 grey levels on [-1, 1]: bins are 2 / 255 wide
-_EDGE = 1.0 - 1e-3  # |x_0| beyond it is the outermost level, whatever the rounding
+_EDGE = 1.0 - 1e-3  # a larger |x_0| is level 0 or 255, also after rounding errors
 
 
 def gaussian_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
@@ -23,16 +23,16 @@ def gaussian_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_vari
 def decoder_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """log p_theta(x_0 | x_1) of Eq. 13, elementwise, nats, <= 0.
 
-    x_0 holds grey levels k / 127.5 - 1. The Gaussian is integrated over x_0's bin, which reaches to infinity at
-    levels 0 and 255. Worked in the logarithm of the lower tail (the interval is reflected about the mean when it lies
-    above), so a value forty standard deviations off still has an exact logarithm and a gradient.
+    x_0 holds grey levels k / 127.5 - 1. The Gaussian is integrated over the bin of x_0; the bins of levels 0 and 255
+    extend to infinity. The computation uses the logarithm of the lower tail (an interval above the mean is reflected
+    about the mean), so a value forty standard deviations off still has an exact logarithm and a gradient.
     """
     inverse_std = (-0.5 * log_variance).exp()
     half = _HALF_BIN * inverse_std
     offset = (x_0 - mean) * inverse_std
     centre = -offset.abs()
     upper, lower = torch.special.log_ndtr(centre + half), torch.special.log_ndtr(centre - half)
-    # A bin narrower than rounding has upper = lower; the cap keeps the logarithm and its gradient finite.
+    # In a very narrow bin rounding makes upper = lower; the cap keeps the logarithm and its gradient finite.
     inner = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-7)))
     outer = torch.special.log_ndtr(half - offset * x_0.sign())
     return torch.where(x_0.abs() > _EDGE, outer, inner)
@@ -52,7 +52,7 @@ def bound_term(process: Process, p: Gaussian, x_0: Tensor, x_t: Tensor, t: Tenso
 
 
 def prior_term(process: Process, x_0: Tensor) -> Tensor:
-    """L_T of Eq. 5 per sample, KL(q(x_T | x_0) || N(0, I)), bits per dimension [B]. Nothing in it is learned."""
+    """L_T of Eq. 5 per sample, KL(q(x_T | x_0) || N(0, I)), bits per dimension [B]; it has no learned parameters."""
     last = torch.full((x_0.shape[0],), process.schedule.num_timesteps - 1, device=x_0.device)
     log_variance = 2.0 * process.at("noise", last, x_0).log()
     zero = torch.zeros_like(log_variance)
