@@ -1,6 +1,6 @@
-"""Every kind of bad or odd image that real data holds, made by code, each with what must become of it.
+"""A corpus of every kind of bad or odd image found in real data, made by code, with the expected result of each.
 
-`images()` are encoded images; LIMITS are the settings under which the stated results hold.
+`images()` are encoded images. The expected results hold under the settings LIMITS.
 """
 
 import gzip
@@ -34,7 +34,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Item(NamedTuple):
-    """reason: None when the image is good. shade: mean level that its pixels then must have, per channel."""
+    """An encoded image. reason: expected reject, None for a good image. shade: expected mean level of each channel."""
 
     data: bytes
     reason: Reason | None = None
@@ -54,7 +54,7 @@ def random_pixels(*shape, seed=0):
 
 
 def photo(seed=0, width=24, height=20):
-    """A smooth picture that JPEG keeps well, of its own for each seed."""
+    """A smooth picture that JPEG compresses with little loss, different for each seed."""
     return Image.fromarray(random_pixels(3, 4, 3, seed=seed)).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -64,7 +64,7 @@ def chunk(kind, body):
 
 
 def png(width, height, depth, colour, body=b"", more=b""):
-    """A PNG by hand: `body` is what is compressed, `more` are chunks before the pixels."""
+    """A PNG file. body: uncompressed pixel data; more: chunks before the pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return PNG_SIGNATURE + header + more + chunk(b"IDAT", zlib.compress(body, 9)) + chunk(b"IEND", b"")
 
@@ -77,28 +77,28 @@ def scan_bomb(side=1000, scans=20_000):
 
 
 def planted(fault):
-    """A good PNG on which the codec of tests/planted dies, loops, ... as the fault says."""
+    """A good PNG that triggers a fault (crash, endless loop, ...) in the codec of tests/planted."""
     info = PngImagePlugin.PngInfo()
     info.add_text("note", f"PLANTED-{fault};")
     return encoded(photo(99), pnginfo=info)
 
 
 def with_orientation(image, orientation):
-    """A JPEG that says how it is to be turned."""
+    """A JPEG with an Exif orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(image, "JPEG", exif=exif, quality=95)
 
 
 def animation(kind, count=3):
-    """Frames of which the first is mid-grey and no other is."""
+    """An animation whose first frame alone is mid-grey."""
     first, *others = [Image.new("RGB", (16, 16), (100 if n == 0 else 150 + n % 50,) * 3) for n in range(count)]
     options = {"lossless": True} if kind == "WEBP" else {}
     return encoded(first, kind, save_all=True, append_images=others, **options)
 
 
 def damaged(data, place):
-    """One byte is another."""
+    """The data with one byte inverted."""
     copy = bytearray(data)
     copy[place] ^= 0xFF
     return bytes(copy)
@@ -122,7 +122,7 @@ def zip_of(members):
 
 
 def no_images():
-    """What is something else."""
+    """Files that are not images."""
     return {
         "zero.png": Item(b"", "empty"),
         "text.png": Item(b"this is no picture\n" * 9, "not-an-image"),
@@ -141,7 +141,7 @@ def no_images():
 
 
 def damaged_images():
-    """What was an image, or pretends to be one that would fill the memory or the day."""
+    """Damaged images, and files made to exhaust memory or time."""
     good, jpeg = encoded(Image.fromarray(random_pixels(20, 20, 3))), encoded(photo(), "JPEG")
     huge = bytearray(jpeg)
     size = huge.index(b"\xff\xc0") + 5
@@ -167,7 +167,7 @@ def damaged_images():
 
 
 def planted_faults():
-    """On which the codec dies, twice; for tests that run with tests/planted on PYTHONPATH."""
+    """Images that crash the codec each time, for tests that run with tests/planted on PYTHONPATH."""
     return {
         "segfault.png": Item(planted("SEGV"), "decoder-crashed"),
         "abort.png": Item(planted("ABORT"), "decoder-crashed"),
@@ -239,7 +239,7 @@ def odd_files():
 
 @cache
 def images():
-    """Every kind of encoded image, by a name that is odd itself in places."""
+    """Every kind of encoded image by file name; some of the names are odd too."""
     return no_images() | damaged_images() | odd_modes() | odd_files()
 
 
@@ -261,19 +261,19 @@ def tar_begin(members):
 
 
 def special(name, kind, target=""):
-    """A tar member that is no file: tarfile.SYMTYPE, LNKTYPE, CHRTYPE, FIFOTYPE, ..."""
+    """A tar member that is not a file: tarfile.SYMTYPE, LNKTYPE, CHRTYPE, FIFOTYPE, ..."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info, b""
 
 
 def read(uri, **settings):
-    """Every row of a source, as workers would read it: source and partitions travel as bytes."""
+    """Every row of a source, read as workers read it: source and partitions are pickled."""
     config = Config(ingest=IngestConfig(**{"max_image_bytes": LIMITS["max_image_bytes"], **settings}))
     source = pickle.loads(pickle.dumps(open_source(str(uri), config)))
     return [row for part in source.partitions() for row in source.rows(pickle.loads(pickle.dumps(part)))]
 
 
 def outcome(row):
-    """The reason of a refusal, "image" for anything to be decoded."""
+    """The reason of a reject, "image" for a row to be decoded."""
     return row.image.reason if isinstance(row.image, Reject) else "image"

@@ -1,4 +1,4 @@
-"""What the tests of ingest share: sources made by code, rows of a dataset, and an ingest without Ray."""
+"""Shared by tests of ingest: small sources, the rows of a dataset, and an ingest without Ray."""
 
 import hashlib
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from pipeline.storage.store import resolve
 
 
 def pixels_of(number, size=8):
-    """uint8 [size, size, 1] of image `number`: other numbers are other pixels."""
+    """uint8 [size, size, 1] of image `number`; different numbers give different pixels."""
     return np.random.default_rng(number).integers(0, 256, (size, size, 1), np.uint8)
 
 
@@ -23,7 +23,7 @@ def sha256_of(number, size=8):
 
 
 def put_images(uri, numbers, folder="", name=lambda number: f"{number:04d}.png"):
-    """Image files of a source on any store."""
+    """Put image files of a source into any store."""
     store = resolve(uri, StorageConfig())
     for number in numbers:
         store.put(f"{folder}{name(number)}", encode_png(pixels_of(number)))
@@ -57,7 +57,7 @@ def rejects_of(uri):
 
 
 def without_ray(monkeypatch):
-    """Run every task of an ingest here, in order: the same functions, so faults can be placed and memory counted."""
+    """Run every task of an ingest in this process, in order, so that a test can inject faults and measure memory."""
 
     def one_by_one(function, shared, calls):
         for call in calls:

@@ -58,7 +58,7 @@ def _opened(uri: str, config: Config) -> Source:
     store = resolve(uri, config.storage)
     if (found := _as_file(store, config)) is not None:
         try:
-            return _open_file(store, *found, config)
+            return _open_file(store.uri, *found, config)
         except UnusableFile as error:
             raise DataError(f"{store.uri} cannot be used: {error.reject.detail}") from error
     return _open_folder(store, config)
@@ -78,25 +78,25 @@ def _as_file(store: Store, config: Config) -> tuple[Store, SourceFile] | None:
     return parent, SourceFile(*state)
 
 
-def _open_file(whole: Store, store: Store, file: SourceFile, config: Config) -> Source:
+def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Source:
     head = read_head(store, file)
     kind = kind_of(head)
-    kind = kind if kind not in ("empty", "unknown", "gzip") else _hint(file.key) or kind
-    ingest, name = config.ingest, whole.uri
+    kind = kind if kind not in ("empty", "unknown", "gzip") else _kind_by_name(file.key) or kind
+    ingest = config.ingest
     if kind == "image":
         return FolderSource(name, store, None, ingest.partition_rows, ingest.max_image_bytes, (file,))
     if kind == "idx":
         return open_idx(name, store, [file], ingest)
     if kind == "parquet":
-        return _list_of_parquet(name, store, file, config) or _container(kind, name, store, (file,), config)
+        return _parquet_list(name, store, file, config) or _open_container(kind, name, store, file, (file,), config)
     if kind in ("tar", "zip"):
-        return _container(kind, name, store, (file,), config)
+        return _open_container(kind, name, store, file, (file,), config)
     if kind == "text" and (found := open_list(name, store, file, ingest)):
         return found
     raise DataError(f"{name} is {shown(head)}: a source is {_KINDS}")
 
 
-def _list_of_parquet(name: str, store: Store, file: SourceFile, config: Config) -> Source | None:
+def _parquet_list(name: str, store: Store, file: SourceFile, config: Config) -> Source | None:
     """A source for a Parquet file that has no image column but a column of URIs; None for others."""
     with open_parquet(store, file) as parquet:
         try:
@@ -117,7 +117,7 @@ def _open_folder(store: Store, config: Config) -> Source:
     known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx")
     best = max(known, key=lambda kind: kinds[kind])  # the first of equal ones
     if not kinds[best]:
-        hints = Counter(hint for file in files if (hint := _hint(file.key)) is not None)
+        hints = Counter(hint for file in files if (hint := _kind_by_name(file.key)) is not None)
         if not hints:
             seen = ", ".join(f"{file.key}: {shown(head)}" for file, head in list(zip(files, heads, strict=True))[:5])
             raise DataError(f"no images at {store.uri} ({seen}): a source is {_KINDS}")
@@ -127,22 +127,15 @@ def _open_folder(store: Store, config: Config) -> Source:
     if best == "idx":
         everything = list(visible_files(store))
         return open_idx(store.uri, store, everything, config.ingest)
-    first = next((f for f, head in zip(files, heads, strict=True) if kind_of(head) == best), files[0])
-    return _container(best, store.uri, store, None, config, first)
+    sample = next((f for f, head in zip(files, heads, strict=True) if kind_of(head) == best), files[0])
+    return _open_container(best, store.uri, store, sample, None, config)
 
 
-def _container(
-    kind: Kind,
-    name: str,
-    store: Store,
-    files: tuple[SourceFile, ...] | None,
-    config: Config,
-    first: SourceFile | None = None,
+def _open_container(
+    kind: Kind, name: str, store: Store, sample: SourceFile, files: tuple[SourceFile, ...] | None, config: Config
 ) -> ContainerSource:
-    """files: None for a folder, which is then represented by its file `first`."""
+    """A source of tar, zip or Parquet files. files: None for all of a folder; sample: a file to find the layout by."""
     ingest = config.ingest
-    sample = files[0] if files else first
-    assert sample is not None
     if kind == "tar":
         return ContainerSource(name, store, kind, WebDatasetReader(ingest.max_image_bytes), None, files)
     if kind == "zip":
@@ -156,5 +149,5 @@ def _container(
     return ContainerSource(name, store, kind, ParquetReader(ingest), columns.names, files)
 
 
-def _hint(key: str) -> Kind | None:
+def _kind_by_name(key: str) -> Kind | None:
     return next((kind for ending, kind in _ENDINGS.items() if key.lower().endswith(ending)), None)

@@ -70,13 +70,13 @@ def test_a_version_is_found_by_its_digest(store):
 
 def test_one_manifest_a_version(store):
     first = chain(store, 1)[0]
-    write_dataset(store, first)  # the same again is no other
+    write_dataset(store, first)  # an equal manifest may be written again
     with pytest.raises(AlreadyExists):
         write_dataset(store, manifest(snapshot="other"))
     assert read_dataset(store) == first
 
 
-def test_a_late_writer_does_not_turn_the_newest_back(store):
+def test_a_late_writer_does_not_replace_a_newer_version(store):
     made = chain(store, 3)
     finish_commit(store, made[1])
     assert read_dataset(store) == made[2]
@@ -87,7 +87,7 @@ def test_a_late_writer_does_not_turn_the_newest_back(store):
 
 
 def test_digests_of_datasets_made_before_versions_are_kept(store):
-    """A run names its dataset by digest; a field that came later must not change it."""
+    """A training run names its dataset by digest, which newer fields must not change."""
     values = json.loads(manifest(shards=[shard("data/train-00000.parquet")]).model_dump_json())
     for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
         del values[name]
@@ -103,7 +103,7 @@ def shard(key, first=0):
     return ShardEntry(key=key, bytes=1, sha256="0" * 64, split="train", rows=1, first_id=first)
 
 
-# The claim
+# Plans
 
 
 def plan(**fields):
@@ -143,7 +143,7 @@ def test_an_equal_plan_joins_and_the_first_one_counts(store):
         ({"parent": "p"}, "parent None there, 'p' asked"),
     ],
 )
-def test_another_plan_is_refused_with_the_difference(store, fields, what):
+def test_a_different_plan_is_an_error_that_names_the_difference(store, fields, what):
     claim(store, plan())
     with pytest.raises(ConfigError) as caught:
         claim(store, plan(**fields))
@@ -151,7 +151,7 @@ def test_another_plan_is_refused_with_the_difference(store, fields, what):
     assert "plans/000001.json" in str(caught.value)
 
 
-def test_a_setting_younger_than_the_plan_counts_as_its_default(store):
+def test_a_setting_newer_than_the_plan_counts_as_its_default(store):
     old = {name: value for name, value in settings().items() if name not in ("duplicates", "shard_bytes")}
     claim(store, plan(settings=old))
     claim(store, plan())

@@ -26,7 +26,7 @@ def in_this_process(monkeypatch):
 
 @pytest.fixture
 def place(tmp_path):
-    """A store with room for a source and a dataset."""
+    """A store for a source and a dataset."""
     return resolve(str(tmp_path), StorageConfig())
 
 
@@ -61,7 +61,7 @@ def test_a_grown_source_adds_a_dataset_version(store):
     assert made(store)["digest"] == second["digest"]
 
 
-def test_classes_grow_at_their_end_only(place):
+def test_new_classes_are_appended(place):
     put_images(place.location("source"), range(10), "m/")
     put_images(place.location("source"), range(10, 20), "z/")
     assert rows_of(made(place)["uri"])[0].classes == ("m", "z")
@@ -72,7 +72,7 @@ def test_classes_grow_at_their_end_only(place):
     assert all(row["image"]["path"].startswith(manifest.classes[row["label"]]) for row in rows)
 
 
-def test_files_that_go_or_change_are_stated_and_their_images_stay(place):
+def test_deleted_or_changed_files_are_counted_and_their_images_stay(place):
     source = put_images(place.location("source"), range(20))
     made(place)
     source.delete("0003.png")
@@ -87,8 +87,8 @@ def test_files_that_go_or_change_are_stated_and_their_images_stay(place):
     assert {row["sha256"] for row in rows} == {sha256_of(n) for n in [*range(20), 500]}
 
 
-def test_an_image_stays_on_its_side_of_the_split(place):
-    """When others come, when it comes again, and whatever else lies in the dataset."""
+def test_an_image_stays_in_its_split(place):
+    """When other images are added, when it is added again, and whatever else the dataset holds."""
     put_images(place.location("source"), range(60))
     first, rows = rows_of(made(place, duplicates="keep-all")["uri"])
     sides = {row["sha256"]: row["sample_id"] >= first.rows("train") for row in rows}
@@ -111,7 +111,7 @@ def test_an_image_stays_on_its_side_of_the_split(place):
         ("reject", {"a-3", "b-4"}, {"a-1", "a-2", "b-1", "b-2", "c-1"}),
     ],
 )
-def test_of_equal_pixels_the_policy_decides(place, policy, stays, dropped):
+def test_the_policy_decides_which_duplicates_stay(place, policy, stays, dropped):
     for folder, numbers in (("a", (1, 2, 3)), ("b", (1, 2, 4)), ("c", (1,))):
         put_images(place.location("source"), numbers, name=lambda n, folder=folder: f"{folder}-{n}")
     result = made(place, duplicates=policy, partition_rows=2)
@@ -149,7 +149,7 @@ def test_a_version_without_new_images_is_still_committed(place):
 # Limits
 
 
-def test_the_dataset_does_not_depend_on_slots_tasks_or_runs(place, monkeypatch):
+def test_the_dataset_does_not_depend_on_slots_tasks_or_sorted_runs(place, monkeypatch):
     put_images(place.location("source"), range(70))
     place.child("source").put("0065.png", b"")
     before, _ = rows_of(made(place)["uri"])
@@ -177,7 +177,7 @@ def test_shards_and_row_groups_are_bounded_in_bytes(place, monkeypatch):
         assert {file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups - 1)} <= {400 // image}
 
 
-def test_rejects_are_in_the_order_of_the_source_in_files_of_bounded_size(place, monkeypatch):
+def test_rejects_are_in_source_order_in_files_of_bounded_size(place, monkeypatch):
     monkeypatch.setattr(phases, "REJECTS_A_FILE", 4)
     source = put_images(place.location("source"), range(3))
     for number in range(10):
@@ -191,10 +191,10 @@ def test_rejects_are_in_the_order_of_the_source_in_files_of_bounded_size(place, 
     assert manifest.reject_counts == {"empty": 5, "not-an-image": 5}
 
 
-# Refusals
+# Errors
 
 
-def test_too_many_rejects_end_the_job_until_the_source_is_better(place):
+def test_too_many_rejects_are_an_error_until_the_source_changes(place):
     source = put_images(place.location("source"), range(10))
     for number in range(4):
         source.put(f"bad-{number}", b"text" if number else b"")
@@ -213,7 +213,7 @@ def test_too_many_rejects_end_the_job_until_the_source_is_better(place):
     verify(config(), result["uri"])
 
 
-def test_a_larger_share_goes_on_without_reading_again(place, monkeypatch):
+def test_a_larger_reject_share_continues_without_decoding_again(place, monkeypatch):
     source = put_images(place.location("source"), range(5))
     source.put("bad", b"")
     with pytest.raises(DataError):
@@ -222,7 +222,7 @@ def test_a_larger_share_goes_on_without_reading_again(place, monkeypatch):
     assert made(place, max_reject_share=0.5)["rejects"] == {"empty": 1}
 
 
-def test_duplicates_that_are_dropped_on_purpose_are_no_fault(place):
+def test_dropped_duplicates_do_not_count_as_rejects(place):
     put_images(place.location("source"), (1, 2))
     put_images(place.location("source"), (1, 2), "again-")
     with pytest.raises(DataError, match="duplicate"):
@@ -231,7 +231,7 @@ def test_duplicates_that_are_dropped_on_purpose_are_no_fault(place):
     assert made(place, max_reject_share=0.0)["rejects"] == {"duplicate": 2}
 
 
-def test_another_dataset_is_refused_by_name(place):
+def test_other_settings_are_an_error_that_names_them(place):
     put_images(place.location("source"), range(5))
     put_images(place.location("other"), range(5))
     made(place)
@@ -242,7 +242,7 @@ def test_another_dataset_is_refused_by_name(place):
     assert made(place, partition_rows=1, max_reject_share=0.3)["state"] == "already done"
 
 
-def test_an_unfinished_ingest_holds_its_folder(place, monkeypatch):
+def test_an_unfinished_ingest_claims_its_folder(place, monkeypatch):
     put_images(place.location("source"), range(5))
     with monkeypatch.context() as patch:
         patch.setattr(phases, "deduplicate", None)
@@ -251,11 +251,11 @@ def test_an_unfinished_ingest_holds_its_folder(place, monkeypatch):
     with pytest.raises(ConfigError, match="image_size 8 there, 16 asked"):
         made(place, image_size=16)
     put_images(place.location("source"), range(5, 9))
-    result = made(place)  # what was planned first, then what came since
+    result = made(place)  # first the old plan, then the new files
     assert (result["generation"], result["train"] + result["heldout"]) == (2, 9)
 
 
-def test_a_commit_that_was_cut_short_is_finished(store):
+def test_an_interrupted_commit_is_finished(store):
     put_images(store.location("source"), range(20))
     first = made(store)
     dataset = store.child("dataset")
@@ -281,7 +281,7 @@ def test_a_dataset_from_before_versions_is_left_as_it_is(place):
     assert read_dataset(dataset) == older
 
 
-def test_a_dry_run_says_what_it_would_do_and_writes_nothing(place):
+def test_a_dry_run_describes_the_work_and_writes_nothing(place):
     put_images(place.location("source"), range(5))
     words = config(), place.location("source"), place.location("dataset")
     assert "would ingest" in ingest(*words, dry_run=True)["summary"]

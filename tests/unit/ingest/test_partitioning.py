@@ -1,4 +1,4 @@
-"""Place, split and shard of an image follow from its content: not from tasks, slots or what else is there."""
+"""Position, split and shard of an image follow from its content, not from tasks, slots or other images."""
 
 import hashlib
 
@@ -26,12 +26,12 @@ def sha(number):
 
 
 def records(numbers, seed=0):
-    """A record for every image, in this order of the source."""
+    """One record for each image, in this source order."""
     rows = [(shuffle_key(sha(n), seed), bytes.fromhex(sha(n)), 0, i, 0, 0, 0, (0, 0)) for i, n in enumerate(numbers)]
     return np.array(rows, RunFormat(1, 1).record)
 
 
-def test_the_key_is_pinned():
+def test_the_shuffle_key_is_pinned():
     """Another key would move every image of every dataset at its next version."""
     assert shuffle_key("ab" * 32, 7) == int(hashlib.sha256(("7:" + "ab" * 32).encode()).hexdigest()[:16], 16)
     assert shuffle_key(sha(1), 0) != shuffle_key(sha(1), 1)
@@ -68,7 +68,7 @@ def test_slots_grow_with_the_data():
 
 
 @given(st.lists(st.integers(0, 12), max_size=30), st.sets(st.integers(0, 12), max_size=4))
-def test_which_of_equal_images_stay(numbers, known):
+def test_which_duplicates_stay(numbers, known):
     found = records(numbers)
     order = shuffle_order(found)
     digests = {bytes.fromhex(sha(number)) for number in known}
@@ -82,7 +82,7 @@ def test_which_of_equal_images_stay(numbers, known):
     assert stays("keep-all") == list(range(len(numbers)))
 
 
-def test_equal_pixels_stay_in_the_order_of_the_source():
+def test_equal_pixels_keep_source_order():
     found = records([3, 1, 3, 2, 3])
     rows = found["row"][shuffle_order(found)].tolist()
     assert [row for row in rows if row in (0, 2, 4)] == [0, 2, 4]
@@ -90,7 +90,7 @@ def test_equal_pixels_stay_in_the_order_of_the_source():
     assert (keys[1:] >= keys[:-1]).all()
 
 
-def test_keys_that_collide_are_still_told_apart():
+def test_images_with_colliding_keys_are_distinguished():
     found = records([1, 2, 1])
     found["key"] = 5
     order = shuffle_order(found)
@@ -107,7 +107,7 @@ def test_keys_that_collide_are_still_told_apart():
         (0, 0, 512, 10, 1),
     ],
 )
-def test_rows_a_shard(rows, image_bytes, shard_rows, shard_bytes, expected):
+def test_rows_per_shard(rows, image_bytes, shard_rows, shard_bytes, expected):
     assert rows_per_shard(rows, image_bytes, shard_rows, shard_bytes) == expected
 
 
@@ -119,7 +119,7 @@ def test_rows_a_shard(rows, image_bytes, shard_rows, shard_bytes, expected):
     st.integers(1, 5),
 )
 def test_groups_give_every_image_the_id_of_one_global_sort(count, slots, shard_rows, together):
-    """However fine the slots and however many shards a task writes."""
+    """For any number of slots and of shards that a task writes."""
     share = 0.3 if slots.heldout else 0.0
     images = [(is_heldout(sha(n), share), shuffle_key(sha(n), 0), n) for n in range(count)]
     in_slots = np.zeros(slots.count, np.int64)

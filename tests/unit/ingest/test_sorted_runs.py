@@ -1,4 +1,4 @@
-"""A run gives back the images of any slots, from byte ranges alone."""
+"""Any slots are read back from sorted runs, by byte ranges alone."""
 
 import hashlib
 
@@ -23,7 +23,7 @@ def image(number, slot):
 
 @pytest.fixture
 def stored(store):
-    """Images by slot, and the two runs that hold them: all slots but 0, 4 and 9."""
+    """Images by slot, and the two sorted runs that hold them: all slots but 0, 4 and 9."""
     images = [image(number, (1, 2, 3, 5, 6, 7, 8)[number % 7]) for number in range(40)]
     runs = []
     for number, part in enumerate((images[:25], images[25:])):
@@ -49,13 +49,13 @@ def test_a_range_of_slots_holds_its_images_and_no_others(stored, slots):
     assert read_slots(store, runs, slots, FORMAT, images=False).images == []
 
 
-def test_no_runs_hold_nothing():
+def test_without_sorted_runs_there_are_no_images():
     store = resolve("memory://runs", StorageConfig())
     assert len(read_slots(store, [], range(3), RunFormat(10, 1), images=True).records) == 0
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
-def test_a_changed_run_is_not_taken(stored, damage):
+def test_a_damaged_sorted_run_is_an_error(stored, damage):
     store, runs, _ = stored
     data = bytearray(store.read(runs[0].key))
     data[-3] ^= 1

@@ -1,4 +1,4 @@
-"""What a source listed comes back as it was, whatever the files are called; known files are known again."""
+"""Snapshots give partitions back unchanged, whatever the file names; known files are recognised."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_the_digest_is_of_files_not_of_partitions():
     assert snapshot_digest(labelled) != snapshot_digest(cut(10))
 
 
-def test_known_files_and_what_became_of_them(store):
+def test_known_files_and_whether_they_were_seen(store):
     parts = write_snapshot(store, 1, cut(4)).parts
     known = KnownFiles(store, parts)
     assert FILES[3].fingerprint in known

@@ -1,4 +1,4 @@
-"""A dataset of ours as a source: what went in comes out again, and nothing that lies beside."""
+"""A dataset made by ingest as a source: it yields the images of its manifest and no other file of the folder."""
 
 import corpus
 import pytest
@@ -52,7 +52,7 @@ def test_only_named_shards_are_read(dataset):
     assert open_source(str(dataset), Config()).classes == ("cat", "dog", "größe")
 
 
-def test_another_manifest_is_no_dataset_and_a_damaged_one_is_told(dataset, tmp_path):
+def test_a_foreign_manifest_is_ignored_and_a_damaged_one_is_an_error(dataset, tmp_path):
     for text in ('{"name": "a web page"}', "[1]", "not json"):
         folder = tmp_path / "pictures"
         folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Folders: labels by sub-folder, names that are no files, files that cannot be read or are gone by then."""
+"""Folders: labels by sub-folder, entries that are not files, files that are unreadable or deleted after listing."""
 
 import os
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ def test_the_first_folder_is_the_class_however_deep_the_file(tmp_path):
     assert open_source(str(tmp_path), Config()).classes == ("cat", "dog", "größe hund")
 
 
-def test_names_that_are_no_files_are_told_and_loops_end(tmp_path):
+def test_entries_that_are_not_files_are_rejected_and_link_loops_end(tmp_path):
     put(tmp_path, "cat/1.png")
     (tmp_path / "twin").symlink_to(tmp_path / "cat")  # a link to a folder elsewhere is followed
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
@@ -73,7 +73,7 @@ def test_files_that_go_change_or_grow_between_listing_and_reading(tmp_path):
 
 @dataclass(frozen=True)
 class DeniedStore(Store):
-    """Refuses some objects, or everything."""
+    """Denies access to some objects, or to all."""
 
     denied: tuple[str, ...] = ()
     all_denied: bool = False
@@ -90,7 +90,7 @@ class DeniedStore(Store):
 
 
 @pytest.mark.parametrize("root", ["local", "memory"])
-def test_a_refused_object_is_a_row_and_refused_credentials_are_an_error(tmp_path, root):
+def test_a_denied_object_is_a_reject_and_denied_credentials_are_an_error(tmp_path, root):
     uri = str(tmp_path) if root == "local" else "memory://denied"
     plain = resolve(uri, StorageConfig())
     plain.put("a.png", GOOD)
@@ -98,7 +98,7 @@ def test_a_refused_object_is_a_row_and_refused_credentials_are_an_error(tmp_path
     source = open_folder(DeniedStore(uri, plain.config, ("a.png",)), 10, 10**6)
     (partition,) = source.partitions()
     assert [corpus.outcome(row) for row in source.rows(partition)] == ["unreadable", "image"]
-    if root == "memory":  # as an object store: there credentials end
+    if root == "memory":  # behaves as an object store, where credentials expire
         refused = replace(source, store=DeniedStore(uri, plain.config, all_denied=True))
         with pytest.raises(Denied):
             list(refused.rows(partition))
@@ -129,7 +129,7 @@ def test_one_image_is_a_source(tmp_path):
     assert (row.source, row.image, row.label) == ("a b.png", GOOD, None)
 
 
-def test_keys_that_only_object_stores_can_hold_are_told(monkeypatch):
+def test_keys_that_only_object_stores_can_hold_are_rejected(monkeypatch):
     states = [("a.png", 3, "v1"), ("a//b.png", 3, "v1"), ("../c.png", 3, "v1")]
     monkeypatch.setattr(
         "pipeline.storage.memory.BACKEND.list_versioned", lambda prefix: ((prefix + k, s, v) for k, s, v in states)

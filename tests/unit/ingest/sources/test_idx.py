@@ -1,4 +1,4 @@
-"""IDX files: every image once, labels by the file's name, and damage named before anything runs."""
+"""IDX files: every image once, labels found by file name, damage reported before any task runs."""
 
 import gzip
 import struct

@@ -1,4 +1,4 @@
-"""Labels by other names, from a mapping or a file."""
+"""Renaming of labels by a mapping in the settings or in a file."""
 
 import corpus
 import pytest
@@ -48,7 +48,7 @@ def test_labels_get_their_new_names(source, tmp_path, form):
     assert with_label_map(config).ingest.label_map == NAMES
 
 
-def test_a_label_without_a_name_is_refused_and_refusals_stay(source):
+def test_a_label_missing_in_the_map_is_rejected_and_rejects_stay(source):
     rows = corpus.read(source, label_map={"cat": "cat", "dog": "dog"})
     assert {row.source: corpus.outcome(row) for row in rows} == {
         "cat/1.png": "image",
@@ -61,14 +61,14 @@ def test_a_label_without_a_name_is_refused_and_refusals_stay(source):
 
 
 @pytest.mark.parametrize("text", [None, "{", "- a\n- b\n", "a: [1, 2]\n"])
-def test_what_is_no_map_is_a_matter_of_configuration(source, tmp_path, text):
+def test_an_invalid_map_is_a_configuration_error(source, tmp_path, text):
     if text is not None:
         (tmp_path / "map").write_text(text)
     with pytest.raises(ConfigError, match="label_map"):
         corpus.read(source, label_map=str(tmp_path / "map"))
 
 
-def test_a_dataset_remembers_what_the_map_said_not_where_it_lay(source, tmp_path, monkeypatch):
+def test_a_dataset_stores_the_content_of_the_map_not_its_path(source, tmp_path, monkeypatch):
     without_ray(monkeypatch)
     for name in ("map", "copy"):
         (tmp_path / name).write_text("{cat: a, kitten: b, dog: a, fish: null}")

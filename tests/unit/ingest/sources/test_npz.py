@@ -1,4 +1,4 @@
-"""NumPy archives: arrays that belong together, shapes, and pickles that are never loaded."""
+"""NumPy archives: matching of images and labels, shapes, and pickles, which are never loaded."""
 
 import io
 import re
@@ -43,7 +43,7 @@ def test_images_and_their_labels(tmp_path, save, names):
     assert rows[7].source == f"a.npz#{names[0]}/7"
 
 
-def test_arrays_of_one_ending_belong_together(tmp_path):
+def test_arrays_with_the_same_suffix_belong_together(tmp_path):
     path = saved(
         tmp_path, x_train=IMAGES, y_train=np.arange(25)[:, None], x_test=IMAGES[:3], y_test=np.array(["a", "b", "c"])
     )
@@ -73,13 +73,13 @@ def test_channels_are_last(tmp_path, shape):
         ({"x": IMAGES, "y": np.arange(3)}, "not 25 labels"),
     ],
 )
-def test_what_is_no_array_of_images_is_refused(tmp_path, arrays, words):
+def test_other_arrays_are_rejected(tmp_path, arrays, words):
     (row,) = corpus.read(saved(tmp_path, **arrays))
     assert corpus.outcome(row) == "wrong-schema"
     assert re.search(words, row.image.detail)
 
 
-def test_a_cut_array_is_told(tmp_path):
+def test_a_truncated_array_is_reported(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, IMAGES)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:

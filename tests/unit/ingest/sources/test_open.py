@@ -1,4 +1,4 @@
-"""A source is what its bytes say; every kind brings every row, from wherever it is read."""
+"""The bytes of the files decide the kind of source, and each kind yields every row from every store."""
 
 import csv
 import gzip
@@ -101,19 +101,19 @@ def test_every_image_is_a_row(store, packing):
         else:
             (name,) = [n for n in items if row.source.endswith(n)] or ["heavy.bmp"]
             found[name] = row.image.reason
-    # What is no image by content and has no image's name is told so by an archive, of the others only the size.
+    # Archives reject members that are neither images by content nor by name; other kinds only check the size here.
     expected = dict.fromkeys(items, "image") | {name: "too-many-bytes" for name in LARGE if name in items}
     if packing in (as_tar, as_tar_gz):
         expected |= dict.fromkeys(("drawing.svg", "page.eps", "phone.heic"), "not-an-image")
-    if packing in (as_parquet, as_nested_parquet):  # has no sizes to look at before: the decoder does
+    if packing in (as_parquet, as_nested_parquet):  # without sizes to check beforehand: the decoder checks
         expected |= dict.fromkeys(LARGE, "image")
-    expected["twin-1.png"] = expected.pop("twin-2.png")  # equal bytes have one name here
+    expected["twin-1.png"] = expected.pop("twin-2.png")  # members are named by content here
     found.setdefault("twin-1.png", found.pop("twin-2.png", None))
     assert found == expected
 
 
 @pytest.mark.unit
-def test_a_relative_source_is_absolute_before_it_travels(tmp_path, monkeypatch):
+def test_a_relative_source_is_made_absolute_before_it_is_sent(tmp_path, monkeypatch):
     for packing in (as_folder, as_csv, as_zip):
         home = tmp_path / packing.__name__
         for key, data in packing({"cat/1.png": corpus.encoded(corpus.photo())}).items():
@@ -149,7 +149,7 @@ def test_a_relative_source_is_absolute_before_it_travels(tmp_path, monkeypatch):
         ("empty.bin", b"", "is an empty file"),
     ],
 )
-def test_what_is_no_source_is_refused_with_what_was_seen(tmp_path, name, data, words):
+def test_an_unusable_source_is_an_error_that_names_its_content(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     if words is None:
         assert [row.image for row in corpus.read(tmp_path / name)] == [b""]
@@ -159,7 +159,7 @@ def test_what_is_no_source_is_refused_with_what_was_seen(tmp_path, name, data, w
 
 
 @pytest.mark.unit
-def test_a_folder_without_images_says_what_it_holds(tmp_path):
+def test_a_folder_without_images_is_an_error_that_names_its_content(tmp_path):
     (tmp_path / "notes.txt").write_text("dear diary")
     (tmp_path / ".hidden.png").write_bytes(corpus.encoded(corpus.photo()))
     with pytest.raises(DataError, match=r"no images at .* \(notes.txt: text\): a source is"):
@@ -171,7 +171,7 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path):
 
 
 @pytest.mark.unit
-def test_most_files_decide_and_the_others_are_told(tmp_path):
+def test_the_most_frequent_kind_decides_and_other_files_are_rejected(tmp_path):
     table = pa.table({"image": [corpus.encoded(corpus.photo(n)) for n in range(3)], "label": ["a", "b", "a"]})
     for number in range(3):
         (tmp_path / f"part-{number}.parquet").write_bytes(parquet(table))
@@ -200,7 +200,7 @@ def test_most_files_decide_and_the_others_are_told(tmp_path):
 
 @pytest.mark.unit
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_what_is_known_is_not_read_again_and_what_changed_is(tmp_path, packing):
+def test_known_files_are_skipped_and_changed_files_are_read(tmp_path, packing):
     def put(items):
         for key, data in packing(items).items():
             path = tmp_path / key
@@ -231,7 +231,7 @@ def test_what_is_known_is_not_read_again_and_what_changed_is(tmp_path, packing):
 
 
 @pytest.mark.unit
-def test_a_store_that_fails_is_no_bad_row(tmp_path, monkeypatch):
+def test_a_failing_store_is_an_error_and_not_a_reject(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"x")
     source = open_source(str(tmp_path), Config())
     (partition,) = source.partitions()

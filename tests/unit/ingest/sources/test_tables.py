@@ -1,4 +1,4 @@
-"""Tables: which columns are taken, class names, rows that break, lists of places."""
+"""Tables: choice of columns, class names, damaged rows, lists of URIs."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_nulls_and_empty_bytes(tmp_path, kind):
     assert [corpus.outcome(row) for row in rows] == ["image", "empty", "empty"]
 
 
-def test_columns_by_name_when_several_may_be_meant(tmp_path):
+def test_columns_are_chosen_by_name_when_several_fit(tmp_path):
     table = pa.table(
         {"thumb": IMAGES, "image": IMAGES[::-1], "fine": ["a"] * 5, "label": pa.array([1] * 5).cast("int8")}
     )
@@ -68,7 +68,7 @@ def test_columns_by_name_when_several_may_be_meant(tmp_path):
     assert labels(corpus.read(saved(tmp_path, dictionary))) == ["a", "b", "a", None, "b"]
 
 
-def test_rows_after_the_damage_are_told_one_by_one(tmp_path):
+def test_rows_after_the_damage_are_rejected_one_by_one(tmp_path):
     path = saved(
         tmp_path, pa.table({"image": IMAGES * 20}), row_group_size=20, use_dictionary=False, compression="none"
     )
@@ -91,7 +91,7 @@ def test_a_large_file_is_cut_at_row_groups(tmp_path, monkeypatch):
     assert [row.image for row in rows] == IMAGES * 20
 
 
-def test_numbers_stay_numbers_and_names_are_sorted():
+def test_integer_labels_keep_their_number_and_names_are_sorted():
     assert class_names({"2", "0", "10"}) == tuple(str(n) for n in range(11))
     assert class_names({"cat", "b", "10"}) == ("10", "b", "cat")
     assert class_names({"01", "2"}) == ("01", "2")
@@ -113,7 +113,7 @@ def listed(folder, text, name="list.csv"):
     return corpus.read(folder / name)
 
 
-def test_lists_in_every_dialect(tmp_path):
+def test_lists_in_every_format(tmp_path):
     pictures(tmp_path)
     expected = [("0.png", IMAGES[0], "a"), ("1.png", IMAGES[1], "b, c"), ("2.png", IMAGES[2], None)]
     for text in (
@@ -126,11 +126,11 @@ def test_lists_in_every_dialect(tmp_path):
         assert [tuple(row) for row in listed(tmp_path, text)] == expected, text
 
 
-def test_places_that_must_not_be_trusted(tmp_path):
+def test_unsafe_uris_are_rejected(tmp_path):
     pictures(tmp_path)
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "folder").mkdir()
-    places = [
+    uris = [
         "../0.png",
         "a//0.png",
         f"file://{tmp_path}/2.png",
@@ -141,7 +141,7 @@ def test_places_that_must_not_be_trusted(tmp_path):
         "/dev/zero",
         "http://example.org/a.png",
     ]
-    rows = listed(tmp_path / "inner", "path\n" + "\n".join(places))
+    rows = listed(tmp_path / "inner", "path\n" + "\n".join(uris))
     assert [corpus.outcome(row) for row in rows] == [
         "unsafe-name",
         "unsafe-name",
@@ -163,9 +163,9 @@ def test_a_list_in_a_bucket_names_no_local_files(tmp_path, s3_uri):
 
     store = resolve(s3_uri, StorageConfig())
     store.put("a/0.png", IMAGES[0])
-    places = [str(tmp_path / "0.png"), f"file://{tmp_path}/0.png", f"{s3_uri}/a/0.png", "a/0.png", "a/1.png"]
-    places += [f"{s3_uri}/a//0.png", "s3://no-such-bucket-here/a/0.png"]
-    store.put("list.jsonl", "\n".join(json.dumps({"path": place, "label": 3}) for place in places).encode())
+    uris = [str(tmp_path / "0.png"), f"file://{tmp_path}/0.png", f"{s3_uri}/a/0.png", "a/0.png", "a/1.png"]
+    uris += [f"{s3_uri}/a//0.png", "s3://no-such-bucket-here/a/0.png"]
+    store.put("list.jsonl", "\n".join(json.dumps({"path": uri, "label": 3}) for uri in uris).encode())
     rows = corpus.read(f"{s3_uri}/list.jsonl")
     assert [corpus.outcome(row) for row in rows] == [
         "unsafe-name",
@@ -178,7 +178,7 @@ def test_a_list_in_a_bucket_names_no_local_files(tmp_path, s3_uri):
     ]
 
 
-def test_bad_lines_are_rows_and_equal_places_too(tmp_path):
+def test_bad_lines_and_repeated_uris_are_rows(tmp_path):
     pictures(tmp_path)
     rows = listed(tmp_path, "path,label\n0.png,a\n0.png,a,b\n,c\n0.png,a\n")
     assert [corpus.outcome(row) for row in rows] == ["image", "wrong-schema", "wrong-schema", "image"]
@@ -189,7 +189,7 @@ def test_bad_lines_are_rows_and_equal_places_too(tmp_path):
         listed(tmp_path, b"path,label\n0.png,a\n" + b"x" * 9000 + b"\xff\xfe,b\n")
 
 
-def test_a_listed_giant_is_not_read_whole(tmp_path):
+def test_a_listed_file_over_the_size_limit_is_not_read_whole(tmp_path):
     with open(tmp_path / "sparse.png", "wb") as file:
         file.truncate(2**40)
     assert [corpus.outcome(row) for row in listed(tmp_path, "path\nsparse.png\n")] == ["too-many-bytes"]

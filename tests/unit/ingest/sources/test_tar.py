@@ -1,4 +1,4 @@
-"""Tar archives: WebDataset samples, members that must not be trusted, archives that break."""
+"""Tar archives: WebDataset samples, unsafe members, damaged archives."""
 
 import gzip
 import tarfile
@@ -24,7 +24,7 @@ def short(rows):
     return [(row.source.removeprefix("a.tar!"), corpus.outcome(row), row.label) for row in rows]
 
 
-def test_neighbours_of_one_key_are_one_sample(tmp_path):
+def test_consecutive_members_with_one_key_are_one_sample(tmp_path):
     members = [
         ("0001.png", GOOD),
         ("0001.cls", b"3\n"),
@@ -62,7 +62,7 @@ def test_neighbours_of_one_key_are_one_sample(tmp_path):
     ]
 
 
-def test_members_that_lead_out_or_are_no_files_are_told(tmp_path):
+def test_members_outside_the_archive_or_not_files_are_rejected(tmp_path):
     members = [
         ("../../etc/cron.d/evil.png", GOOD),
         ("/etc/evil.png", GOOD),
@@ -82,11 +82,11 @@ def test_members_that_lead_out_or_are_no_files_are_told(tmp_path):
     names = ("unsafe-name",) * 5 + ("unsafe-member",) * 5
     rows = rows_of(tmp_path, members)
     assert tuple(corpus.outcome(row) for row in rows) == (*names, "image", "image")
-    assert rows[-2].source == "a.tar!inner.tar"  # the decoder calls it what it is
+    assert rows[-2].source == "a.tar!inner.tar"  # the decoder rejects it as a nested archive
     assert rows[-1].source == "a.tar!plain.png"
 
 
-def test_a_member_of_many_bytes_is_passed_over_unread(tmp_path):
+def test_a_member_over_the_size_limit_is_skipped_unread(tmp_path):
     info = tarfile.TarInfo("huge.png")
     info.size = 2**40
     begin = corpus.tar_begin([("a.png", GOOD)]) + info.tobuf()
@@ -109,7 +109,7 @@ def test_a_zipped_bomb_ends_its_archive(tmp_path):
 
 
 @pytest.mark.parametrize("cut", ["in a member", "in a header", "before the end mark", "flipped header", "gzip"])
-def test_what_lies_before_the_damage_is_kept_and_the_damage_told(tmp_path, cut):
+def test_rows_before_the_damage_are_kept_and_the_damage_is_reported(tmp_path, cut):
     whole = corpus.tar_of([("a.png", GOOD), ("b.png", OTHER), ("c.png", GOOD)])
     second = whole.index(b"b.png")
     third = whole.index(b"c.png")
@@ -130,7 +130,7 @@ def test_what_lies_before_the_damage_is_kept_and_the_damage_told(tmp_path, cut):
 
 
 @pytest.mark.parametrize("kind", ["pax", "longname"])
-def test_headers_may_not_ask_for_much_memory(tmp_path, kind):
+def test_headers_cannot_request_much_memory(tmp_path, kind):
     info = tarfile.TarInfo("x")
     info.type = tarfile.XHDTYPE if kind == "pax" else tarfile.GNUTYPE_LONGNAME
     info.size = 2**32
@@ -141,7 +141,7 @@ def test_headers_may_not_ask_for_much_memory(tmp_path, kind):
     assert "header of 4294967296 bytes" in rows[-1].image.detail
 
 
-def test_a_header_that_leads_back_ends(tmp_path):
+def test_a_header_that_points_back_ends_the_archive(tmp_path):
     info = tarfile.TarInfo("x")
     block = bytearray(info.tobuf())
     block[124:136] = b"\xff" * 12  # a negative size

@@ -1,4 +1,4 @@
-"""Zip archives: folders as labels, members that must not be trusted, archives that break."""
+"""Zip archives: folders as labels, unsafe members, damaged archives."""
 
 import io
 import stat
@@ -35,7 +35,7 @@ def test_the_first_folder_below_a_common_root_is_the_class(tmp_path):
     assert labels(rows) == {"cat/1.png": "cat", "dog/2.png": "dog"}
 
 
-def test_members_that_must_not_be_trusted(tmp_path):
+def test_unsafe_members_are_rejected(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("../evil.png", "/etc/evil.png", "a/../../evil.png", "..\\evil.png"):
@@ -59,7 +59,7 @@ def test_members_that_must_not_be_trusted(tmp_path):
     }
 
 
-def test_a_directory_that_lies_about_sizes(tmp_path):
+def test_a_directory_with_wrong_sizes(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(2**26))
@@ -69,7 +69,7 @@ def test_a_directory_that_lies_about_sizes(tmp_path):
     assert [corpus.outcome(row) for row in rows] == ["damaged-container", "image"]
 
 
-def test_encrypted_and_damaged_members_cost_themselves(tmp_path):
+def test_encrypted_and_damaged_members_are_rejected_alone(tmp_path):
     whole = corpus.zip_of({"a.png": GOOD, "b.png": GOOD, "c.png": GOOD})
     flagged = bytearray(whole)
     directory = flagged.index(b"PK\x01\x02")
@@ -79,7 +79,7 @@ def test_encrypted_and_damaged_members_cost_themselves(tmp_path):
     assert [corpus.outcome(row) for row in rows_of(tmp_path, damaged)] == ["damaged-container", "image", "image"]
 
 
-def test_an_archive_without_a_directory_is_one_refusal_among_others(tmp_path):
+def test_an_archive_without_a_directory_is_one_reject_in_a_folder(tmp_path):
     (tmp_path / "a.zip").write_bytes(corpus.zip_of({"a.png": GOOD}))
     (tmp_path / "b.zip").write_bytes(corpus.zip_of({"a.png": GOOD})[:-10])
     (tmp_path / "c.zip").write_bytes(corpus.zip_of({}))
