@@ -14,23 +14,21 @@ attempts: how often to send the request while the store answers Transient. Repea
 has the same bytes. Use COMMIT_ATTEMPTS where giving up costs much work; the default of 1 leaves retries to the caller.
 """
 
-import time
-from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.config.base import FileEntry, Section
 from pipeline.errors import AlreadyExists, NotFound, Transient
 from pipeline.storage.documents import parse, to_json
 from pipeline.storage.files import file_entry
+from pipeline.storage.retry import limited, retry
 from pipeline.storage.store import Store
 
 __all__ = ["COMMIT_ATTEMPTS", "create_or_read", "create_or_read_document", "create_or_read_file", "try_create"]
 
-T = TypeVar("T")
 Document = TypeVar("Document", bound=Section)
 
 COMMIT_ATTEMPTS = 6
-FIRST_PAUSE_SECONDS = 0.1
+FIRST_PAUSE_SECONDS = 0.2
 
 
 def try_create(store: Store, key: str, data: bytes, attempts: int = 1) -> bool:
@@ -43,7 +41,7 @@ def try_create(store: Store, key: str, data: bytes, attempts: int = 1) -> bool:
             return False
         return True
 
-    return _repeated(create, attempts)
+    return retry(create, limited(attempts - 1, FIRST_PAUSE_SECONDS))
 
 
 def create_or_read(store: Store, key: str, data: bytes, attempts: int = 1) -> bytes:
@@ -60,7 +58,7 @@ def create_or_read(store: Store, key: str, data: bytes, attempts: int = 1) -> by
         except NotFound as error:
             raise Transient(f"{store.location(key)} exists and cannot be read: try again") from error
 
-    return _repeated(create, attempts)
+    return retry(create, limited(attempts - 1, FIRST_PAUSE_SECONDS))
 
 
 def create_or_read_document(store: Store, key: str, ours: Document, attempts: int = 1) -> Document:
@@ -73,12 +71,3 @@ def create_or_read_document(store: Store, key: str, ours: Document, attempts: in
 def create_or_read_file(store: Store, key: str, data: bytes) -> FileEntry:
     """The entry of the file that exists at `key` now; an earlier file stays, since a document may already name it."""
     return file_entry(key, create_or_read(store, key, data))
-
-
-def _repeated(request: Callable[[], T], attempts: int) -> T:
-    for attempt in range(attempts - 1):
-        try:
-            return request()
-        except Transient:
-            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-    return request()

@@ -7,8 +7,6 @@ repeat a conditional write whose first reply was lost, and report AlreadyExists 
 
 import asyncio
 import os
-import secrets
-import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
@@ -18,7 +16,8 @@ import fsspec.asyn
 import s3fs
 
 from pipeline.config.root import StorageConfig
-from pipeline.errors import AlreadyExists, NotFound, StorageError, Transient
+from pipeline.errors import AlreadyExists, NotFound, StorageError
+from pipeline.storage.retry import is_transient, limited, retry
 from pipeline.storage.s3_errors import has_no_effect, is_missing_object, is_past_the_end, translated
 from pipeline.storage.s3_listing import Level, keys_in_order
 
@@ -192,27 +191,22 @@ class S3Backend:
 
         Raises StorageError.
         """
-        attempt = 0
-        while True:
+
+        def send() -> T:
             try:
                 return request()
             except Exception as error:
                 failure = translated(error, path, self._where)
                 if failure is None:
                     raise
-                again = isinstance(failure, Transient) and (not conditional or has_no_effect(error))
-                if not again or attempt >= self._config.retries:
-                    raise failure from error
-            _pause(attempt)
-            attempt += 1
+                raise failure from error
+
+        def repeatable(failure: Exception) -> bool:
+            return is_transient(failure) and (not conditional or has_no_effect(failure.__cause__))
+
+        return retry(send, limited(self._config.retries, _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS, repeatable))
 
 
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.partition("/")
     return bucket, key
-
-
-def _pause(attempt: int) -> None:
-    """Exponential back-off with jitter over the upper half, so that many workers do not retry at the same moment."""
-    longest = min(_FIRST_DELAY_SECONDS * 2.0**attempt, _LONGEST_DELAY_SECONDS)
-    time.sleep(longest * secrets.SystemRandom().uniform(0.5, 1.0))

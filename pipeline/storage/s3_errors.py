@@ -72,7 +72,7 @@ def is_past_the_end(error: BaseException | None) -> bool:
     return _reply(error)[1] == 416
 
 
-def has_no_effect(error: Exception) -> bool:
+def has_no_effect(error: BaseException | None) -> bool:
     """True when the request certainly changed nothing: no connection was made, or the server refused it unread."""
     code, _ = _reply(error)
     return code in _REFUSALS or isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError)

@@ -6,7 +6,6 @@ then from a shard that is being made.
 
 import logging
 import pickle
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +27,7 @@ from pipeline.generation.sample_plan import Assignments, missing_shards
 from pipeline.generation.shard_log import ShardLog
 from pipeline.log import replay
 from pipeline.progress import Progress
+from pipeline.storage.retry import retry
 from pipeline.storage.store import Store
 
 __all__ = ["ShardDispatcher", "shard_blocks"]
@@ -73,7 +73,7 @@ class ShardDispatcher:
         self._working: dict[int, int] = {}  # images finished in shards that are not
         # Of the shards whose rows arrived; those of a block that was restarted may not.
         self._images, self._first_start, self._last_end = 0, float("inf"), 0.0
-        self._done, self._failed = 0, 0
+        self._done, self._failed, self._failures = 0, 0, 0
         self._speeds: dict[str, float] = {}  # of each actor's last shard, img/s
         self._forecast: Forecast | None = None
         self._telemetry = Telemetry(job.uri)
@@ -84,25 +84,8 @@ class ShardDispatcher:
         before = self._made_before(missing)
         self._large = len(missing) >= FORECAST_SHARDS
         self._progress = Progress("generate", self._plan.num_samples, "images", before)
-        failures, limit = 0, self._ray.max_failures
-        while len(missing):
-            try:
-                if failures:
-                    missing = self._missing()
-                self._round(missing)
-                # A restarted block repeats rows that Ray drops as known, so only markers say what was done.
-                missing = self._missing()
-                if len(missing):
-                    raise Transient(f"{len(missing)} shards of {self._job.uri} were not committed")
-            except Exception as error:
-                failures += 1
-                self._telemetry.error()
-                if _is_final(error) or 0 <= limit < failures:
-                    raise _named(error, failures) from error
-                logger.warning("generate: failure %d of %d, going on: %s", failures, limit, _first_line(error))
-                time.sleep(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
-            finally:
-                self._log.flush()
+        if len(missing):
+            retry(lambda: self._attempt(missing), self._next_delay)
         self._progress.update(self._plan.num_samples)
         self._progress.close()
         figures: dict[str, Any] = {"images": self._plan.num_samples - before}
@@ -111,6 +94,27 @@ class ShardDispatcher:
         if self._images:
             figures["images_per_second"] = round(self._images / max(self._last_end - self._first_start, 1e-9), 2)
         return figures
+
+    def _attempt(self, missing: Shards) -> None:
+        """One pass over the missing shards. Raises Transient when some have no marker afterwards."""
+        try:
+            self._round(self._missing() if self._failures else missing)
+            # A restarted block repeats rows that Ray drops as known, so only markers tell which shards are done.
+            left = len(self._missing())
+            if left:
+                raise Transient(f"{left} shards of {self._job.uri} were not committed")
+        finally:
+            self._log.flush()
+
+    def _next_delay(self, error: Exception) -> float:
+        """The wait before the next pass. Raises the error when it is final or uses up ray.max_failures."""
+        self._failures += 1
+        self._telemetry.error()
+        failures, limit = self._failures, self._ray.max_failures
+        if _is_final(error) or 0 <= limit < failures:
+            raise _named(error, failures) from error
+        logger.warning("generate: failure %d of %d, going on: %s", failures, limit, _first_line(error))
+        return float(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
 
     def _missing(self) -> Shards:
         return missing_shards(self._plan.num_shards, committed_shards(self._job))

@@ -30,7 +30,7 @@ from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.model_store.manifest import CheckpointManifest, RunPlan
 from pipeline.storage.documents import read_document
 from pipeline.storage.lease import LEASE, held_by
-from pipeline.storage.retry import patiently
+from pipeline.storage.retry import retry_through_outage
 from pipeline.storage.store import Store
 from pipeline.training.distributed.async_upload import Uploads, snapshot
 from pipeline.training.metrics_table import write_metrics
@@ -208,4 +208,4 @@ class Checkpointer:
         self.uploads.submit(task)
 
     def _patiently(self, action: Callable[[], T], what: str) -> T:
-        return patiently(action, self.config.storage.outage_seconds, self.run.location(what))
+        return retry_through_outage(action, self.config.storage.outage_seconds, self.run.location(what))

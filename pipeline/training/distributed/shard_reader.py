@@ -16,7 +16,7 @@ from pipeline.images.png import decode_batch
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.log import collect
 from pipeline.storage.files import read_parquet
-from pipeline.storage.retry import patiently
+from pipeline.storage.retry import retry_through_outage
 from pipeline.storage.store import Store
 from pipeline.training.data_plan import TrainPlan, Unit
 
@@ -45,7 +45,7 @@ def read_units(
     shards, together = manifest.split("train"), batches_together(manifest, plan.micro_batch)
     for row in batch.to_pylist():
         unit = Unit(**row)
-        table = patiently(
+        table = retry_through_outage(
             partial(read_parquet, dataset, shards[unit.shard], ["sample_id", "image", "label"]),
             dataset.config.outage_seconds,
             dataset.location(shards[unit.shard].key),

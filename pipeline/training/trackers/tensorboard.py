@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from pipeline.storage.retry import patiently
+from pipeline.storage.retry import retry_through_outage
 from pipeline.storage.store import Store
 from pipeline.training.metrics_table import Row, charts
 
@@ -60,7 +60,7 @@ class TensorBoard:
     def _put(self, step: int, what: str, events: Sequence[Any]) -> None:
         key = f"tensorboard/events.out.tfevents.{step:012d}.{what}"
         data = _records([Event(wall_time=events[0].wall_time, file_version=FILE_VERSION), *events])
-        patiently(lambda: self._run.put(key, data), self._run.config.outage_seconds, self._run.location(key))
+        retry_through_outage(lambda: self._run.put(key, data), self._run.config.outage_seconds, self._run.location(key))
 
 
 def _records(events: Iterable[Any]) -> bytes:
