@@ -1,4 +1,4 @@
-"""Many Ray tasks, few at a time: the memory of the driver does not grow with their number."""
+"""Bounded fan-out of Ray tasks: few run at a time, so the driver's memory does not grow with their number."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -19,11 +19,12 @@ RETRIES = 3
 def fan_out(
     function: Callable[..., T], shared: Any, calls: Iterable[tuple[Any, ...]], at_a_time: int | None = None
 ) -> Iterator[T]:
-    """Results of function(shared, *call) for every call, in the order in which they end.
+    """Yield function(shared, *call) for every call, in order of completion.
 
-    A task whose process dies or whose store is away is started again, so it must be one that may be repeated.
-    `shared` travels to a node once. What a task raises is raised here; the tasks under way are then cancelled.
-    at_a_time: tasks under way, by default two a CPU of the cluster.
+    A task is retried when its process dies or it raises Transient, so `function` must be safe to repeat. `shared` is
+    sent to each node once. Any other error of a task is raised here and cancels the running tasks. Warnings that a task
+    logged appear in the driver's log with its result.
+    at_a_time: number of running tasks, by default two a CPU of the cluster.
     """
     task = ray.remote(max_retries=RETRIES, retry_exceptions=[Transient])(_with_warnings).options(name=_name(function))
     common = ray.put((function, shared))

@@ -1,9 +1,9 @@
-"""What is read and trained on, in which order: pure arithmetic. (What is generated: `pipeline.generation.sample_plan`.)
+"""The order of training data, as pure arithmetic. (`pipeline.generation.sample_plan` is its counterpart for samples.)
 
-A run fixes L lanes. Epoch e permutes the shards; lane j owns shards j, j+L, ... of that list, so many that
-every lane has the same number. Rows are permuted inside a shard and cut into micro-batches of fixed size. Global
+A run fixes L lanes. Epoch e permutes the shards; lane j owns shards j, j+L, ... of that list, with equal numbers for
+all lanes. Rows are permuted inside a shard and cut into micro-batches of fixed size. Global
 batch k of the epoch is micro-batch k of every lane, so the sequence of global batches is a function of
-(dataset digest, seed, epoch) alone: neither workers nor restarts enter.
+(dataset digest, seed, epoch) alone, for any number of workers and restarts.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ Int64Array = npt.NDArray[np.int64]
 def keyed_permutation(count: int, *key: str | int) -> Int64Array:
     """A permutation of 0..count-1 that is a function of `key` only: int64 [count].
 
-    Ranks of SplitMix64 words (Steele et al. 2014) whose state starts at sha256(key); own arithmetic, since NumPy
-    promises no stable stream across releases.
+    The ranks of SplitMix64 words (Steele et al. 2014) whose state starts at sha256(key). Written out here, because
+    NumPy guarantees no stable stream across releases.
     """
     start = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
@@ -35,7 +35,7 @@ def keyed_permutation(count: int, *key: str | int) -> Int64Array:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position in training: `batches` global batches of `epoch` are done, and `step` in the whole run."""
+    """A position in training: `batches` global batches of `epoch` and `step` steps of the run are done."""
 
     epoch: int = 0
     batches: int = 0
@@ -44,9 +44,9 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Unit:
-    """One shard's share of one epoch: micro-batches `skip`..`take`-1 of its permuted rows.
+    """One shard in one epoch: micro-batches `skip`..`take`-1 of its permuted rows.
 
-    The first of them belongs to the epoch's global batch `first_batch`.
+    Micro-batch 0 of the shard, even when skipped, belongs to the epoch's global batch `first_batch`.
     """
 
     epoch: int
@@ -67,7 +67,7 @@ class EpochPlan:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Raises DataError when the dataset cannot give every lane one micro-batch an epoch."""
+    """The data order of a run. Raises DataError when an epoch has less than one micro-batch for each lane."""
 
     dataset_digest: str
     shard_rows: tuple[int, ...]
@@ -85,7 +85,7 @@ class TrainPlan:
             )
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of one epoch; rows that fill no common micro-batch are left out, other ones each epoch."""
+        """The plan of one epoch. Rows beyond the last full global batch are left out, different ones each epoch."""
         order = keyed_permutation(len(self.shard_rows), self.dataset_digest, self.seed, "shards", epoch)
         # A shard too short for one micro-batch would make its lane shorter than the others.
         usable = [int(s) for s in order if self.shard_rows[s] >= self.micro_batch]
@@ -111,7 +111,7 @@ class TrainPlan:
         return order[unit.skip * self.micro_batch : unit.take * self.micro_batch]
 
     def remaining(self, lane: int, cursor: Cursor, total_steps: int) -> Iterator[Unit]:
-        """Lane `lane`'s units from the cursor to the end of the run, the first one cut where the cursor stands."""
+        """Units of `lane` from the cursor to the end of the run; the first unit may start in the middle of a shard."""
         left = total_steps - cursor.step
         epoch, done = cursor.epoch, cursor.batches
         while left > 0:
@@ -123,17 +123,17 @@ class TrainPlan:
 
 
 def _between(unit: Unit, start: int, stop: int) -> Unit | None:
-    """The part of a unit that serves global batches start..stop-1 of its epoch."""
+    """The part of a unit that belongs to global batches start..stop-1 of its epoch."""
     skip = max(unit.skip, start - unit.first_batch)
     take = min(unit.take, stop - unit.first_batch)
     return Unit(unit.epoch, unit.shard, unit.first_batch, skip, take) if skip < take else None
 
 
 def lanes_of_worker(rank: int, world_size: int, lanes: int) -> list[int]:
-    """Lanes rank, rank + W, ...; raises ConfigError when a worker would have none.
+    """Lanes rank, rank + W, ... of W workers. Raises ConfigError when there are more workers than lanes.
 
-    Where W does not divide the lanes some workers have one lane more, and the others wait for them.
+    Where W does not divide the lanes, some workers have one lane more, and the others wait for those.
     """
     if world_size > lanes:
-        raise ConfigError(f"{world_size} workers are more than train.lanes = {lanes}: use at most as many")
+        raise ConfigError(f"{world_size} workers are more than train.lanes = {lanes}: use at most {lanes}")
     return list(range(rank, lanes, world_size))

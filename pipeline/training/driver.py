@@ -1,4 +1,4 @@
-"""Dataset -> run: Ray Data feeds lanes to Ray Train workers; every restart goes on from our own latest checkpoint."""
+"""Training: dataset -> run. Ray Data streams lanes to Ray Train workers; restarts resume from the newest checkpoint."""
 
 import time
 from contextlib import suppress
@@ -30,37 +30,37 @@ __all__ = ["train"]
 def train(
     config: Config, dataset: str, run: str, dry_run: bool = False, from_step: int | None = None
 ) -> dict[str, Any]:
-    """Train to `train.steps`, from wherever the run stands, or from the checkpoint of `from_step`: later ones go.
+    """Train to `train.steps`, from the newest checkpoint or from that of `from_step`, whose successors are deleted.
 
-    Raises ConfigError when the run was started with other settings or the workers do not divide the lanes, DataError
-    when the dataset is missing or too small or there is no such step, Busy when another driver trains this run,
-    Stopped after SIGTERM.
+    Raises ConfigError when the run was started with other settings or the number of workers does not fit the lanes,
+    DataError when the dataset is missing or too small or `from_step` has no checkpoint, Busy when another driver trains
+    this run, Stopped after SIGTERM.
     """
     began = time.monotonic()
     source, store = resolve(dataset, config.storage), resolve(run, config.storage)
-    begun = _begun(store)
-    manifest = _dataset(source, begun)
+    started = _started_plan(store)
+    manifest = _dataset(source, started)
     plan = _plan(config, manifest)
     _check_workers(config)
     check_prior(config.diffusion)
     check_images(manifest)
     check_trackers(config.train.trackers)
-    asked = RunPlan(
+    requested = RunPlan(
         dataset_uri=source.uri,
         dataset_digest=manifest.digest(),
         config=config.model_dump(mode="json"),
-        init_digest=_init_digest(config, manifest, begun),
+        init_digest=_init_digest(config, manifest, started),
     )
     if dry_run:
         return {"summary": _describe(config, manifest, plan)}
-    _join(store, asked, config)
+    _join(store, requested, config)
     done = read_success(store)
     if done is not None and done.step >= config.train.steps and from_step is None:
         return _result(store, done, "already done", {})
     with Lease(store, LEASE, f"training of {store.uri}") as lease:
         if from_step is not None:
             rewind(store, from_step)
-        store.delete(SUCCESS)  # a run that is being extended is not finished, and its last checkpoint may be retired
+        store.delete(SUCCESS)  # an extended run is unfinished, and retention may delete its last checkpoint
         start = latest_checkpoint(store)
         with cluster(config.ray, config.ray.max_workers + 1 + round(config.train.lanes * READ_CPUS)):
             run_worker_groups(TrainingContext(config, source, store, manifest, plan, lease.token))
@@ -82,29 +82,29 @@ def _record(store: Store, config: Config) -> tuple[RunSuccess, CheckpointManifes
     return success, checkpoint
 
 
-def _begun(store: Store) -> RunPlan | None:
-    """What the run was started with, if it was."""
+def _started_plan(store: Store) -> RunPlan | None:
+    """The plan that the run was started with; None for a new run."""
     return find_document(store, RUN, RunPlan)
 
 
-def _dataset(source: Store, begun: RunPlan | None) -> DatasetManifest:
-    """The newest generation, or the one that the run was started on: a data set may grow under it."""
-    if begun is not None:
-        with suppress(DataError):  # another data set is refused by name, later
-            return read_dataset(source, begun.dataset_digest)
+def _dataset(source: Store, started: RunPlan | None) -> DatasetManifest:
+    """The newest dataset version, or for a started run the version it was started on: a dataset may grow meanwhile."""
+    if started is not None:
+        with suppress(DataError):  # `_join` refuses another dataset and names the difference
+            return read_dataset(source, started.dataset_digest)
     return read_dataset(source)
 
 
-def _init_digest(config: Config, manifest: DatasetManifest, begun: RunPlan | None) -> str | None:
-    """sha256 of the weights that a warm start takes; those of a run that has begun are pinned, wherever they are now.
+def _init_digest(config: Config, manifest: DatasetManifest, started: RunPlan | None) -> str | None:
+    """sha256 of the weights of a warm start. A started run keeps its recorded hash, even if the weights have moved.
 
-    Raises ConfigError when they are another network's.
+    Raises ConfigError when the weights belong to another network.
     """
     uri = config.train.init_from
     if uri is None:
         return None
-    if begun is not None:
-        return begun.init_digest
+    if started is not None:
+        return started.init_digest
     try:
         found = find_model(uri, config.train.init_weights, config.storage)
     except ConfigError as error:
@@ -140,7 +140,7 @@ def _plan(config: Config, manifest: DatasetManifest) -> TrainPlan:
 
 
 def _check_workers(config: Config) -> None:
-    """A fixed number that does not divide the lanes is as slow as a smaller one that does; MIN..MAX takes any."""
+    """A fixed number must divide the lanes: one that does not is no faster than the next smaller divisor."""
     least, most, lanes = config.ray.min_workers, config.ray.max_workers, config.train.lanes
     if most > lanes or (least == most and lanes % most):
         raise ConfigError(
@@ -154,14 +154,14 @@ def _describe(config: Config, manifest: DatasetManifest, plan: TrainPlan) -> str
     return (
         f"would train {config.train.steps:,} steps of {config.train.global_batch} images ({config.train.lanes} lanes) "
         f"on {manifest.rows('train'):,} images: {epoch.batches} steps an epoch, {epoch.leftover_rows} images left out "
-        "of each epoch, other ones every time"
+        "of each epoch, different ones every epoch"
     )
 
 
-def _join(store: Store, asked: RunPlan, config: Config) -> None:
-    """Claim the run's folder, or go on with the run that is there if it is the same one."""
-    existing = create_or_read_document(store, RUN, asked)
-    different = existing.differences(asked)
+def _join(store: Store, requested: RunPlan, config: Config) -> None:
+    """Create the run, or check that the run in this folder was started with the same plan."""
+    existing = create_or_read_document(store, RUN, requested)
+    different = existing.differences(requested)
     if different:
         raise ConfigError(
             f"{store.uri} was started with other settings ({', '.join(different)}): use another --run, or the settings "
@@ -180,9 +180,9 @@ def _finished(store: Store, config: Config) -> CheckpointManifest:
 
 
 def _figures(store: Store, checkpoint: CheckpointManifest, start: int) -> dict[str, float]:
-    """Of the steps that this invocation took; the first is left out of speeds, as it waits for everything to start."""
+    """Loss and speed over the steps of this invocation. Speeds exclude the first step, which waits for the start-up."""
     rows = [row for row in read_metrics(store, checkpoint).to_pylist() if row["step"] > start]
-    if not rows:  # the run was stopped between its last checkpoint and its record
+    if not rows:  # the earlier driver ended after the last checkpoint and before `_SUCCESS.json`
         return {}
     tail = rows[-max(1, len(rows) // 10) :]
     seconds = sum(row["step_seconds"] for row in rows[1:])

@@ -1,7 +1,7 @@
-"""What a training step is given: images, and everything random about them.
+"""Inputs of a training step: images and their random draws.
 
-Timestep, noise, flip and dropout of an image are functions of (seed, epoch, sample id), so it does not matter which
-worker handles it, or how often the run was restarted.
+Timestep, noise, flip and dropout of an image are functions of (seed, epoch, sample id), so workers and restarts do not
+change them.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ __all__ = ["Inputs", "MicroBatch", "training_inputs", "training_labels"]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """x_0 float32 [B, C, H, W] in [-1, 1]; ids int64 [B]; labels int64 [B] or None; the epoch they are drawn in."""
+    """x_0 float32 [B, C, H, W] in [-1, 1]; sample ids int64 [B]; labels int64 [B] or None; the epoch."""
 
     x_0: Tensor
     ids: Tensor
@@ -41,7 +41,7 @@ class Inputs:
 def training_inputs(
     batch: MicroBatch, config: TrainConfig, num_timesteps: int, importance: ImportanceTimesteps | None = None
 ) -> Inputs:
-    """Functions of (seed, epoch, sample id), and of what importance sampling has learned so far if it is used."""
+    """Draw the inputs of a step. With importance sampling, timesteps also depend on the losses of earlier steps."""
     x_0, ids, epoch = batch.x_0, batch.ids, batch.epoch
     if config.flip:
         flipped = uniform(stream_key(config.seed, "flip"), ids, epoch, 1)[:, 0] < 0.5
@@ -56,9 +56,9 @@ def training_inputs(
 
 
 def training_labels(labels: Tensor | None, ids: Tensor, epoch: int, config: Config) -> Tensor | None:
-    """int64 [B] in 0..num_classes, of which num_classes is "no label"; None for a network without classes.
+    """int64 [B] in 0..num_classes, where num_classes means "no label"; None for a network without classes.
 
-    labels, ids: int64 [B]; a negative label is that of an image without one. Which labels are dropped
+    labels, ids: int64 [B]; a negative label means that the image has none. Which labels are dropped
     (train.label_dropout, Ho & Salimans 2022, Algorithm 1) is a function of (seed, epoch, sample id).
     """
     null_label, share = config.model.num_classes, config.train.label_dropout

@@ -1,4 +1,4 @@
-"""Training metrics at rest: Parquet parts that a checkpoint names. What of them is charted: `charts`."""
+"""Training metrics at rest: Parquet files named by checkpoints, and the curves that trackers show of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,19 +14,19 @@ from pipeline.storage.store import Store
 __all__ = ["Row", "charts", "read_metrics", "write_metrics"]
 
 Row = Mapping[str, Any]
-"""A step: METRICS by name; columns that may be null may be missing."""
+"""One step: values by METRICS column; nullable columns may be missing."""
 CHARTED = ("loss", "lr", "grad_norm", "skew_seconds")
 
 
 def write_metrics(run: Store, rows: Sequence[Row]) -> FileEntry:
-    """The steps since the last checkpoint, under a name that only those steps have."""
+    """Store the steps since the last checkpoint, in a file named by its first and last step."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=METRICS)
     key = f"metrics/steps-{int(rows[0]['step']):09d}-{int(rows[-1]['step']):09d}.parquet"
     return put_file(run, key, parquet_bytes(table, len(rows)))
 
 
 def read_metrics(run: Store, checkpoint: CheckpointManifest) -> pa.Table:
-    """METRICS of every step up to a checkpoint, each step once; columns that an older part lacks are null."""
+    """METRICS of every step up to a checkpoint, each step once; columns missing from older files are null."""
     parts = [_with_all_columns(read_parquet(run, part)) for part in checkpoint.metric_parts]
     return pa.concat_tables(parts) if parts else METRICS.empty_table()
 
@@ -40,9 +40,12 @@ def _with_all_columns(part: pa.Table) -> pa.Table:
 
 
 def charts(rows: Sequence[Row]) -> list[tuple[int, dict[str, float]]]:
-    """(step, value by chart) of every row: what there is of loss, learning rate, gradient norm, skew of the ranks and
-    the loss by tenth of the timesteps, and the share of time (0..1) spent waiting for data; the last row also has the
-    images per second of all rows after the first."""
+    """(step, value by chart name) of every row.
+
+    Charts: loss, learning rate, gradient norm, rank skew in seconds, loss by tenth of the timesteps, and the share of
+    time (0..1) spent waiting for data; null values are left out. The last row also has the images per second of all
+    rows after the first.
+    """
     found = [(int(row["step"]), _charts_of(row)) for row in rows]
     images = rows[-1]["images"] - rows[0]["images"]
     seconds = sum(row["step_seconds"] for row in rows[1:])

@@ -1,9 +1,9 @@
-"""Forward and backward in half precision; weights, optimiser, averages, noise, targets and losses stay float32.
+"""Mixed precision: forward and backward in bf16 or fp16; weights, optimiser, averages, noise and losses stay float32.
 
-fp16 has no exponents to spare, so its gradients are those of scale * loss, and a step whose gradients overflow is
-skipped: it counts as a step (data, learning rate and averages go on), but weights and optimiser stay as they are and
-the scale is halved. Gradients are summed over the workers first, so all of them skip together. Nothing waits for the
-host: the optimiser's kernel reads a flag on the device.
+fp16 has a small exponent range, so gradients are those of scale * loss. A step whose gradients overflow is skipped:
+the step counts (data, learning rate and averages advance), weights and optimiser stay unchanged, and the scale is
+halved. Gradients are summed over the workers before the check, so all workers skip the same steps. No step waits for
+the host: the optimiser's kernel reads the overflow flag on the device.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """How one model is trained on one device. At fp32 everything here does nothing."""
+    """Autocast and loss scaling for one model on one device; at fp32 every method is the identity."""
 
     def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device, model: nn.Module) -> None:
         self._dtype, self._device = _DTYPES.get(name), device
@@ -28,22 +28,22 @@ class Precision:
         if self._dtype is not None:
             for module in model.modules():
                 if isinstance(module, Conv3x3):
-                    module.fast = False  # Winograd's algorithm loses digits that half precision does not have
+                    module.fast = False  # Winograd's algorithm loses too many digits in half precision
 
     def forward(self) -> AbstractContextManager[object]:
-        """Around the network's forward pass, and nothing else."""
+        """Autocast context for the forward pass of the network only."""
         return nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of scale * loss."""
+        """Compute the gradients of scale * loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients become those of the loss, where they can be clipped."""
+        """Divide the gradients by the scale, so that they can be clipped."""
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimiser's step, unless a gradient is not finite; then the scale of the next step."""
+        """Step the optimiser unless a gradient is not finite, then update the scale."""
         self.scaler.step(optimizer)
         self.scaler.update()
 
@@ -58,7 +58,7 @@ class Precision:
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `tensors()` gave."""
+        """Restore the state that `tensors()` returned."""
         state = self.scaler.state_dict()
         if state:
             state |= {"scale": float(tensors["scale"]), "_growth_tracker": int(tensors["growth_tracker"])}

@@ -1,4 +1,4 @@
-"""Optimisation of the denoiser: one global batch a step, the same step for any number of workers."""
+"""Optimisation of the denoiser, one global batch a step; the number of workers does not change the step."""
 
 import math
 import time
@@ -16,7 +16,14 @@ from pipeline.diffusion.reverse_process import split
 from pipeline.models.ema import Ema
 from pipeline.models.unet import UNet, init_weights
 from pipeline.training.inputs import Inputs, MicroBatch, training_inputs, training_labels
-from pipeline.training.parallel import discard_gathered, gradient_sync, is_split, parallelise, take, whole
+from pipeline.training.parallel import (
+    discard_gathered,
+    full_tensor,
+    gradient_sync,
+    is_sharded,
+    local_shard,
+    parallelise,
+)
 from pipeline.training.precision import Precision
 
 __all__ = ["EMA", "StepResult", "Trainer", "learning_rate"]
@@ -24,25 +31,25 @@ __all__ = ["EMA", "StepResult", "Trainer", "learning_rate"]
 EMA = "ema"
 """Name of the main average in checkpoints."""
 SCALER = "scaler"
-"""What fp16 knows about its gradients, in checkpoints."""
+"""Name of the loss scaler's state (fp16) in checkpoints."""
 TIMESTEPS = "timesteps"
-"""What importance sampling knows, in checkpoints."""
+"""Name of the state of importance sampling in checkpoints."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam remembers of a parameter, besides its step count."""
+"""Adam's state of a parameter, besides the step count."""
 TENTHS = 10
-"""Parts of 0..T-1 by which a step's errors are told."""
+"""Bins of 0..T-1 in which losses are reported."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one worker saw of one step; tensors stay on the device.
+    """One worker's results of one step; tensors stay on the device.
 
-    loss: 0-d; summed over the workers and divided by their number it is the mean over the global batch. grad_norm: of
-    the whole gradient before clipping, 0-d, the same on every worker; not finite when fp16 skips the step.
-    loss_by_t, count_by_t: float64 [10], sums over this worker's images by tenth of 0..T-1, and their number. What is
-    summed is the unweighted MSE of the prediction; with objective "bound" the loss itself.
-    own_seconds: host time before the last backward pass, which is where workers begin to wait for each other (fsdp
-    waits earlier, too).
+    loss: 0-d; its mean over the workers is the mean over the global batch. grad_norm: of the full gradient before
+    clipping, 0-d, equal on all workers; not finite when fp16 skips the step.
+    loss_by_t, count_by_t: float64 [10], loss sums and numbers of this worker's images by tenth of 0..T-1. The loss
+    here is the unweighted MSE of the prediction; with objective "bound" it is the objective itself.
+    own_seconds: host time before the last backward pass, in which workers begin to wait for each other (with fsdp they
+    also wait earlier).
     """
 
     loss: Tensor
@@ -59,10 +66,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """The model, its averages and its optimiser, advanced one global batch at a time.
+    """Model, weight averages and optimiser, advanced one global batch at a time.
 
-    world_size: workers of the default process group that train together, each with its lanes of every global batch.
-    all_reduce: sums a tensor over them, in place; nothing to do when alone.
+    world_size: workers in the default process group, each with its lanes of every global batch.
+    all_reduce: sums a tensor over the workers, in place; the default suits a single worker.
     """
 
     def __init__(
@@ -107,16 +114,16 @@ class Trainer:
 
     @property
     def ema_names(self) -> tuple[str, ...]:
-        """Of all averages, the main one first: groups of `tensors()`."""
+        """Names of all averages, the main one first; also groups of `tensors()`."""
         return tuple(self.averages)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def step(self, batches: Sequence[MicroBatch], total: int | None = None) -> StepResult:
-        """One optimiser step on this worker's micro-batches, at least one, of a global batch; the host never waits.
+        """One optimiser step on this worker's micro-batches (at least one) of a global batch, without a host sync.
 
-        All micro-batches have equal size. total: how many the workers have together; the default is train.lanes, or
-        when alone as many as are given. Workers may have unequal numbers: the gradient is that of the mean over all.
+        All micro-batches have equal size. total: micro-batches of all workers together; by default train.lanes, or
+        with one worker `len(batches)`. Workers may have unequal numbers: the gradient is of the mean over all images.
         """
         began = time.perf_counter()
         if total is None:
@@ -128,19 +135,19 @@ class Trainer:
         self.network.train()
         loss = torch.zeros((), device=self.device)
         by_t = torch.zeros(2, TENTHS, dtype=torch.float64, device=self.device)
-        # Workers of split weights run the network together: one with fewer micro-batches repeats its last for nothing.
-        rounds = math.ceil(total / self.world_size) if is_split(self.model) else len(batches)
+        # With fsdp all workers run the network together: one with fewer micro-batches repeats its last with weight 0.
+        rounds = math.ceil(total / self.world_size) if is_sharded(self.model) else len(batches)
         for number in range(rounds):
             with gradient_sync(self.model, self.network, last=number == rounds - 1):
                 counts = number < len(batches)
-                # Workers' gradients are averaged, so a micro-batch has the weight W / lanes here and 1 / lanes there.
+                # DDP averages over the W workers, so weight W / total here gives 1 / total in the global mean.
                 part = self._loss(batches[min(number, len(batches) - 1)], by_t if counts else None)
                 part = part / (total / self.world_size) if counts else 0.0 * part
                 own_seconds = time.perf_counter() - began
                 self.precision.backward(part)
             loss += part.detach()
         self.precision.unscale(self.optimizer)
-        grad_norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip).detach())
+        grad_norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip).detach())
         self.precision.step(self.optimizer)
         self.steps_done += 1
         for average in self.averages.values():
@@ -149,9 +156,9 @@ class Trainer:
         return StepResult(loss, grad_norm, lr, by_t[0], by_t[1], own_seconds)
 
     def _loss(self, batch: MicroBatch, by_t: Tensor | None) -> Tensor:
-        """Mean over one micro-batch; its errors by timestep are added to `by_t`, float64 [2, 10]: sums and counts.
+        """Mean loss of one micro-batch. Adds losses by timestep to `by_t`, float64 [2, 10]: sums and counts.
 
-        Without `by_t` nobody remembers that it was here.
+        Without `by_t` neither the loss statistics nor importance sampling see this micro-batch.
         """
         num_timesteps = self.config.diffusion.num_timesteps
         inputs = training_inputs(batch, self.config.train, num_timesteps, self.importance)
@@ -175,7 +182,7 @@ class Trainer:
         return (losses if inputs.weight is None else losses * inputs.weight).mean()
 
     def _errors(self, losses: Tensor, inputs: Inputs, x_t: Tensor, out: Tensor) -> Tensor:
-        """What `loss_by_t` sums, [B]: the loss without the weights and terms that an objective may add to the MSE."""
+        """Losses for `loss_by_t`, [B]: without the weights and terms that an objective may add to the MSE."""
         diffusion, objective = self.config.diffusion, self.objective
         if diffusion.objective == "bound" or (diffusion.objective == "simple" and diffusion.min_snr_gamma is None):
             return losses
@@ -183,7 +190,7 @@ class Trainer:
         return (split(out, objective.num_channels)[0] - target).square().flatten(1).mean(1)
 
     def _learn_importance(self) -> None:
-        """Every worker absorbs the losses of the whole global batch, so that all go on drawing alike."""
+        """Update importance sampling from the losses of all workers, so that its state stays equal on all workers."""
         if self.importance is not None:
             count = torch.stack([tally.count for tally in self._tallies]).sum(0)
             square_sum = torch.stack([tally.square_sum for tally in self._tallies]).sum(0)
@@ -196,9 +203,9 @@ class Trainer:
 
     @contextmanager
     def averaged(self, name: str = EMA) -> Iterator[nn.Module]:
-        """The network with the weights of an average, in evaluation mode; afterwards it has its own again.
+        """The network with the weights of an average, in evaluation mode; restores its own weights afterwards.
 
-        With fsdp every worker enters together and calls it equally often; otherwise one may do so alone.
+        With fsdp a collective: all workers enter together and call the network equally often.
         """
         self.model.eval()
         try:
@@ -211,14 +218,14 @@ class Trainer:
     # --- at rest -----------------------------------------------------------------------------------------------------
 
     def replica(self) -> dict[str, Tensor]:
-        """Weights that must be equal on every worker, bit for bit; none when they are split."""
-        return {} if is_split(self.model) else {name: p.detach() for name, p in self.model.named_parameters()}
+        """Weights that must be bit-identical on all workers; empty with fsdp."""
+        return {} if is_sharded(self.model) else {name: p.detach() for name, p in self.model.named_parameters()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that a checkpoint holds besides its manifest, whole: file stem -> named tensors.
+        """Full tensors of a checkpoint: file stem -> named tensors.
 
-        They are the trainer's own, which the next step changes. With fsdp every worker calls it together, and what it
-        gets is in the host's memory.
+        These are the trainer's own tensors, which the next step changes. With fsdp a collective: every worker must
+        call, and the tensors are copies in host memory.
         """
         names = {id(p): name for name, p in self.model.named_parameters()}
         optimizer = {
@@ -226,22 +233,23 @@ class Trainer:
         }
         averages = {name: average.shadow for name, average in self.averages.items()}
         groups = {"model": self.model.state_dict(), **averages, "optimizer": optimizer}
-        if is_split(self.model):
-            groups = {group: {name: whole(t).cpu() for name, t in part.items()} for group, part in groups.items()}
+        if is_sharded(self.model):
+            groups = {group: {name: full_tensor(t).cpu() for name, t in part.items()} for group, part in groups.items()}
         if self.importance is not None:
             groups[TIMESTEPS] = {"seen": self.importance.seen, "mean_square": self.importance.mean_square}
         scaler = self.precision.tensors()
         return {**groups, SCALER: scaler} if scaler else groups
 
     def load(self, tensors: dict[str, dict[str, Tensor]], steps_done: int) -> None:
-        """Take the place that `tensors()` described, `steps_done` steps into the run, on any number of workers."""
+        """Restore the state that `tensors()` returned after `steps_done` steps, on any number of workers."""
         self._load_weights(tensors["model"])
         for name, average in self.averages.items():
-            average.load(self._taken(tensors[name]))
+            average.load(self._local_shards(tensors[name]))
         state = tensors["optimizer"]
         for name, parameter in self.model.named_parameters():
             moments = {
-                key: torch.empty_like(parameter).copy_(take(parameter, state[f"{name}.{key}"])) for key in MOMENTS
+                key: torch.empty_like(parameter).copy_(local_shard(parameter, state[f"{name}.{key}"]))
+                for key in MOMENTS
             }
             self.optimizer.state[parameter] = {"step": state[f"{name}.step"].to(self.device, copy=True), **moments}
         if self.importance is not None:
@@ -250,15 +258,15 @@ class Trainer:
         self.steps_done = steps_done
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Warm start: the model and every average begin at `weights`, named as the model's; nothing else changes."""
+        """Warm start: set the model and every average to `weights`, named like the model's parameters."""
         self._load_weights(weights)
         for average in self.averages.values():
             average.restart()
 
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        self.model.load_state_dict(self._taken(weights))
+        self.model.load_state_dict(self._local_shards(weights))
 
-    def _taken(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This worker's part of tensors named as the model's parameters."""
+    def _local_shards(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This worker's shards of full tensors that are named like the model's parameters."""
         mine = dict(self.model.named_parameters())
-        return {name: take(mine[name], value) if name in mine else value for name, value in values.items()}
+        return {name: local_shard(mine[name], value) if name in mine else value for name, value in values.items()}

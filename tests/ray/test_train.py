@@ -116,7 +116,7 @@ def test_retention_keeps_the_newest_and_a_worker_s_warning_arrives(root, caplog)
     assert committed_steps(store) == [9, 12]
     assert len([e for e in store.list("checkpoints/") if e.key.endswith(".safetensors")]) == 6
     (warning,) = [record for record in caplog.records if record.name == "ddpm.training"]
-    assert warning.getMessage().startswith("TensorBoard is shown no more of this run")
+    assert warning.getMessage().startswith("TensorBoard is dropped for this run")
     assert warning.origin["rank"] == 0
 
 

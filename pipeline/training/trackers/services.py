@@ -1,7 +1,7 @@
-"""Weights & Biases and MLflow: their packages are imported when one is opened, credentials are in their environment.
+"""Weights & Biases and MLflow. Their packages are imported on use and read credentials from the environment.
 
-Both know a run by `tracker_id`. W&B ignores a step that is not later than the last it has; MLflow is asked which step
-that is. So whatever is done again after a restart is no second point.
+Both identify a run by `tracker_id`. After a restart W&B itself ignores steps up to its last one, and for MLflow the
+last step is read from a tag, so repeated steps add no second point.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from pipeline.training.metrics_table import Row, charts
 __all__ = ["MLflow", "WandB", "tracker_id"]
 
 PROJECT = "ddpm"
-"""Of W&B and experiment of MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say otherwise."""
+"""W&B project and MLflow experiment, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set."""
 MLFLOW_BATCH = 1000
-"""Metrics that its server takes in one request."""
+"""Limit of MLflow's server for metrics in one request."""
 TAG_ID, TAG_STEP = "ddpm.run", "ddpm.step"
 
 
 def tracker_id(run: Store) -> str:
-    """The run's name in other systems: a function of its URI, so the same after every restart."""
+    """Id of the run in other systems: a hash of its URI, so equal after every restart."""
     return hashlib.sha256(run.uri.encode()).hexdigest()[:16]
 
 
@@ -41,7 +41,7 @@ def _title(run: Store) -> str:
 
 
 def _settings(run: Store) -> dict[str, Any]:
-    """What decides the weights; not where the run's storage is."""
+    """The settings that decide the weights, without storage settings."""
     try:
         config = read_document(run, RUN, RunPlan).config
     except NotFound:
@@ -50,7 +50,7 @@ def _settings(run: Store) -> dict[str, Any]:
 
 
 class WandB:
-    """One W&B run. It takes steps in ascending order, so a picture waits for the row of its step."""
+    """One W&B run. W&B accepts steps only in ascending order, so an image waits for the metrics of its step."""
 
     def __init__(self, run: Store) -> None:
         import wandb
@@ -87,7 +87,7 @@ class WandB:
 
 
 class MLflow:
-    """One MLflow run, found by its tag."""
+    """One MLflow run, found by the tag `ddpm.run`."""
 
     def __init__(self, run: Store) -> None:
         from mlflow.entities import Metric, Param

@@ -1,8 +1,8 @@
-"""TensorBoard event files under `<run>/tensorboard/`: one for the rows of a checkpoint, one for a picture.
+"""TensorBoard event files under `<run>/tensorboard/`: one for the metrics of a checkpoint, one for an image.
 
-An event file is TFRecords (length, its masked CRC-32C, data, its masked CRC-32C) of Event protobufs. Each is built in
-memory and put whole under a name that only its step has: nothing is written to a local disk, a step that is done again
-replaces its file, and names ascend with the steps, which is the order in which TensorBoard reads a folder.
+An event file is TFRecords (length, its masked CRC-32C, data, its masked CRC-32C) of Event protobufs. A file is built
+in memory and stored in one write under a name made from its step: no local disk is needed, a repeated step replaces its
+file, and names sort by step, the order in which TensorBoard reads a folder.
 """
 
 import io
@@ -27,13 +27,13 @@ COLOURS = {"L": 1, "RGB": 3, "RGBA": 4}
 
 
 class TensorBoard:
-    """Scalars and pictures of one run. Raises StorageError."""
+    """Scalars and images of one run. Raises StorageError."""
 
     def __init__(self, run: Store) -> None:
         self._run = run
 
     def scalars(self, rows: Sequence[Row]) -> None:
-        """An event a row, at the time when its step ended if the last one ended now."""
+        """One event a row; wall times assume that the last step ended now."""
         when = time.time() - sum(row["step_seconds"] for row in rows[1:])
         events = []
         for number, (row, (step, values)) in enumerate(zip(rows, charts(rows), strict=True)):
@@ -43,7 +43,7 @@ class TensorBoard:
         self._put(int(rows[-1]["step"]), "0-scalars", events)
 
     def image(self, name: str, png: bytes, step: int) -> None:
-        """A PNG, as it is."""
+        """Store a PNG unchanged."""
         picture = Image.open(io.BytesIO(png))
         image = Summary.Image(
             height=picture.height,
@@ -55,7 +55,7 @@ class TensorBoard:
         self._put(step, f"1-{name}", [Event(wall_time=time.time(), step=step, summary=summary)])
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """No resources to release."""
 
     def _put(self, step: int, what: str, events: Sequence[Any]) -> None:
         key = f"tensorboard/events.out.tfevents.{step:012d}.{what}"

@@ -1,8 +1,8 @@
-"""Where the curves and pictures of a run are shown: TensorBoard files in the run, Weights & Biases, MLflow.
+"""Experiment trackers: TensorBoard files in the run's folder, Weights & Biases, MLflow.
 
-They show what checkpoints have committed, under an identity that is a function of the run's URI, so a run that was
-restarted goes on in the same charts and a step that was done again is no second point. None of them may hold up or end
-training: each works on a thread of its own, and one that fails is warned about once and dropped.
+Trackers receive only committed steps. A tracker identifies the run by a hash of its URI, so a restarted run continues
+the same curves and a repeated step adds no second point. A tracker never blocks or ends training: each works on its own
+thread, and a tracker that fails is dropped with one warning.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ WAIT_SECONDS = 60.0
 
 
 class Tracker(Protocol):
-    """Called from one thread at a time. `scalars` gets the rows (METRICS) of one checkpoint, in order."""
+    """Called from one thread at a time. `scalars` receives the rows (METRICS) of one checkpoint, in order."""
 
     def scalars(self, rows: Sequence[Row]) -> None: ...
     def image(self, name: str, png: bytes, step: int) -> None: ...
@@ -44,7 +44,7 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def open_trackers(run: Store, names: Iterable[str] = ()) -> Sequence[Tracker]:
-    """TensorBoard and the named ones; calls are only queued. Raises ConfigError for a missing package."""
+    """TensorBoard and the named trackers; their methods only queue a call. Raises ConfigError for a missing package."""
     services: dict[str, Callable[[Store], Tracker]] = {"wandb": WandB, "mlflow": MLflow}
     names = list(names)
     check_trackers(names)
@@ -53,7 +53,7 @@ def open_trackers(run: Store, names: Iterable[str] = ()) -> Sequence[Tracker]:
 
 
 class _BackgroundTracker:
-    """A tracker on a thread of its own, until it fails or is so far behind that somebody waited `WAIT_SECONDS`."""
+    """Runs a tracker on its own thread until the tracker fails or its queue stays full for `WAIT_SECONDS`."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self._name, self._make = name, make
@@ -63,25 +63,25 @@ class _BackgroundTracker:
         self._thread.start()
 
     def scalars(self, rows: Sequence[Row]) -> None:
-        self._hand_over(lambda tracker: tracker.scalars(rows))
+        self._enqueue(lambda tracker: tracker.scalars(rows))
 
     def image(self, name: str, png: bytes, step: int) -> None:
-        self._hand_over(lambda tracker: tracker.image(name, png, step))
+        self._enqueue(lambda tracker: tracker.image(name, png, step))
 
     def close(self) -> None:
-        self._hand_over(None)
+        self._enqueue(None)
         if not self._dropped.is_set():
             self._thread.join(WAIT_SECONDS)
             if self._thread.is_alive():
                 self._drop(f"it did not end within {WAIT_SECONDS:.0f} s")
 
-    def _hand_over(self, call: Callable[[Tracker], None] | None) -> None:
+    def _enqueue(self, call: Callable[[Tracker], None] | None) -> None:
         if self._dropped.is_set():
             return
         try:
             self._calls.put(call, timeout=WAIT_SECONDS)
         except queue.Full:
-            self._drop(f"it does not keep up: nothing was taken for {WAIT_SECONDS:.0f} s")
+            self._drop(f"it does not keep up: its queue was full for {WAIT_SECONDS:.0f} s")
 
     def _work(self) -> None:
         try:
@@ -91,10 +91,10 @@ class _BackgroundTracker:
                     return
                 call(tracker)
             tracker.close()
-        except Exception as error:  # whatever a foreign package raises, the run is worth more
+        except Exception as error:  # a tracking package may raise anything, and training must continue
             self._drop(f"{type(error).__name__}: {error}")
 
     def _drop(self, why: str) -> None:
         if not self._dropped.is_set():
             self._dropped.set()
-            logger.warning("%s is shown no more of this run, which goes on without it: %s", self._name, why)
+            logger.warning("%s is dropped for this run, which continues without it: %s", self._name, why)

@@ -216,7 +216,7 @@ def test_a_server_that_is_away_is_warned_about_once_and_tensorboard_goes_on(run,
     for tracker in opened:
         tracker.close()
     (record,) = [record for record in caplog.records if record.name == "ddpm.training"]
-    assert record.getMessage().startswith("mlflow is shown no more")
+    assert record.getMessage().startswith("mlflow is dropped")
     assert points(board(run).Scalars("train/loss")) == LOSSES
 
 
@@ -234,7 +234,7 @@ def test_a_full_disk_ends_tensorboard_and_nothing_else(run, caplog):
         tracker.image("samples", png(), number + 1)
     tracker.close()
     (record,) = [record for record in caplog.records if record.name == "ddpm.training"]
-    assert "TensorBoard is shown no more" in record.getMessage()
+    assert "TensorBoard is dropped" in record.getMessage()
     assert "free some space" in record.getMessage()
 
 
