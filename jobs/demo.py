@@ -1,4 +1,4 @@
-"""`ddpm demo`: images -> dataset -> run -> samples -> verified -> scored -> report.html"""
+"""`ddpm demo`: the whole pipeline on handwritten digits, from images to report.html"""
 
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="demo",
-    purpose="The whole line on 1,797 handwritten digits, in a few minutes on two CPU cores.",
+    purpose="Run the whole pipeline on 1,797 handwritten digits; a few minutes on two CPU cores.",
     arguments=(
         Argument("--root", "storage root (default: ./demo-output)"),
-        Argument("--source", "other images, as for ddpm ingest (with a --recipe for them)"),
+        Argument("--source", "other images, as for ddpm ingest; give a matching --recipe (default: digits)"),
     ),
     run=_run,
     recipe="digits",

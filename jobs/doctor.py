@@ -11,7 +11,7 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="doctor",
-    purpose="One line a check of cluster, store and working directory: ok, warn or fail, and what to do.",
+    purpose="Check cluster, store and working directory; one line a check: ok, warn or fail, with the remedy.",
     arguments=(Argument("--root", "storage root that jobs will use"),),
     run=_run,
 )

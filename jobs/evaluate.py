@@ -11,11 +11,11 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="evaluate",
-    purpose="Score samples between a floor (held-out real images) and two ceilings (blurred real images, noise).",
+    purpose="Score samples, beside a floor (held-out real images) and two ceilings (blurred real images, noise).",
     arguments=(
         Argument("--samples", "URI of samples made by ddpm generate", required=True),
         Argument("--dataset", "URI of the dataset that the model was trained on", required=True),
-        Argument("--num-images", "images a side (default: as many as there are)", path="evaluate.num_images"),
+        Argument("--num-images", "images on each side (default: as many as exist)", path="evaluate.num_images"),
     ),
     run=_run,
 )

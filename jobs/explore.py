@@ -12,14 +12,14 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="explore",
-    purpose="Show a model between noise and image: predictions on the way, interpolations, rate and distortion.",
+    purpose="Look inside a model: denoising steps, interpolations, shared latents, rate-distortion curve.",
     arguments=(
         Argument("--mode", "progressive, interpolate, shared, rate-distortion or frechet", path="explore.mode"),
         Argument("--model", "a run, a checkpoint, a diffusers folder or REGISTRY@champion", required=True),
         Argument("--out", "URI of a folder for MODE.png, MODE.parquet and MODE.html", required=True),
-        Argument("--dataset", "rate-distortion, frechet: the dataset that the model was trained on"),
-        Argument("--ids", "sample ids, such as 0,1 (interpolate: two, shared: one)", path="explore.ids"),
-        Argument("--num-images", "rate-distortion, frechet: how many images", path="explore.num_images"),
+        Argument("--dataset", "URI of the training dataset (rate-distortion, frechet)"),
+        Argument("--ids", "sample ids, such as 0,1 (interpolate: two; shared: one)", path="explore.ids"),
+        Argument("--num-images", "number of images (rate-distortion, frechet)", path="explore.num_images"),
     ),
     run=_run,
 )

@@ -17,12 +17,12 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="export",
-    purpose="Write a checkpoint's weights as a diffusers folder, which DDPMPipeline.from_pretrained loads.",
+    purpose="Write a checkpoint's weights as a diffusers folder for DDPMPipeline.from_pretrained.",
     arguments=(
         Argument("--run", "URI of a run (its latest checkpoint) or of a checkpoint", required=True),
-        Argument("--out", "URI of the model's folder: made, or finished", required=True),
-        Argument("--step", "the checkpoint of this step instead of the latest"),
-        Argument("--ema", "which weights: an average by name, or 'raw'", path="generate.weights"),
+        Argument("--out", "URI of the model's folder: created, or completed", required=True),
+        Argument("--step", "step of the checkpoint (default: the latest)"),
+        Argument("--ema", "weights: an EMA profile by name, or 'raw'", path="generate.weights"),
     ),
     run=_run,
 )

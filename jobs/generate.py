@@ -12,14 +12,14 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="generate",
-    purpose="Draw samples from a model, each exactly once. The same command finishes what is missing.",
+    purpose="Draw samples from a model, each exactly once. The same command resumes an interrupted job.",
     arguments=(
         Argument("--model", "a run, a checkpoint, a diffusers folder or REGISTRY@champion", required=True),
-        Argument("--out", "URI of the job's folder: made, or finished", required=True),
-        Argument("--num-samples", "how many images", path="generate.num_samples"),
-        Argument("--requests", "URI of a table (.parquet, .csv, .jsonl) of what to make, instead of --num-samples"),
+        Argument("--out", "URI of the samples folder: created, or completed", required=True),
+        Argument("--num-samples", "number of images", path="generate.num_samples"),
+        Argument("--requests", "URI of a table (.parquet, .csv, .jsonl) of requests, instead of --num-samples"),
         Argument("--format", "parquet or webdataset (tar)", path="generate.format"),
-        Argument("--seed", "seed of the samples' noise", path="generate.seed"),
+        Argument("--seed", "seed of the noise", path="generate.seed"),
     ),
     run=_run,
 )

@@ -15,13 +15,13 @@ VERB = Verb(
     arguments=(
         Argument(
             "--source",
-            "images, Parquet, tar, zip, npz or IDX (a file or a folder of them), a list of images, or 'digits'",
+            "URI of images, Parquet, tar, zip, npz or IDX (file or folder), a list of images, or 'digits'",
             required=True,
         ),
         Argument("--dataset", "URI of the dataset's folder", required=True),
         Argument("--image-size", "height and width of the stored images, pixels", path="ingest.image_size"),
-        Argument("--channels", "1 is grey, 3 is RGB", path="ingest.channels"),
-        Argument("--max-reject-share", "a larger share of bad rows ends with exit 3", path="ingest.max_reject_share"),
+        Argument("--channels", "1: grey, 3: RGB", path="ingest.channels"),
+        Argument("--max-reject-share", "largest share of rejects; above: exit code 3", path="ingest.max_reject_share"),
     ),
     run=_run,
 )

@@ -11,11 +11,11 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="memorisation",
-    purpose="Look samples up in the training split: near-copies, beside those among held-out real images.",
+    purpose="Search the training split for near-copies of samples; held-out real images are the baseline.",
     arguments=(
         Argument("--samples", "URI of samples made by ddpm generate", required=True),
         Argument("--dataset", "URI of the dataset that the model was trained on", required=True),
-        Argument("--num-samples", "samples looked up, in order of id (default 10000)", path="memorisation.num_samples"),
+        Argument("--num-samples", "samples to search for, by id (default 10000)", path="memorisation.num_samples"),
     ),
     run=_run,
 )

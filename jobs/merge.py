@@ -1,4 +1,4 @@
-"""`ddpm merge --out URI JOB JOB ...`"""
+"""`ddpm merge --out URI SAMPLES SAMPLES ...`"""
 
 from jobs.command import Argument, Call, Result, Verb
 
@@ -11,9 +11,9 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="merge",
-    purpose="Copy finished samples folders into one, each sample once. The same command finishes what is missing.",
+    purpose="Copy finished samples folders into one, each sample once. The same command resumes.",
     arguments=(
-        Argument("--out", "URI of the merged folder: made, or finished", required=True),
+        Argument("--out", "URI of the merged folder: created, or completed", required=True),
         Argument("jobs", "URIs of samples made by ddpm generate", required=True, nargs="*"),
     ),
     run=_run,

@@ -11,7 +11,7 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="models",
-    purpose="Show the versions of a model and every promotion with its reason and metrics.",
+    purpose="List the versions of a model, and all promotions with reason and metrics.",
     arguments=(Argument("registry", "URI of the registry, such as s3://bucket/models/NAME", required=True, nargs="?"),),
     run=_run,
 )

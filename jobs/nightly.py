@@ -18,7 +18,7 @@ def _run(call: Call) -> Result:
 
     given, config, root = call.arguments, call.config, call.config.nightly.root
     if root is None:
-        raise ConfigError("ddpm nightly needs --root (nightly.root): where everything is kept")
+        raise ConfigError("ddpm nightly needs --root (nightly.root): the storage root")
     try:
         day = None if given.date is None else as_date(given.date)
     except ValueError as error:
@@ -29,12 +29,12 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="nightly",
-    purpose="One night: what is new becomes data, a model trains from the champion, and takes its place or not.",
+    purpose="Run one night: ingest new images, train from the champion, evaluate, promote or hold.",
     arguments=(
         Argument("--root", "storage root of datasets, runs, models, samples and ledgers", path="nightly.root"),
         Argument("--date", "YYYY-MM-DD (default: today in nightly.time_zone)"),
-        Argument("--source", "images, as for ddpm ingest", path="nightly.source"),
-        Argument("--name", "of dataset, models and nights under the root", path="nightly.name"),
+        Argument("--source", "images to ingest, as for ddpm ingest", path="nightly.source"),
+        Argument("--name", "name of dataset, models and nights under the root", path="nightly.name"),
     ),
     run=_run,
 )

@@ -19,15 +19,15 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="promote",
-    purpose="Make a model champion: by the gate (--samples --dataset --against), or by decision (--reason).",
+    purpose="Make a version champion: by the gate (--samples --dataset --against), or by decision (--reason).",
     arguments=(
         Argument(
             "--model", "REGISTRY@challenger, REGISTRY@NUMBER, or REGISTRY@URI of a run to register", required=True
         ),
-        Argument("--reason", "why, when a person decides; goes into the record"),
-        Argument("--samples", "evaluated samples of the model"),
-        Argument("--against", "evaluated samples of the champion, of the same seed and number"),
-        Argument("--dataset", "the dataset that both were evaluated on"),
+        Argument("--reason", "reason of a person's decision; stored in the record"),
+        Argument("--samples", "URI of the model's evaluated samples"),
+        Argument("--against", "URI of the champion's evaluated samples, with the same seed and number"),
+        Argument("--dataset", "URI of the dataset that both were evaluated on"),
     ),
     run=_run,
 )

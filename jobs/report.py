@@ -14,12 +14,12 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="report",
-    purpose="Put runs, samples, datasets and nights on one HTML page that needs nothing else, beside the first.",
+    purpose="Write one self-contained HTML page about runs, samples, datasets and nights, beside the first URI.",
     arguments=(
         Argument("uris", "URIs of runs, samples folders, datasets and nights", required=True, nargs="*"),
-        Argument("--runs", "runs to compare side by side; URIs are then samples whose scores count", nargs="+"),
-        Argument("--verify", "verify everything first, and say on the page what came of it", switch=True),
-        Argument("--out", "a further file to write the page to"),
+        Argument("--runs", "URIs of runs to compare; the positional URIs are then their samples folders", nargs="+"),
+        Argument("--verify", "verify all URIs first and show the result on the page", switch=True),
+        Argument("--out", "URI of a second copy of the page"),
     ),
     run=_run,
 )

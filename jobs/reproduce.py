@@ -15,11 +15,11 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="reproduce",
-    purpose="Make one stored sample again and compare it, to the bit on the same kind of machine.",
+    purpose="Generate one stored sample again and compare: bit-equal on the same kind of machine.",
     arguments=(
         Argument("--samples", "URI of samples made by ddpm generate", required=True),
-        Argument("--id", "which sample", required=True),
-        Argument("--model", "where the model lies now (default: where it lay)"),
+        Argument("--id", "sample id", required=True),
+        Argument("--model", "URI of the model now (default: its URI in the plan)"),
     ),
     run=_run,
 )

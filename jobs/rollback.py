@@ -12,11 +12,11 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="rollback",
-    purpose="Make the champion before this one champion again.",
+    purpose="Make the previous champion champion again.",
     arguments=(
         Argument("--registry", "URI of the registry, such as s3://bucket/models/NAME", required=True),
-        Argument("--reason", "why; goes into the record", required=True),
-        Argument("--version", "an earlier champion by its number instead of the last one", kind=int),
+        Argument("--reason", "reason; stored in the record", required=True),
+        Argument("--version", "version of an earlier champion (default: the previous one)", kind=int),
     ),
     run=_run,
 )

@@ -16,11 +16,11 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="schedule",
-    purpose="Keep the `schedule` section here (run), or write it down for another program (render).",
+    purpose="Run the command of the `schedule` section on schedule (run), or render it for another scheduler (render).",
     arguments=(
         Argument("action", "run or render", required=True, nargs="?"),
         Argument("--target", "systemd, cron, k8s-cronjob, raycronjob or airflow (render)"),
-        Argument("--out", "local folder for the files (render; default: print them)"),
+        Argument("--out", "local folder for the files (render; default: stdout)"),
     ),
     run=_run,
 )

@@ -14,7 +14,7 @@ def _run(call: Call) -> Result:
     if not name:
         raise ConfigError("ddpm submit needs a verb and its flags, as in: ddpm submit --detach train --run R")
     if name not in VERBS or name in ("submit", "schedule", "demo"):
-        raise ConfigError(f"{name} is not for a cluster" if name in VERBS else unknown(name))
+        raise ConfigError(f"ddpm {name} cannot be submitted" if name in VERBS else unknown(name))
     verb: Verb = import_module(f"jobs.{name}").VERB
     if {"-h", "--help", "--print-config"} & set(words):
         return {"exit_code": execute(verb, words)}
@@ -24,10 +24,10 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="submit",
-    purpose="Run a verb as a job of a Ray cluster: sent once a day and configuration, followed to its exit code.",
+    purpose="Run a verb as a job of a Ray cluster, once a day and configuration, and follow it to its exit code.",
     arguments=(
         Argument("--detach", "do not follow the job", switch=True),
-        Argument("--again", "run a job that succeeded anew", switch=True),
+        Argument("--again", "run again after a success", switch=True),
         Argument("--date", "YYYY-MM-DD in the job's id (default: today in nightly.time_zone)"),
     ),
     run=_run,

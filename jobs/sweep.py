@@ -15,18 +15,18 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="sweep",
-    purpose="Quality against cost: every sampler with every number of steps and weights, as a table and a page.",
+    purpose="Measure quality against cost for every combination of sampler, steps and weights: a table and a page.",
     arguments=(
         Argument("--model", "URI of a run (its latest checkpoint), a checkpoint or a diffusers folder", required=True),
         Argument("--dataset", "URI of the dataset that the model was trained on", required=True),
-        Argument("--out", "URI of the sweep's folder: made, or finished", required=True),
+        Argument("--out", "URI of the sweep's folder: created, or completed", required=True),
         Argument("--samplers", "such as ddim,dpm++2m,heun", path="sweep.samplers"),
         Argument("--steps", "such as 10,20,50", path="sweep.steps"),
-        Argument("--ema", "averages of the run by name, or raw, such as ema,raw", path="sweep.ema"),
-        Argument("--num-samples", "images a point", path="generate.num_samples"),
-        Argument("--seed", "seed of the noise that all points share", path="generate.seed"),
+        Argument("--ema", "EMA profiles by name, or raw, such as ema,raw", path="sweep.ema"),
+        Argument("--num-samples", "images of each combination", path="generate.num_samples"),
+        Argument("--seed", "seed of the noise, shared by all combinations", path="generate.seed"),
         Argument(
-            "--num-images", "images a side of a score (default: as many as there are)", path="evaluate.num_images"
+            "--num-images", "images on each side of a score (default: as many as exist)", path="evaluate.num_images"
         ),
     ),
     run=_run,

@@ -15,9 +15,9 @@ VERB = Verb(
     purpose="Train a model on a dataset. The same command resumes an interrupted run.",
     arguments=(
         Argument("--dataset", "URI of a dataset made by ddpm ingest", required=True),
-        Argument("--run", "URI of the run's folder: made, or resumed", required=True),
+        Argument("--run", "URI of the run's folder: created, or resumed", required=True),
         Argument("--steps", "optimiser steps", path="train.steps"),
-        Argument("--from-step", "go on from this checkpoint of the run; later ones are deleted", kind=int),
+        Argument("--from-step", "resume from the checkpoint of this step; later ones are deleted", kind=int),
         Argument("--seed", "seed of initial weights, noise and data order", path="train.seed"),
     ),
     run=_run,

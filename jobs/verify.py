@@ -11,7 +11,7 @@ def _run(call: Call) -> Result:
 
 VERB = Verb(
     name="verify",
-    purpose="Prove a dataset, a run, a checkpoint, samples, a registry or nights from the store alone.",
+    purpose="Check a dataset, run, checkpoint, samples, registry or nights against its manifest.",
     arguments=(Argument("uri", "URI of the artefact", required=True, nargs="?"),),
     run=_run,
 )

@@ -173,7 +173,7 @@ def refuse_package(sizes: Mapping[str, int], limit: int) -> None:
     total = sum(sizes.values())
     if total >= limit:
         raise ConfigError(
-            f"the job's files have {total / MIB:.1f} MiB, and Ray's dashboard takes less than {limit / MIB:.0f} "
+            f"the job's files are {total / MIB:.1f} MiB, and Ray's dashboard takes less than {limit / MIB:.0f} "
             f"({largest(sizes)}): keep data in the store, list files that no job needs in .rayignore"
         )
 

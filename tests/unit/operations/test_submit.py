@@ -448,7 +448,7 @@ def test_ctrl_c_without_a_terminal_detaches(cluster, monkeypatch, capsys):
     [
         ([], "needs a verb"),
         (["trian"], "unknown verb 'trian': did you mean train?"),
-        (["submit", "train"], "submit is not for a cluster"),
+        (["submit", "train"], "ddpm submit cannot be submitted"),
         (["train", "--run", "s3://b/r"], "ddpm train needs --dataset"),
         (["--date", "31.1.2026", *COMMAND], "--date: '31.1.2026' is not a date"),
         ([*COMMAND, "--train.lr", "0"], "train.lr"),
