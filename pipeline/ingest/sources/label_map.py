@@ -63,4 +63,5 @@ def with_label_map(config: Config) -> Config:
 
 
 def relabelled(source: Source, names: dict[str, str | None] | None) -> Source:
+    """The source with its labels renamed; unchanged without a map."""
     return source if names is None else RelabelledSource(source, tuple(names.items()))

@@ -97,29 +97,28 @@ def open_list(name: str, store: Store, file: SourceFile, config: IngestConfig) -
 
 def _entries(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[tuple[SourceFile, str | None]]:
     """Every line as a file and a label, in order. Raises UnusableFile ("wrong-schema": not a list), StorageError."""
-    for number, row in enumerate(_table(store, file, config)):
-        if isinstance(row, str):
-            yield SourceFile(f"{file.key}#{number}", _BAD_LINE, row), None
-        elif not row[0]:
-            yield SourceFile(f"{file.key}#{number}", _BAD_LINE, _NO_URI), None
+    for number, line in enumerate(_lines(store, file, config)):
+        if isinstance(line, str):
+            yield SourceFile(f"{file.key}#{number}", _BAD_LINE, line), None
         else:
-            yield SourceFile(row[0], 0, row[1] or ""), row[1]
+            uri, label = line
+            yield SourceFile(uri, 0, label or ""), label  # the label as version: a new label makes a new entry
 
 
-Row = tuple[str, str | None] | str
+Line = tuple[str, str | None] | str
 """URI and label, or what is wrong with the line."""
 
 
-def _table(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row]:
+def _lines(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Line]:
     with open_file(store, file) as raw:
         if raw.peek(4)[:4] == b"PAR1":
             yield from _parquet(store, file, config)
             return
         try:
             with _text(raw) as text:
-                line = text.readline(_LONGEST_LINE)
+                first = text.readline(_LONGEST_LINE)
                 text.seek(0)
-                yield from _json_lines(text, config) if line.lstrip().startswith("{") else _csv(text, line, config)
+                yield from _json_lines(text, config) if first.lstrip().startswith("{") else _csv(text, first, config)
         except (UnicodeDecodeError, csv.Error) as error:
             raise UnusableFile(
                 "damaged-container", f"{store.location(file.key)} is not a list in UTF-8: {error}"
@@ -135,8 +134,8 @@ def _text(raw: IO[bytes]) -> Iterator[IO[str]]:
         text.detach()
 
 
-def _csv(text: IO[str], line: str, config: IngestConfig) -> Iterator[Row]:
-    delimiter = next((mark for mark in ("\t", ";") if mark in line), ",")
+def _csv(text: IO[str], first: str, config: IngestConfig) -> Iterator[Line]:
+    delimiter = next((mark for mark in ("\t", ";") if mark in first), ",")
     lines = csv.reader(text, delimiter=delimiter, strict=True)
     header = next(lines, [])
     columns = uri_columns(header, header, config)
@@ -145,10 +144,10 @@ def _csv(text: IO[str], line: str, config: IngestConfig) -> Iterator[Row]:
     for fields in lines:
         if fields:
             record = dict(zip(header, fields, strict=False))
-            yield _row(record, columns) if len(fields) == len(header) else f"{len(fields)} fields, not {len(header)}"
+            yield _line(record, columns) if len(fields) == len(header) else f"{len(fields)} fields, not {len(header)}"
 
 
-def _json_lines(text: IO[str], config: IngestConfig) -> Iterator[Row]:
+def _json_lines(text: IO[str], config: IngestConfig) -> Iterator[Line]:
     columns: UriColumns | None = None
     while line := text.readline(_LONGEST_LINE):
         if not line.strip():
@@ -161,10 +160,10 @@ def _json_lines(text: IO[str], config: IngestConfig) -> Iterator[Row]:
         columns = columns or (uri_columns(list(record), list(record), config) if isinstance(record, dict) else None)
         if columns is None:
             raise UnusableFile("wrong-schema", f"no field with a URI in {line[:200]!r}")
-        yield _row(record, columns) if isinstance(record, dict) else "no JSON object"
+        yield _line(record, columns) if isinstance(record, dict) else "no JSON object"
 
 
-def _parquet(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Row]:
+def _parquet(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Line]:
     with open_parquet(store, file) as parquet:
         schema = parquet.schema_arrow
         texts = [
@@ -176,11 +175,10 @@ def _parquet(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[R
         wanted = [columns.uri] + ([columns.label] if columns.label else [])
         for batch in parquet.iter_batches(columns=wanted):
             for record in batch.to_pylist():
-                yield _row(record, columns)
+                yield _line(record, columns)
 
 
-def _row(record: dict[str, Any], columns: UriColumns) -> Row:
+def _line(record: dict[str, Any], columns: UriColumns) -> Line:
     uri, label = record.get(columns.uri), record.get(columns.label) if columns.label else None
-    if not isinstance(uri, str):
-        return _NO_URI
-    return uri.strip(), label_from_value(label)
+    uri = uri.strip() if isinstance(uri, str) else ""
+    return (uri, label_from_value(label)) if uri else _NO_URI
