@@ -76,7 +76,7 @@ class Checkpointer:
 
         Raises StaleWorkerGroup when the lanes were planned from one of the damaged checkpoints.
         """
-        return self._patiently(self._newest_step, "checkpoints/")
+        return self._retried(self._newest_step, "checkpoints/")
 
     def _newest_step(self) -> int:
         planned = usable_checkpoint(self.run)  # the lanes start at this one, chosen without reading tensors
@@ -99,9 +99,9 @@ class Checkpointer:
         if found is not None and found[0].step == step:
             self.metric_parts = found[0].metric_parts
             return found
-        manifest = self._patiently(lambda: read_checkpoint(self.run, step), f"checkpoint {step}")
+        manifest = self._retried(lambda: read_checkpoint(self.run, step), f"checkpoint {step}")
         self.metric_parts = manifest.metric_parts
-        return manifest, self._patiently(lambda: read_tensors(self.run, manifest), f"checkpoint {step}")
+        return manifest, self._retried(lambda: read_tensors(self.run, manifest), f"checkpoint {step}")
 
     def initial_weights(self) -> dict[str, Tensor]:
         """Weights of `train.init_from`. Raises DataError when the run recorded another hash of them at its start."""
@@ -137,7 +137,7 @@ class Checkpointer:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         key = f"attempts/step-{step:09d}-{uuid.uuid4().hex[:8]}.json"
-        self._patiently(lambda: self.run.put(key, json.dumps(attempt).encode()), key)
+        self._retried(lambda: self.run.put(key, json.dumps(attempt).encode()), key)
 
     def commit(self, step: int, position: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
         """Copy the tensors and upload the copy in the background. Raises the error of the previous upload."""
@@ -153,21 +153,21 @@ class Checkpointer:
         dead, so its checkpoint is valid.
         """
         where = f"checkpoint {step}"
-        if not self._patiently(lambda: held_by(self.run, LEASE, self.lease), LEASE):
+        if not self._retried(lambda: held_by(self.run, LEASE, self.lease), LEASE):
             raise PipelineError(f"{self.run.uri} was taken over by another driver: this one ends without a checkpoint")
         try:
             self._write(step, position, tensors, rows)
         except AlreadyExists as error:
             raise StaleWorkerGroup(f"{error}; continuing from that checkpoint") from error
-        self._patiently(self._remove_old, where)
+        self._retried(self._remove_old, where)
         for tracker in self.trackers:
             tracker.scalars(rows)
 
     def _write(self, step: int, position: DataPosition, tensors: Tensors, rows: list[dict[str, Any]]) -> None:
         where = f"checkpoint {step}"
-        files = self._patiently(lambda: write_tensors(self.run, step, tensors), where)
+        files = self._retried(lambda: write_tensors(self.run, step, tensors), where)
         if rows:
-            part = self._patiently(lambda: write_metrics(self.run, rows), where)
+            part = self._retried(lambda: write_metrics(self.run, rows), where)
             self.metric_parts = (*self.metric_parts, part)
         manifest = CheckpointManifest(
             step=step,
@@ -187,7 +187,7 @@ class Checkpointer:
             loss=sum(row["loss"] for row in rows) / len(rows) if rows else None,
             files=files,
         )
-        self._patiently(lambda: write_checkpoint(self.run, manifest), where)
+        self._retried(lambda: write_checkpoint(self.run, manifest), where)
 
     def _remove_old(self) -> None:
         settings = self.config.train
@@ -199,7 +199,7 @@ class Checkpointer:
 
     def _store_grid(self, step: int, png: bytes) -> None:
         key = f"grids/step-{step:09d}.png"
-        self._patiently(lambda: self.run.put(key, png), key)
+        self._retried(lambda: self.run.put(key, png), key)
         for tracker in self.trackers:
             tracker.image("samples", png, step)
 
@@ -207,5 +207,5 @@ class Checkpointer:
         assert self.uploads is not None, "only inside `uploading`"
         self.uploads.submit(task)
 
-    def _patiently(self, action: Callable[[], T], what: str) -> T:
+    def _retried(self, action: Callable[[], T], what: str) -> T:
         return retry_through_outage(action, self.config.storage.outage_seconds, self.run.location(what))
