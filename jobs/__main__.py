@@ -1,4 +1,4 @@
-"""`ddpm VERB ...`, the same as `python -m jobs VERB ...`."""
+"""The command line: `ddpm VERB ...`, the same as `python -m jobs VERB ...`."""
 
 import atexit
 import contextlib
@@ -44,13 +44,13 @@ def usage() -> str:
 
 
 def unknown(word: str) -> str:
-    """What to say of a word that is no verb."""
+    """The error message for an unknown verb, with the closest known one."""
     close = difflib.get_close_matches(word, VERBS, n=1)
     return f"unknown verb {word!r}{f': did you mean {close[0]}?' if close else ''}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the result is the exit code."""
+    """Run one verb; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         write_out(f"{usage()}\n")
@@ -67,23 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """`main` as a process, which ends with its exit code whatever Python's own end would do.
+    """Run `main` as a process that ends with its exit code even if the interpreter's shutdown would crash.
 
-    While the interpreter is taken down, a thread of Arrow's may still let go of a Python buffer, and the process aborts
-    after its work is recorded. So the last exit handler - the first registered - leaves before that begins.
+    During shutdown a thread of Arrow may still release a Python buffer, which aborts the process after its work is
+    done. The first registered exit handler runs last and ends the process before that.
     """
     code = 1
 
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+            with contextlib.suppress(OSError, ValueError):  # closed, or the reader has gone
                 stream.flush()
         os._exit(code)
 
     atexit.register(leave)
     try:
         code = main()
-    except KeyboardInterrupt:  # before the verb itself could answer
+    except KeyboardInterrupt:  # before `execute` handles it
         code = 130
     sys.exit(code)
 

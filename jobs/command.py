@@ -1,4 +1,4 @@
-"""What every verb shares: its flags, its configuration, its exit code and its last line."""
+"""The common part of all verbs: flags, configuration, logging, exit code and output."""
 
 import argparse
 import contextlib
@@ -38,9 +38,9 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Argument:
-    """A flag of one verb. With `path` it is a short name of that dotted setting, else an argument of the job.
+    """A flag of one verb. With `path` the flag is a short name of that dotted setting, else an argument of the verb.
 
-    nargs: as argparse's; switch: true when it is there, and takes no value.
+    nargs: as in argparse. switch: a flag without a value.
     """
 
     flag: str
@@ -60,14 +60,14 @@ class Call:
     arguments: argparse.Namespace
     dry_run: bool
     rest: tuple[str, ...] = ()
-    """Of a verb that passes words on: the other verb and its words, with the settings written before it."""
+    """For a verb with `passes_on`: the other verb, its words, and the settings that stood before it."""
 
 
 @dataclass(frozen=True)
 class Verb:
-    """`run` returns the JSON object of `--json`; its `summary` entry, when there, is what a person reads.
+    """One verb. `run` returns the JSON object of `--json`, whose `summary` entry is printed as text.
 
-    A result with `exit_code` is no error, and yet not what was hoped for.
+    An `exit_code` entry sets the exit code without an error, such as 5 for a gate that did not pass.
     """
 
     name: str
@@ -76,12 +76,12 @@ class Verb:
     run: Callable[[Call], Result]
     recipe: str | None = None
     passes_on: bool = False
-    """Its first plain word is another verb, and what follows is that one's."""
+    """The first positional word is another verb, and the words after it belong to that verb."""
 
 
 COMMON = (
     Argument("--workers", "training workers or generation actors: N or MIN..MAX", path="ray.workers"),
-    Argument("--address", "Ray address (default: a local cluster of its own)", path="ray.address"),
+    Argument("--address", "Ray address (default: start a local cluster for this command)", path="ray.address"),
 )
 
 
@@ -95,7 +95,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def split_dotted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Dotted flags with their values, and the rest: `--train.lr 1e-4 --run R` -> (--train.lr=1e-4), (--run R)."""
+    """Separate dotted flags from other words: `--train.lr 1e-4 --run R` -> [--train.lr=1e-4], [--run, R]."""
     dotted: list[str] = []
     plain: list[str] = []
     words = iter(argv)
@@ -111,8 +111,8 @@ def split_dotted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return dotted, plain
 
 
-def _cut(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Own words, and those of the verb that is the first plain word, which gets the settings before it as well."""
+def _split_at_verb(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Own words, and the words of the verb named by the first positional; settings before the verb go to both."""
     own: list[str] = []
     settings: list[str] = []
     words = list(argv)
@@ -127,13 +127,7 @@ def _cut(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str
 
 
 def _parser(verb: Verb) -> _Parser:
-    parser = _Parser(
-        f"ddpm {verb.name}",
-        description=verb.purpose,
-        allow_abbrev=False,
-        add_help=False,
-        parents=[_logging_parser(verb)],
-    )
+    parser = _Parser(f"ddpm {verb.name}", description=verb.purpose, allow_abbrev=False, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this and every dotted flag")
     for argument in (*verb.arguments, *COMMON):
         if argument.switch:
@@ -145,24 +139,31 @@ def _parser(verb: Verb) -> _Parser:
         else:
             parser.add_argument(argument.flag, help=argument.help, nargs=argument.nargs)
     parser.add_argument("--recipe", help="a complete named run from jobs/recipes", metavar="NAME")
-    parser.add_argument("--config", help="a YAML file; may be given again", metavar="FILE", action="append", default=[])
+    parser.add_argument(
+        "--config", help="a YAML file; repeatable, later files win", metavar="FILE", action="append", default=[]
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print what would be done")
+    parser.add_argument("--json", action="store_true", help="end with the result as one JSON object on stdout")
+    _add_logging_flags(parser)
     return parser
 
 
-def _logging_parser(verb: Verb) -> _Parser:
-    parser = _Parser(f"ddpm {verb.name}", allow_abbrev=False, add_help=False)
-    parser.add_argument("--log-level", help="least severe log line on stderr (default: info)", choices=LEVELS)
-    parser.add_argument("--log-format", help="form of log lines (default: text)", choices=FORMATS)
-    return parser
+def _add_logging_flags(parser: _Parser) -> None:
+    parser.add_argument(
+        "--log-level", help="what stderr shows: debug, info (default), warning, error", choices=LEVELS, metavar="LEVEL"
+    )
+    parser.add_argument(
+        "--log-format", help="text (default), or json: one object a line", choices=FORMATS, metavar="FORMAT"
+    )
 
 
 def _configure_logging(verb: Verb, argv: Sequence[str]) -> None:
-    """Before all else is parsed, so that a wrong flag is reported in the form that was chosen."""
+    """Apply the logging flags before the rest is parsed, so that errors in other flags are already logged as chosen."""
     configure()
-    chosen, _ = _logging_parser(verb).parse_known_args(argv)
+    parser = _Parser(f"ddpm {verb.name}", allow_abbrev=False, add_help=False)
+    _add_logging_flags(parser)
+    chosen, _ = parser.parse_known_args(argv)
     configure(chosen.log_level or "info", chosen.log_format or "text")
 
 
@@ -194,13 +195,13 @@ def _require(verb: Verb, parsed: argparse.Namespace) -> None:
 
 
 def as_job(verb: Verb, words: Sequence[str]) -> SubmittedJob:
-    """The command line of a verb for another machine, checked as it would be here; its files become contents."""
+    """A verb's command line as a Ray job, checked here; the contents of its configuration files travel along."""
     dotted, plain = split_dotted(words)
     parsed = _parser(verb).parse_args(plain)
     config = _resolve(verb, parsed, dotted)
     _require(verb, parsed)
     if parsed.address not in (None, "auto"):
-        raise ConfigError("a job runs where it is sent: --address after the verb must be left out")
+        raise ConfigError("a job runs on the cluster that receives it: leave out --address after the verb")
     files = {f"{number}-{Path(file).name}": Path(file).read_bytes() for number, file in enumerate(parsed.config)}
     if environment := environment_layer().values:
         files[f"{len(files)}-environment.yaml"] = yaml.safe_dump(environment).encode()
@@ -216,7 +217,7 @@ def execute(verb: Verb, argv: Sequence[str]) -> int:
     try:
         _configure_logging(verb, argv)
         parser = _parser(verb)
-        own, rest = _cut(parser, argv) if verb.passes_on else (argv, ())
+        own, rest = _split_at_verb(parser, argv) if verb.passes_on else (argv, ())
         dotted, plain = split_dotted(own)
         parsed = parser.parse_args(plain)
         if parsed.help:
@@ -260,7 +261,7 @@ def _fail(error: Exception) -> int:
 
 
 def _pipeline_error(error: BaseException | None) -> PipelineError | None:
-    """Our own error under whatever Ray wrapped it in."""
+    """The PipelineError inside Ray's wrappers, if any."""
     seen: set[int] = set()
     pending = [error]
     while pending:

@@ -153,7 +153,7 @@ def copied(undisturbed_run, uri):
 
 
 @pytest.mark.nightly
-def test_torn_and_damaged_checkpoints_are_passed_over(uri, dataset, undisturbed_run, undisturbed):
+def test_torn_and_damaged_checkpoints_are_passed_over(uri, dataset, undisturbed_run, undisturbed, caplog):
     """Files whose manifest was never written are not read, nor is what an attempt of Ray left behind; a file of the
     same length with other bytes shows by its hash. The run goes on from the newest checkpoint that is whole."""
     store = copied(undisturbed_run, uri)
@@ -167,6 +167,7 @@ def test_torn_and_damaged_checkpoints_are_passed_over(uri, dataset, undisturbed_
     train(config(**LONG), dataset, uri)
     assert finished(uri) == undisturbed
     assert 80 in attempts(uri)
+    assert "the checkpoint of step 100 is damaged; continuing from step 80" in caplog.text  # rank 0's words, here
 
 
 @pytest.mark.nightly

@@ -165,7 +165,7 @@ def test_words_reach_the_shell_as_they_were_written():
     [
         (["--train.lr", "-1"], "train.lr"),
         (["--trian"], "unknown argument --trian"),
-        (["--address", "http://head:8265"], "must be left out"),
+        (["--address", "http://head:8265"], "leave out --address"),
         (["--config", "not-there.yaml"], "not-there.yaml"),
     ],
 )
