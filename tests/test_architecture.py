@@ -121,6 +121,13 @@ def test_names_say_what_is_inside():
         assert path.parent.name not in OLD_WORDS, path
 
 
+def test_notices_go_through_the_logger():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
+            assert called != "print", f"{path}:{node.lineno} prints: use logging, or write_out for results"
+
+
 def test_only_the_store_builds_filesystems():
     builders = ("S3FileSystem", "LocalFileSystem", "PyFileSystem", "fsspec.filesystem")
     for path in FILES:
