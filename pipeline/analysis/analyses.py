@@ -14,15 +14,14 @@ from pipeline.config.generation import ExploreConfig
 from pipeline.errors import DataError
 from pipeline.evaluation.image_ranking import features_of, stored_extractors, training_moments
 from pipeline.evaluation.results import read_extractor
+from pipeline.evaluation.stored_images import decode_column
 from pipeline.generation.manifest import SamplePlan
-from pipeline.images.png import decode_batch
 from pipeline.ingest.dataset import read_dataset
 from pipeline.metrics.features import Extractor, fingerprint_of
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments
 from pipeline.models.unet import UNet
 from pipeline.progress import Progress
-from pipeline.report.image_sheets import pngs
 from pipeline.schema import PREVIEWS, RATE_DISTORTION
 from pipeline.storage.files import read_parquet
 from pipeline.storage.store import Store
@@ -71,7 +70,7 @@ def held_out(dataset: Store, plan: SamplePlan, count: int) -> Heldout:
             rows += shard.rows
     table = pa.concat_tables(tables).slice(0, count)
     labels = table["label"].to_numpy().astype(np.int64) if plan.num_classes is not None else None
-    pixels = decode_batch(pngs(table), plan.shape)
+    pixels = decode_column(table, plan.shape)
     return Heldout(table["sample_id"].to_numpy(), labels, pixels)
 
 

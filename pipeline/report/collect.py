@@ -1,6 +1,6 @@
-"""Stores -> the parts of a report: a run, samples, a dataset, a night's ledger.
+"""Collect the sections of a report: one per run, samples folder, dataset or night.
 
-Nothing is said that is not at rest, so an equal state of the stores gives an equal page.
+Sections depend only on stored data, so equal stores give equal pages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ __all__ = ["collect_sections", "short_names"]
 
 
 def collect_sections(stores: Sequence[Store]) -> list[ReportSection]:
-    """One part a store, in order; a night brings its run and its samples, where they are still there.
+    """One section per store, in order. A night adds its run and its samples folders, unless retention deleted them.
 
-    Names are as short as tells those of a kind apart. Raises DataError for a store that holds nothing of the kind.
+    Names are the shortest distinct endings of URIs. Raises DataError for a store with no known artefact.
     """
     stores = list(dict.fromkeys(one for store in stores for one in (store, *_of_night(store))))
     kinds = [_kind(store) for store in stores]
@@ -45,7 +45,7 @@ def collect_sections(stores: Sequence[Store]) -> list[ReportSection]:
 
 
 def _kind(store: Store) -> ArtefactKind:
-    """Raises DataError when it is none of the four."""
+    """Raises DataError when the store holds no known artefact."""
     if store.exists("plan.json"):
         return "samples"
     if store.exists("manifest.json") and store.read_json("manifest.json").get("kind") == "dataset":
@@ -54,16 +54,16 @@ def _kind(store: Store) -> ArtefactKind:
         return "run"
     if store.exists(STATE):
         return "night"
-    raise DataError(f"nothing to report at {store.uri}: give a run, a samples folder, a dataset or a night")
+    raise DataError(f"nothing to report at {store.uri}: pass a run, a samples folder, a dataset or a night")
 
 
 def short_names(uris: Sequence[str]) -> list[str]:
-    """Of each URI, as many last parts as no other of them ends in."""
+    """The shortest distinct ending of each URI."""
     return [_name(uri, uris) for uri in uris]
 
 
 def _name(uri: str, others: Sequence[str]) -> str:
-    """As many last parts of a URI as no other of them ends in."""
+    """The shortest ending of a URI that no other URI has."""
     pieces = uri.split("/")
     for count in range(1, len(pieces)):
         name = "/".join(pieces[-count:])
@@ -80,7 +80,7 @@ def _ledger(store: Store) -> Night:
 
 
 def _of_night(store: Store) -> Iterator[Store]:
-    """The run and the samples of a night's ledger at <root>/nightly/<name>/<date>; nothing for other stores."""
+    """Run and samples folders from a ledger at <root>/nightly/<name>/<date>; nothing for other stores."""
     if not store.exists(STATE):
         return
     done, root = _ledger(store).done, resolve(store.uri.rsplit("/", 3)[0], store.config)
@@ -90,7 +90,7 @@ def _of_night(store: Store) -> Iterator[Store]:
 
 
 def _is_there(store: Store) -> bool:
-    """Whether retention has left it, and it was finished."""
+    """Whether the artefact is finished and retention has kept it."""
     try:
         return _kind(store) == "samples" or latest_checkpoint(store) is not None
     except DataError:

@@ -1,4 +1,4 @@
-"""Runs -> a page that compares them: the same axes, final figures, and the settings that differ."""
+"""Page that compares several runs: curves on shared axes, final results, and the settings that differ."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,9 +17,9 @@ __all__ = ["compare_page"]
 
 
 def compare_page(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
-    """The page. samples: folders whose scores count for the run that their model is of.
+    """The page. samples: samples folders, whose scores are shown for the run that produced the model.
 
-    Raises DataError, also when two runs were scored by different protocols.
+    Raises DataError for a missing checkpoint or seal, and for scores with different protocols.
     """
     names = short_names([store.uri for store in stores])
     scored = _scored(dict(zip(names, stores, strict=True)), samples)
@@ -41,11 +41,11 @@ def compare_page(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
 
 
 def _scored(runs: Mapping[str, Store], samples: Sequence[Store]) -> dict[str, Evaluation]:
-    """Evaluations by the name of their run, all of one protocol. Raises DataError naming what differs between two."""
-    drawn = [found for folder in samples if (found := _evaluated(folder))]
+    """Evaluations by name of the run. Raises DataError with the difference when two protocols differ."""
+    evaluated = [found for folder in samples if (found := _evaluated(folder))]
     scored = {}
     for name, run in runs.items():
-        if evaluation := next((e for uri, e in drawn if uri.startswith(f"{run.uri}/")), None):
+        if evaluation := next((e for uri, e in evaluated if uri.startswith(f"{run.uri}/")), None):
             scored[name] = evaluation
     first, *others = scored or [""]
     for name in others:
@@ -53,13 +53,13 @@ def _scored(runs: Mapping[str, Store], samples: Sequence[Store]) -> dict[str, Ev
             scored[first].require_comparable(scored[name])
         except DataError as error:
             raise DataError(
-                f"{first} beside {name}: {error}; leave out the samples of one, or score both alike"
+                f"{first} and {name}: {error}; omit the samples of one run, or evaluate both with the same settings"
             ) from error
     return scored
 
 
 def _evaluated(folder: Store) -> tuple[str, Evaluation] | None:
-    """URI of the model that drew the samples, and their evaluation of the most images; None without one."""
+    """URI of the samples' model and the evaluation with the largest n; None without an evaluation."""
     plan, sealed = read_sealed(folder)
     found = [e for e in read_evaluations(folder) if e.samples_plan == sealed.plan]
     return (plan.model_uri, max(found, key=lambda e: e.scores[0].n)) if found else None

@@ -1,4 +1,4 @@
-"""Training metrics and shard timings as charts and rates: tables of `pipeline.schema.METRICS` in, content out."""
+"""Charts and rates from training metrics (`pipeline.schema.METRICS`) and generation shard logs (SHARD_LOG)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,87 +15,86 @@ from pipeline.report.render.scales import figures
 
 __all__ = ["generation_rates", "steady_rate", "training_charts", "training_rate"]
 
-_MOST_MEANS: Final = 100
-_MOST_CHANGES: Final = 6
-_LEAST_SHARE: Final = 0.01
-_ENOUGH_SHARDS: Final = 2
-_MOMENTS: Final = (0, 1 / 8, 1 / 4, 1 / 2, 1)
-"""Shares of a run between which its loss by timestep is averaged: learning slows, so each as long as all before."""
+_MAX_MEANS: Final = 100
+_MAX_CHANGES: Final = 6
+_MIN_SHARE: Final = 0.01
+_SHARDS_PER_ACTOR: Final = 2
+_PHASES: Final = (0, 1 / 8, 1 / 4, 1 / 2, 1)
+"""Shares of a run that bound the phases of loss by timestep. Learning slows down, so each phase doubles the steps."""
 
 Float64 = NDArray[np.float64]
 
 
 def training_charts(runs: Mapping[str, pa.Table]) -> tuple[Chart, ...]:
-    """Loss, learning rate, gradient norm, speed and data wait over steps; several runs share each chart.
+    """Charts over steps: loss, learning rate, gradient norm, speed and data wait; several runs share each chart.
 
-    A single run shows every step behind the means of equal stretches of steps; several show their means only. Loss by
-    timestep and rank skew are there when a table has them: older runs have no such columns.
+    A single run shows every step in the background and interval means in front; several runs show only their means.
+    Loss by timestep and rank skew appear when a table has the columns, which metrics of older runs lack.
     """
     tables = {name: table.sort_by("step") for name, table in runs.items() if len(table)}
     if not tables:
         return ()
-
-    def chart(title: str, unit: str, column: str, log: bool = False, note: str = "") -> Chart:
-        alone = len(tables) == 1
-        series = [s for name, table in tables.items() for s in _column_series(table, column, "" if alone else name)]
-        return Chart(title, "step", unit, tuple(series), log, note)
-
-    def rate(title: str, unit: str, top: str, scale: float = 1.0, note: str = "") -> Chart:
-        series = [
-            _ratio_series(table, top, scale, name if len(tables) > 1 else "mean") for name, table in tables.items()
-        ]
-        return Chart(title, "step", unit, tuple(series), note=note)
-
-    lr = [Series(name if len(tables) > 1 else "learning rate", *_points(t, "lr")) for name, t in tables.items()]
+    lr = [Series(_label(tables, name, "learning rate"), *_points(t, "lr")) for name, t in tables.items()]
+    speed = [_ratio_series(t, _images_per_step(t), _label(tables, name, "mean")) for name, t in tables.items()]
+    wait = [
+        _ratio_series(t, _floats(t, "data_wait_seconds"), _label(tables, name, "mean"), 100.0)
+        for name, t in tables.items()
+    ]
+    norm_note = "Over the global batch, before clipping."
     return (
-        chart("Loss", "", "loss", log=True),
+        Chart("Loss", "step", "", _column_series(tables, "loss"), log=True),
         Chart("Learning rate", "step", "", tuple(lr)),
-        chart("Gradient norm", "", "grad_norm", log=True, note="Over the global batch, before clipping."),
+        Chart("Gradient norm", "step", "", _column_series(tables, "grad_norm"), log=True, note=norm_note),
         *_loss_by_timestep(tables),
-        rate("Training speed", "img/s", "images", note=_of_each(tables, _world_size_changes)),
-        rate("Time spent waiting for data", "%", "data_wait_seconds", scale=100.0),
+        Chart("Training speed", "step", "img/s", tuple(speed), note=_remarks(tables, _world_size_changes)),
+        Chart("Time spent waiting for data", "step", "%", tuple(wait)),
         *_rank_skew(tables),
     )
 
 
-def _of_each(tables: Mapping[str, pa.Table], say: Callable[[pa.Table], str]) -> str:
-    """A sentence on every run that there is something to say of."""
-    said = {name: text for name, table in tables.items() if (text := say(table))}
-    return " ".join(text if len(tables) == 1 else f"{name}: {text}" for name, text in said.items())
+def _label(tables: Mapping[str, pa.Table], name: str, alone: str) -> str:
+    """Label of a series: the run's name, or `alone` on a page with a single run."""
+    return name if len(tables) > 1 else alone
+
+
+def _remarks(tables: Mapping[str, pa.Table], remark: Callable[[pa.Table], str]) -> str:
+    """The remarks on all runs as one text; names the run when there are several runs."""
+    texts = {name: text for name, table in tables.items() if (text := remark(table))}
+    return " ".join(text if len(tables) == 1 else f"{name}: {text}" for name, text in texts.items())
 
 
 def _world_size_changes(table: pa.Table) -> str:
-    """At which steps a run went on with another number of workers; a restart with as many leaves no trace here."""
+    """Steps at which the number of workers changed. METRICS do not show a restart with the same number."""
     steps, sizes = table["step"].to_pylist(), table["world_size"].to_pylist()
     changes = [
         f"{before} \N{RIGHTWARDS ARROW} {after} at step {step:,}"
         for step, (before, after) in zip(steps[1:], pairwise(sizes), strict=True)
         if before != after
     ]
-    more = len(changes) - _MOST_CHANGES
-    listed = ", ".join(changes[:_MOST_CHANGES]) + (f" and {more} more" if more > 0 else "")
+    more = len(changes) - _MAX_CHANGES
+    listed = ", ".join(changes[:_MAX_CHANGES]) + (f" and {more} more" if more > 0 else "")
     return f"World size {listed}." if changes else ""
 
 
 def _loss_by_timestep(tables: Mapping[str, pa.Table]) -> Iterator[Chart]:
-    """Profiles over the timesteps: a single run at _MOMENTS, the newest first; of several runs the last half each."""
+    """Loss over the timesteps t: of a single run in each phase, newest first; of several runs in the last phase."""
     series: list[Series] = []
     for name, table in tables.items():
         steps, losses = _tenths(table)
-        edges = [round(share * len(steps)) for share in _MOMENTS]
-        moments = [slice(a, b) for a, b in pairwise(edges) if a < b][::-1]
-        for moment in moments if len(tables) == 1 else moments[:1]:
-            values = losses[moment]
+        edges = [round(share * len(steps)) for share in _PHASES]
+        phases = [slice(a, b) for a, b in pairwise(edges) if a < b][::-1]
+        for phase in phases if len(tables) == 1 else phases[:1]:
+            values = losses[phase]
             x = (np.arange(values.shape[1]) + 0.5) * (100 / values.shape[1])
-            label = f"steps {steps[moment][0]:,.0f} to {steps[moment][-1]:,.0f}" if len(tables) == 1 else name
-            series.append(Series(label, tuple(x.tolist()), tuple(_means_of_known(values).tolist())))
+            label = _label(tables, name, f"steps {steps[phase][0]:,.0f} to {steps[phase][-1]:,.0f}")
+            series.append(Series(label, tuple(x.tolist()), tuple(_nan_means(values).tolist())))
     if series:
-        note = "Plain MSE of the images whose t fell into each tenth of the timesteps; 0 is the least noise."
+        note = "Unweighted MSE by tenth of the timesteps; t = 0 has the least noise."
         yield Chart("Loss by timestep", "t, % of T", "", tuple(series), log=True, note=note, ends=False)
 
 
 def _tenths(table: pa.Table) -> tuple[Float64, Float64]:
-    """Steps [N] that have `loss_by_t` and its values [N, 10], NaN where no image fell."""
+    """Steps [N] that have `loss_by_t`, and its values [N, 10]; NaN where a step had no image in that tenth."""
     if "loss_by_t" not in table.column_names:
         return np.empty(0), np.empty((0, 0))
     table = table.filter(pc.is_valid(table["loss_by_t"]))
@@ -103,8 +102,8 @@ def _tenths(table: pa.Table) -> tuple[Float64, Float64]:
     return _floats(table, "step"), values.reshape(len(table), -1) if len(table) else np.empty((0, 0))
 
 
-def _means_of_known(values: Float64) -> Float64:
-    """Column means [M] of values [N, M] that are no NaN; NaN for a column of nothing else."""
+def _nan_means(values: Float64) -> Float64:
+    """Column means [M] of values [N, M] without NaN; NaN for a column of NaN only."""
     known = ~np.isnan(values)
     counts = known.sum(axis=0)
     means: Float64 = np.where(counts > 0, np.where(known, values, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)
@@ -112,7 +111,7 @@ def _means_of_known(values: Float64) -> Float64:
 
 
 def _rank_skew(tables: Mapping[str, pa.Table]) -> Iterator[Chart]:
-    """How long the fastest rank waits for the slowest, over the steps that had several ranks."""
+    """Difference between the slowest and the fastest rank, over the steps with several ranks."""
     skewed = {
         name: several
         for name, table in tables.items()
@@ -120,22 +119,17 @@ def _rank_skew(tables: Mapping[str, pa.Table]) -> Iterator[Chart]:
         and len(several := table.filter((pc.field("world_size") > 1) & pc.field("skew_seconds").is_valid()))
     }
     if skewed:
-        series = [
-            s for name, t in skewed.items() for s in _column_series(t, "skew_seconds", "" if len(tables) == 1 else name)
-        ]
-        note = f"Longest less shortest own work of the ranks in a step. {_of_each(skewed, _slowest)}"
-        yield Chart("Rank skew", "step", "s", tuple(series), note=note)
+        note = f"Step time of the slowest rank minus that of the fastest, without waiting. {_remarks(skewed, _slowest)}"
+        yield Chart("Rank skew", "step", "s", _column_series(skewed, "skew_seconds", len(tables) == 1), note=note)
 
 
 def _slowest(table: pa.Table) -> str:
     share = _floats(table, "skew_seconds").sum() / _floats(table, "step_seconds").sum()
     ranks, counts = np.unique(table["slowest_rank"].drop_null().to_numpy(), return_counts=True)
-    often = (
-        f"; rank {ranks[counts.argmax()]} is the slowest in {counts.max() / len(table):.0%} of them"
-        if len(ranks)
-        else ""
-    )
-    return f"{share:.1%} of the time of these steps{often}."
+    text = f"The skew is {share:.1%} of the time of these steps"
+    if len(ranks):
+        text += f"; rank {ranks[counts.argmax()]} is the slowest in {counts.max() / len(table):.0%} of them"
+    return f"{text}."
 
 
 def _floats(table: pa.Table, column: str) -> Float64:
@@ -147,62 +141,66 @@ def _points(table: pa.Table, column: str) -> tuple[tuple[float, ...], tuple[floa
     return tuple(_floats(table, "step").tolist()), tuple(_floats(table, column).tolist())
 
 
-def _stretches(num_rows: int) -> list[slice]:
-    """At most _MOST_MEANS stretches of equal length (the last may be shorter)."""
-    length = math.ceil(num_rows / _MOST_MEANS)
+def _intervals(num_rows: int) -> list[slice]:
+    """At most _MAX_MEANS intervals of equal length (the last may be shorter)."""
+    length = math.ceil(num_rows / _MAX_MEANS)
     return [slice(start, start + length) for start in range(0, num_rows, length)]
 
 
-def _column_series(table: pa.Table, column: str, name: str) -> list[Series]:
-    """Means of stretches at their last steps; for a run on its own (no name) with every step behind them."""
-    steps, values = _floats(table, "step"), _floats(table, column)
-    stretches = _stretches(len(steps))
-    if len(stretches) == len(steps):
-        return [Series(name or "every step", *_points(table, column))]
-    x = tuple(float(steps[s][-1]) for s in stretches)
-    y = tuple(float(values[s].mean()) for s in stretches)
-    length = stretches[0].stop
-    means = Series(name or f"mean of {length} steps", x, y)
-    return [means] if name else [Series("every step", *_points(table, column), muted=True), means]
+def _column_series(tables: Mapping[str, pa.Table], column: str, alone: bool | None = None) -> tuple[Series, ...]:
+    """Interval means at the last step of each interval; for a run on its own also every step, in the background."""
+    alone = len(tables) == 1 if alone is None else alone
+    series = []
+    for name, table in tables.items():
+        steps, values = _floats(table, "step"), _floats(table, column)
+        intervals = _intervals(len(steps))
+        if len(intervals) == len(steps):
+            series.append(Series("every step" if alone else name, *_points(table, column)))
+            continue
+        if alone:
+            series.append(Series("every step", *_points(table, column), muted=True))
+        means = tuple(float(values[i].mean()) for i in intervals)
+        label = f"mean of {intervals[0].stop} steps" if alone else name
+        series.append(Series(label, tuple(float(steps[i][-1]) for i in intervals), means))
+    return tuple(series)
 
 
-def _ratio_series(table: pa.Table, top: str, scale: float, name: str) -> Series:
-    """Sum of `top` per second of the steps of each stretch, times `scale`."""
+def _ratio_series(table: pa.Table, amounts: Float64, label: str, scale: float = 1.0) -> Series:
+    """Sum of `amounts` [steps] per second of each interval of steps, times `scale`."""
     steps, seconds = _floats(table, "step"), _floats(table, "step_seconds")
-    amounts = _images_a_step(table) if top == "images" else _floats(table, top)
-    stretches = _stretches(len(steps))
-    y = [scale * amounts[s].sum() / seconds[s].sum() if seconds[s].sum() > 0 else math.nan for s in stretches]
-    return Series(name, tuple(float(steps[s][-1]) for s in stretches), tuple(map(float, y)))
+    intervals = _intervals(len(steps))
+    rates = [scale * amounts[i].sum() / seconds[i].sum() if seconds[i].sum() > 0 else math.nan for i in intervals]
+    return Series(label, tuple(float(steps[i][-1]) for i in intervals), tuple(map(float, rates)))
 
 
-def _images_a_step(table: pa.Table) -> Float64:
-    """METRICS counts images since the run began, and a run's global batch never changes."""
+def _images_per_step(table: pa.Table) -> Float64:
+    """METRICS count images from the start of the run, and the global batch of a run is constant."""
     return _floats(table, "images") / _floats(table, "step")
 
 
 def training_rate(name: str, table: pa.Table) -> ThroughputRow | None:
-    """Images a second over the run's steps, but the first, which waits for everything to start."""
+    """Images per second over all steps of a run except the first, which includes start-up."""
     table = table.sort_by("step").slice(1)
     seconds = float(_floats(table, "step_seconds").sum()) if len(table) else 0.0
     if seconds <= 0:
         return None
-    waited = float(_floats(table, "data_wait_seconds").sum()) / seconds
+    waiting = float(_floats(table, "data_wait_seconds").sum()) / seconds
     workers = list(dict.fromkeys(table["world_size"].to_pylist()))
-    note = f"{' then '.join(map(str, workers))} worker{'s' if workers != [1] else ''}, {waited:.1%} waiting for data"
-    return ThroughputRow(f"Training of {name}", float(_images_a_step(table).sum()) / seconds, "img/s", note)
+    note = f"{' then '.join(map(str, workers))} worker{'s' if workers != [1] else ''}, {waiting:.1%} waiting for data"
+    return ThroughputRow(f"Training of {name}", float(_images_per_step(table).sum()) / seconds, "img/s", note)
 
 
 def generation_rates(name: str, shards: pa.Table) -> tuple[ThroughputRow, ...]:
-    """The rate of all actors together while any of them worked, and that of the slowest shard.
+    """The total rate of all actors while at least one was working, and the rate of the slowest shard.
 
-    From columns shard, rows, started, seconds, img_s and node; time between invocations is no part of the rate.
+    Uses columns shard, rows, started, seconds, img_s and node; the time between two commands does not count.
     """
     busy = _covered_seconds(_floats(shards, "started"), _floats(shards, "seconds"))
     if busy <= 0:
         return ()
     rates, nodes = _floats(shards, "img_s"), len(set(shards["node"].to_pylist()))
-    an_actor = _floats(shards, "rows").sum() / _floats(shards, "seconds").sum()
-    where = f"{len(shards):,} shards on {nodes} node{'s' if nodes > 1 else ''}, one actor {figures(an_actor)} img/s"
+    per_actor = _floats(shards, "rows").sum() / _floats(shards, "seconds").sum()
+    where = f"{len(shards):,} shards on {nodes} node{'s' if nodes > 1 else ''}, one actor {figures(per_actor)} img/s"
     slowest = shards["shard"][int(rates.argmin())].as_py()
     return (
         ThroughputRow(f"Generation of {name}", float(_floats(shards, "rows").sum()) / busy, "img/s", where),
@@ -211,32 +209,32 @@ def generation_rates(name: str, shards: pa.Table) -> tuple[ThroughputRow, ...]:
 
 
 def steady_rate(shards: pa.Table) -> tuple[float, int] | None:
-    """(images a second of all actors together, how many actors) while as many were at work as ever were at once.
+    """(images per second of all actors, number of actors) during peak concurrency. None without shards.
 
-    From columns started, seconds and img_s. Start-up, the end of the last shards and the time between invocations are
-    no part of it; nor, where there are shards enough, is each actor's first one, which warms up. None without shards.
+    Uses columns started, seconds and img_s. Excludes start-up, the last shards and the time between two commands, and,
+    with enough shards, the first (warm-up) shard of each actor.
     """
-    found = _together(shards)
+    found = _peak_rate(shards)
     if found is None:
         return None
     warm = shards.sort_by("started").slice(found[1])
-    again = _together(warm) if len(warm) >= _ENOUGH_SHARDS * found[1] else None
+    again = _peak_rate(warm) if len(warm) >= _SHARDS_PER_ACTOR * found[1] else None
     return again if again is not None and again[1] == found[1] else found
 
 
-def _together(shards: pa.Table) -> tuple[float, int] | None:
-    """As `steady_rate`, first shards included. Overlaps of less than _LEAST_SHARE of the time are clocks' errors."""
+def _peak_rate(shards: pa.Table) -> tuple[float, int] | None:
+    """`steady_rate` with warm-up shards. Overlaps shorter than _MIN_SHARE of the total time are clock errors."""
     starts, rates = _floats(shards, "started"), _floats(shards, "img_s")
-    moments = np.concatenate([starts, starts + _floats(shards, "seconds")])
-    order = np.argsort(moments, kind="stable")
-    spans = np.diff(moments[order])
-    at_work = np.cumsum(np.repeat([1, -1], len(starts))[order])[:-1]
+    times = np.concatenate([starts, starts + _floats(shards, "seconds")])
+    order = np.argsort(times, kind="stable")
+    spans = np.diff(times[order])
+    active = np.cumsum(np.repeat([1, -1], len(starts))[order])[:-1]
     rate = np.cumsum(np.concatenate([rates, -rates])[order])[:-1]
-    seconds = np.bincount(at_work, weights=spans)[1:] if len(spans) else np.empty(0)
+    seconds = np.bincount(active, weights=spans)[1:] if len(spans) else np.empty(0)
     if not seconds.sum() > 0:
         return None
-    actors = int(np.flatnonzero(seconds >= _LEAST_SHARE * seconds.sum())[-1]) + 1
-    full = at_work == actors
+    actors = int(np.flatnonzero(seconds >= _MIN_SHARE * seconds.sum())[-1]) + 1
+    full = active == actors
     return float((rate * spans)[full].sum() / spans[full].sum()), actors
 
 

@@ -1,9 +1,10 @@
-"""Runs, samples, datasets and nights -> one HTML page: what their stores hold, or several runs side by side.
+"""`ddpm report`: one HTML page on runs, samples folders, datasets and nights, or on several runs side by side.
 
-Needs no cluster, and says nothing that is not at rest, so an equal state of the stores gives an equal page.
+Needs no cluster. The page depends only on stored data, so equal stores give an equal page.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from pipeline.config.root import Config
@@ -24,7 +25,9 @@ from pipeline.storage.store import Store, resolve
 __all__ = ["compare", "report"]
 
 PAGE, COMPARISON = "report.html", "comparison.html"
-_MOST_FINDINGS: Final = 20
+_MAX_FINDINGS: Final = 20
+_JOINED: Final = ("leading", "samples", "neighbours", "grids", "throughput", "settings")
+"""Fields that a page takes from all its sections, in order."""
 
 
 def report(
@@ -37,16 +40,16 @@ def report(
 ) -> dict[str, Any]:
     """Write the page beside the first URI, and to `out` (a path or URI of a file) when given.
 
-    verified: the summary of a `ddpm verify` that passed; check: verify all of it now, and say so on the page. Raises
-    ConfigError without a URI, DataError for a URI that holds no run, sealed samples, dataset or night.
+    verified: the summary of an earlier `ddpm verify`; check: verify all artefacts now and show the result. Raises
+    ConfigError without a URI, DataError for a URI without a run, sealed samples, a dataset or a night.
     """
     stores = _stores(config, uris, "a URI: a run, a samples folder, a dataset or a night")
     sections = collect_sections(stores)
     verification = Verification(True, verified) if verified else None
     if check and not dry_run:
-        verification = _verified(config, stores)
+        verification = _verify(config, stores)
     page = _page(sections, verification, config.generate.price_per_hour)
-    result = _written(config, page, stores[0], PAGE, out, dry_run)
+    result = _write(config, page, stores[0], PAGE, out, dry_run)
     if verification is None or verification.ok:
         return result
     summary = f"{result['summary']}\nverification failed: {verification.text}"
@@ -56,13 +59,13 @@ def report(
 def compare(
     config: Config, runs: Sequence[str], samples: Sequence[str] = (), out: str | None = None, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Runs on one page (`comparison.html` beside the first), with the scores of samples that their models drew.
+    """Write one page on several runs, as `comparison.html` in the first run. samples: samples folders with scores.
 
-    Raises ConfigError for less than two runs, DataError for what is no run, or no samples.
+    Raises ConfigError for fewer than two runs, DataError for a URI without a run or without samples.
     """
     stores = _stores(config, runs, "--runs with two runs or more", least=2)
     page = compare_page(stores, [resolve(uri, config.storage) for uri in samples])
-    return _written(config, page, stores[0], COMPARISON, out, dry_run)
+    return _write(config, page, stores[0], COMPARISON, out, dry_run)
 
 
 def _stores(config: Config, uris: Sequence[str], needed: str, least: int = 1) -> list[Store]:
@@ -72,7 +75,7 @@ def _stores(config: Config, uris: Sequence[str], needed: str, least: int = 1) ->
     return stores
 
 
-def _written(config: Config, page: Report, beside: Store, key: str, out: str | None, dry_run: bool) -> dict[str, Any]:
+def _write(config: Config, page: Report, beside: Store, key: str, out: str | None, dry_run: bool) -> dict[str, Any]:
     html = render(page).encode()
     targets = [(beside, key), *([_file(out, config)] if out else [])]
     places = [store.location(key) for store, key in targets]
@@ -91,23 +94,23 @@ def _written(config: Config, page: Report, beside: Store, key: str, out: str | N
 
 
 def _file(uri: str, config: Config) -> tuple[Store, str]:
-    """The store of a file's folder, and the file's key in it."""
+    """The store of a file's folder, and the key of the file in the store."""
     folder, slash, name = uri.rpartition("/")
     if not name:
-        raise ConfigError(f"--out {uri!r} names no file: give a path such as {uri}{PAGE}")
+        raise ConfigError(f"--out {uri!r} names no file: pass a path such as {uri}{PAGE}")
     return resolve(folder or slash or ".", config.storage), name
 
 
-def _verified(config: Config, stores: Sequence[Store]) -> Verification:
-    """Every claim of the artefacts' manifests against what is there."""
+def _verify(config: Config, stores: Sequence[Store]) -> Verification:
+    """Compare the manifests of all artefacts with the stored objects."""
     found = [
         check_artefact(store.uri, config.storage, lambda data: decode_pixels(data, config.ingest.max_image_pixels))
         for store in stores
     ]
     wrong = sum(one.total_findings for one in found)
     checks = [Fact(f"{one.kind} {one.uri.rsplit('/', 1)[-1]}", _counted(one.counts)) for one in found]
-    findings = [text for one in found for text in one.findings][:_MOST_FINDINGS]
-    text = f"{wrong:,} contradictions with the manifests." if wrong else "Nothing contradicts the manifests."
+    findings = [text for one in found for text in one.findings][:_MAX_FINDINGS]
+    text = f"{wrong:,} contradictions with the manifests." if wrong else "All stored objects match the manifests."
     return Verification(not wrong, text, tuple(checks), tuple(findings))
 
 
@@ -122,6 +125,9 @@ def _page(sections: Sequence[ReportSection], verification: Verification | None, 
     first = sections[0]
     evaluations = [(section.name, evaluation) for section in sections for evaluation in section.evaluations]
     several = len({name for name, _ in evaluations}) > 1
+    joined: dict[str, Any] = {
+        name: tuple(chain.from_iterable(getattr(section, name) for section in sections)) for name in _JOINED
+    }
     return Report(
         title=first.name if first.kind != "night" else first.name.capitalize(),
         subtitle=" · ".join(
@@ -129,24 +135,19 @@ def _page(sections: Sequence[ReportSection], verification: Verification | None, 
         ),
         verdict=_verdict(sections, verification),
         facts=tuple(_facts(sections)),
-        leading=tuple(table for section in sections for table in section.leading),
-        samples=tuple(picture for section in sections for picture in section.samples),
-        neighbours=tuple(picture for section in sections for picture in section.neighbours),
         metrics=tuple(
             row for name, e in evaluations for row in metric_rows(e.scores, _protocol(e), name if several else "")
         ),
         charts=training_charts({section.name: section.curves for section in sections if section.curves is not None}),
-        grids=tuple(picture for section in sections for picture in section.grids),
-        throughput=tuple(row for section in sections for row in section.throughput),
         running=tuple(_running(sections, price)),
         verification=verification,
-        settings=tuple(table for section in sections for table in section.settings),
         config_yaml="\n".join(section.config_yaml for section in sections if section.config_yaml),
+        **joined,
     )
 
 
 def _verdict(sections: Sequence[ReportSection], verification: Verification | None) -> Verdict | None:
-    """A failed proof before all else, then a part's own, else that of the first evaluation."""
+    """The first of: a failed verification, the verdict of a night, the verdict on the first evaluation."""
     if verification is not None and not verification.ok:
         return Verdict("bad", f"Verification failed: {verification.text}")
     own = next((section.verdict for section in sections if section.verdict is not None), None)
@@ -168,7 +169,7 @@ def _protocol(e: Evaluation) -> str:
 
 
 def _facts(sections: Sequence[ReportSection]) -> Iterator[Fact]:
-    """Facts of all parts. Of several artefacts of a kind: once what holds for each, by name what does not."""
+    """Facts of all sections. Artefacts of one kind share equal facts; a differing fact carries the artefact's name."""
     for section in sections:
         alike = [other for other in sections if other.kind == section.kind]
         for fact in section.facts:

@@ -1,4 +1,4 @@
-"""What a search for training images says on a page: one fact a space, one picture of its closest pairs."""
+"""Memorisation results in a report: per space, the share of near-copies and a picture of the closest pairs."""
 
 from collections.abc import Iterator
 
@@ -11,18 +11,18 @@ __all__ = ["memorisation_content", "memorisation_fact", "memorisation_picture"]
 
 
 def memorisation_fact(result: SpaceResult, extractor: str) -> Fact:
-    """The share of near-copies with its interval, and the baseline that it compares with."""
+    """The share of near-copies with its interval, beside the baseline."""
     return Fact(
         f"Near-copies of training images, {_space(result, extractor)}",
-        f"{_told(result.near_copies)} samples; {_told(result.baseline)} held-out images by the same rule",
+        f"{_share_text(result.near_copies)} samples; {_share_text(result.baseline)} held-out images by the same rule",
     )
 
 
 def memorisation_picture(result: SpaceResult, extractor: str, pairs: int, flagged: int, png: bytes) -> Picture:
-    """The sheet of the `pairs` closest pairs, of which `flagged` are near-copies."""
+    """The sheet with the closest pairs. pairs: their number; flagged: how many of them are near-copies."""
     what = f"The {pairs:,} samples closest to a training image {_space(result, extractor)}, closest first"
     return Picture(
-        f"{what}: sample left, its nearest training image right. {flagged:,} of these are near-copies.",
+        f"{what}: sample left, its nearest training image right. {flagged:,} of these samples are near-copies.",
         f"{pairs:,} pairs of a sample and its nearest training image",
         png,
     )
@@ -32,14 +32,14 @@ def _space(result: SpaceResult, extractor: str) -> str:
     return "by pixels" if result.space == "pixel" else f"by features of {extractor}"
 
 
-def _told(share: Share) -> str:
+def _share_text(share: Share) -> str:
     return f"{share.value:.2%} ({share.low:.2%} to {share.high:.2%}) of {share.n:,}"
 
 
 def memorisation_content(samples: Store, plan: str) -> tuple[list[Fact], list[Picture]]:
-    """Facts and sheets of the search over the most samples of the sealed plan; empty without one.
+    """Facts and sheets of the search over the most samples; empty without a search.
 
-    plan: fingerprint, so that a search before an extension of the job is not shown as one of all its samples.
+    plan: fingerprint of the sealed plan. A search from before an extension of the samples folder does not count.
     """
     found = [result for result in read_memorisations(samples) if result.samples_plan == plan]
     if not found:

@@ -1,4 +1,4 @@
-"""A night's ledger as content: its verdict, champion against challenger, and what every stage did."""
+"""Report content of a night: verdict, champion against challenger, and the result of each stage."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -8,42 +8,41 @@ from pipeline.nightly.gate import Difference
 from pipeline.nightly.ledger import CLOSING_STAGES, STAGES, Night
 from pipeline.nightly.stage_results import Comparison
 from pipeline.report.render.content import Fact, Table, Verdict
-from pipeline.report.render.scales import figures
+from pipeline.report.render.scales import NO_VALUE, figures
 
 __all__ = ["night_facts", "night_tables", "night_verdict"]
 
 _KINDS: Final[Mapping[str, str]] = {"promoted": "good", "skipped": "good", "failed": "bad"}
-_NOTHING: Final = "\N{EN DASH}"
-_LONGEST: Final = 160  # characters of what a stage did
+_MAX_LENGTH: Final = 160  # characters of the result of a stage
 
 
 def night_verdict(night: Night) -> Verdict:
-    """Good: promoted, or nothing to do. Bad: failed. A warning: held, missed, or still running."""
+    """Good: promoted or skipped. Bad: failed. Warning: held, missed or running."""
     kind = _KINDS.get(night.state, "warning")
     reason = f": {night.reason}" if night.reason else ""
     return Verdict(kind, f"{night.state.capitalize()}{reason}.")  # type: ignore[arg-type]
 
 
 def night_facts(night: Night) -> Iterator[Fact]:
-    """Date, champion before and after, how long, how often begun."""
+    """Date, champion before and after, duration, number of attempts."""
     yield Fact("Night", f"{night.date} of {night.name}")
     yield Fact("Champion before", _version(night.champion))
     if night.done.promote is not None:
         yield Fact("Champion after", _version(night.done.promote.champion))
     if night.began and night.ended:
         took = datetime.fromisoformat(night.ended) - datetime.fromisoformat(night.began)
-        yield Fact("Took", f"{took.total_seconds() / 60:,.1f} min")
-    yield Fact("Begun", f"{night.attempts} time{'s' if night.attempts != 1 else ''}")
+        yield Fact("Duration", f"{took.total_seconds() / 60:,.1f} min")
+    yield Fact("Attempts", f"{night.attempts}")
 
 
 def night_tables(night: Night) -> tuple[Table, ...]:
-    """Champion against challenger, when it came to that, then the stages."""
+    """Champion against challenger (once evaluated), then the stages."""
     found = night.done.evaluate
     return (*([_comparison(night, found)] if found else []), _stages(night))
 
 
 def _comparison(night: Night, found: Comparison) -> Table:
-    """A column a model; the last row is the difference with its interval."""
+    """One column per model; the note states the difference with its interval."""
     challenger, champion = found.challenger, found.champion
     version = None if night.done.export is None else night.done.export.version
     models = [challenger, *([champion] if champion else [])]
@@ -55,36 +54,36 @@ def _comparison(night: Night, found: Comparison) -> Table:
             (f"Ceiling: {name}", *(figures(model.ceilings.get(name, float("nan"))) for model in models))
             for name in challenger.ceilings
         ),
-        ("Images a side", *(f"{model.n:,}" for model in models)),
+        ("Images per side", *(f"{model.n:,}" for model in models)),
     ]
     return Table("Champion against challenger", ("", *heads), tuple(rows), note=_difference(found.difference))
 
 
 def _difference(difference: Difference | None) -> str:
     if difference is None:
-        return "There is no champion to compare with, or the two were not measured alike."
+        return "No comparison: there is no champion, or its evaluation used another protocol."
     return (
-        f"Challenger less champion: {figures(difference.value)}, {100 * difference.confidence:g} % interval "
-        f"{figures(difference.low)} to {figures(difference.high)} by leaving out each of {difference.groups} "
-        "groups of sample ids, which both drew from the same noise. Lower is better."
+        f"Challenger minus champion: {figures(difference.value)}, {100 * difference.confidence:g} % interval "
+        f"{figures(difference.low)} to {figures(difference.high)} (jackknife over {difference.groups} "
+        "groups of sample ids; both models use the same noise per id). Lower is better."
     )
 
 
 def _stages(night: Night) -> Table:
     done = night.model_dump(mode="json", include={"done"})["done"]
-    rows = tuple((stage, _told(stage, done.get(stage))) for stage in STAGES if stage not in CLOSING_STAGES)
+    rows = tuple((stage, _result_text(stage, done.get(stage))) for stage in STAGES if stage not in CLOSING_STAGES)
     note = " ".join(f"Warning: {line}." for line in night.warnings)
-    return Table("Stages", ("Stage", "What it did"), rows, words=2, note=note)
+    return Table("Stages", ("Stage", "Result"), rows, words=2, note=note)
 
 
-def _told(stage: str, result: Mapping[str, Any] | None) -> str:
-    """A stage's entry of the ledger in a line; the evaluation has a table of its own."""
+def _result_text(stage: str, result: Mapping[str, Any] | None) -> str:
+    """The ledger entry of a stage in one line; the evaluation also has a table."""
     if result is None:
-        return _NOTHING
+        return NO_VALUE
     if stage == "evaluate":
         result = result.get("metrics", {})
     pairs = ", ".join(f"{name.replace('_', ' ')} {_brief(value)}" for name, value in result.items())
-    return pairs if len(pairs) <= _LONGEST else f"{pairs[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return pairs if len(pairs) <= _MAX_LENGTH else f"{pairs[: _MAX_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _brief(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How the work went: who was slow, what was started again, what it cost. Pure: tables at rest in, tables out."""
+"""Tables on how a run or a generation job was executed: restarts, stragglers and cost. Pure functions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -7,18 +7,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.report.render.content import Table
-from pipeline.report.render.scales import figures
+from pipeline.report.render.scales import NO_VALUE, figures
 
 __all__ = ["Work", "cost_table", "generation_work", "shard_table", "starts_table", "training_work"]
 
 SLOW: Final = 1.5
-"""A straggler takes this many times the median seconds an image."""
-_MOST_ROWS: Final = 12
-_MOST_NAMED: Final = 5
+"""A straggler takes more than this many times the median seconds per image."""
+_MAX_ROWS: Final = 12
+_MAX_NAMED: Final = 5
 
 
 class Work(NamedTuple):
-    """What was worked: `hours` of one worker or actor, and the images that came of it."""
+    """Work of a stage: total `hours` of its workers or actors, and the number of images processed."""
 
     name: str
     hours: float
@@ -26,24 +26,24 @@ class Work(NamedTuple):
 
 
 def training_work(name: str, curves: pa.Table) -> Work:
-    """Of METRICS: every step takes all workers of its world."""
+    """From METRICS: each step occupies every worker of its world size."""
     seconds = np.asarray(curves["step_seconds"]) * np.asarray(curves["world_size"])
     images = int(np.asarray(curves["images"]).max()) if len(curves) else 0
     return Work(f"Training, {name}", float(seconds.sum()) / 3600.0, images)
 
 
 def generation_work(name: str, shards: pa.Table) -> Work:
-    """Of SHARD_LOG: what actors spent in network and sampler."""
+    """From SHARD_LOG: time that actors spent in sampling."""
     rows = int(np.asarray(shards["rows"]).sum())
     return Work(f"Generation, {name}", float(np.asarray(shards["seconds"]).sum()) / 3600.0, rows)
 
 
 def cost_table(works: Sequence[Work], price: float | None) -> Table | None:
-    """Worker-hours, with a price of one also the cost; None when nothing was measured."""
+    """Worker-hours and, with a price per hour, the cost; None when nothing was measured."""
     known = [work for work in works if work.hours > 0 and work.images > 0]
     if not known:
         return None
-    columns = ("What", "Images", "Hours", "s an image", *(("Cost",) if price is not None else ()))
+    columns = ("Work", "Images", "Worker-hours", "s per image", *(("Cost",) if price is not None else ()))
     rows = tuple(
         (
             work.name,
@@ -54,30 +54,30 @@ def cost_table(works: Sequence[Work], price: float | None) -> Table | None:
         )
         for work in known
     )
-    note = "Hours of one worker or actor at work; start-up and idle time come on top. " + (
-        "generate.price_per_hour gives the cost." if price is None else f"At {figures(price)} an hour of one."
+    note = "Busy time of all workers or actors, without start-up and idle time. " + (
+        "Set generate.price_per_hour for the cost." if price is None else f"Price: {figures(price)} per worker-hour."
     )
     return Table("Cost", columns, rows, note=note)
 
 
 def starts_table(name: str, attempts: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Each start of workers (step, world_size, node, started), the newest _MOST_ROWS of them; None without any."""
+    """The newest _MAX_ROWS starts of a worker group (step, world_size, node, started); None without starts."""
     if not attempts:
         return None
     ordered = sorted(attempts, key=lambda attempt: (str(attempt["started"]), int(attempt["step"])))
     rows = tuple(
         (str(a["started"]).replace("T", " ").removesuffix("Z"), f"{a['step']:,}", str(a["world_size"]), str(a["node"]))
-        for a in ordered[-_MOST_ROWS:]
+        for a in ordered[-_MAX_ROWS:]
     )
-    again = len(ordered) - 1
-    said = "Never started again." if not again else f"Started again {again} time{'s' if again > 1 else ''}."
-    more = f" The newest {_MOST_ROWS} are listed." if len(ordered) > _MOST_ROWS else ""
-    note = f"{said}{more} A start goes on from the step of a checkpoint."
+    restarts = len(ordered) - 1
+    count = f"Restarted {restarts} time{'s' if restarts > 1 else ''}." if restarts else "Never restarted."
+    more = f" The table lists the newest {_MAX_ROWS} starts." if len(ordered) > _MAX_ROWS else ""
+    note = f"{count}{more} A start resumes from the step of a checkpoint."
     return Table(f"Starts of {name}", ("Time (UTC)", "From step", "Workers", "First node"), rows, note=note)
 
 
 def shard_table(name: str, shards: pa.Table) -> Table | None:
-    """SHARD_LOG by node, with the stragglers and what was made again; None without a shard."""
+    """SHARD_LOG by node, with stragglers and shards generated more than once; None without shards."""
     if not len(shards):
         return None
     pace = np.asarray(shards["seconds"]) / np.maximum(np.asarray(shards["rows"]), 1)
@@ -92,37 +92,38 @@ def shard_table(name: str, shards: pa.Table) -> Table | None:
             _rate(float(pace[nodes == node].max())),
             f"{slow[nodes == node].sum():,}",
         )
-        for node in slowest_first[:_MOST_ROWS]
+        for node in slowest_first[:_MAX_ROWS]
     )
-    note = " ".join(_remarks(shards, pace, slow))
-    more = f" The slowest {_MOST_ROWS} of {len(slowest_first)} nodes." if len(slowest_first) > _MOST_ROWS else ""
+    notes = list(_remarks(shards, pace, slow))
+    if len(slowest_first) > _MAX_ROWS:
+        notes.append(f"The table lists the slowest {_MAX_ROWS} of {len(slowest_first)} nodes.")
     columns = ("Node", "Shards", "Median, img/s", "Slowest, img/s", "Stragglers")
-    return Table(f"Shards of {name}", columns, rows, note=note + more)
+    return Table(f"Shards of {name}", columns, rows, note=" ".join(notes))
 
 
-def _rate(seconds_an_image: float) -> str:
-    return figures(1.0 / seconds_an_image) if seconds_an_image > 0 else "\N{EN DASH}"
+def _rate(seconds_per_image: float) -> str:
+    return figures(1.0 / seconds_per_image) if seconds_per_image > 0 else NO_VALUE
 
 
 def _remarks(shards: pa.Table, pace: "np.ndarray[Any, Any]", slow: "np.ndarray[Any, Any]") -> Iterator[str]:
     numbers = np.asarray(shards["shard"])
-    worst = numbers[np.argsort(-pace)][: min(int(slow.sum()), _MOST_NAMED)].tolist()
+    worst = numbers[np.argsort(-pace)][: min(int(slow.sum()), _MAX_NAMED)].tolist()
     if worst:
         yield (
-            f"{slow.sum():,} of {len(pace):,} shards took more than {SLOW:g} times the median, slowest "
+            f"{slow.sum():,} of {len(pace):,} shards took more than {SLOW:g} times the median; the slowest: "
             f"{', '.join(map(str, worst))}."
         )
     else:
         yield f"No shard took more than {SLOW:g} times the median."
-    again = len(numbers) - len(set(numbers.tolist()))
-    yield f"{again:,} were made again." if again else "None was made again."
+    repeated = len(numbers) - len(set(numbers.tolist()))
+    yield f"Repeated shards: {repeated:,}."
     pauses = _pauses(np.asarray(shards["started"]), np.asarray(shards["seconds"]))
     if pauses:
-        yield f"The work rested {pauses} time{'s' if pauses > 1 else ''}, as it does between two commands."
+        yield f"{pauses} pause{'s' if pauses > 1 else ''}, as between two commands."
 
 
 def _pauses(started: "np.ndarray[Any, Any]", seconds: "np.ndarray[Any, Any]") -> int:
-    """Stretches without any shard at work that are longer than a minute and than the longest shard."""
+    """Number of idle periods longer than a minute and than the longest shard."""
     least, end, count = max(60.0, float(seconds.max())), -np.inf, 0
     for index in np.argsort(started):
         count += bool(np.isfinite(end) and started[index] - end > least)

@@ -1,4 +1,4 @@
-"""A run at rest -> its part of a report: curves, grids, starts, and which settings are its own."""
+"""Report section of a run: curves, sample grids, restarts and settings."""
 
 import re
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ from pipeline.training.metrics_table import read_metrics
 __all__ = ["last_grid", "read_run", "run_section", "trained_on"]
 
 MOST_GRIDS: Final = 24
-GRID_SIDE, GRID_BYTES = 768, 8 * 2**20  # pixels of a grid's longer side, and bytes of all grids of a run
+GRID_SIDE, GRID_BYTES = 768, 8 * 2**20  # pixels of the longer side of a grid, and bytes of all grids of a run
 _GRID: Final = re.compile(r"^grids/step-(\d+)\.png$")
 
 
 def read_run(store: Store) -> tuple[CheckpointManifest, pa.Table]:
-    """The newest checkpoint of a run and its METRICS. Raises DataError without one."""
+    """The newest checkpoint of a run and its METRICS. Raises DataError without a checkpoint."""
     checkpoint = latest_checkpoint(store)
     if checkpoint is None:
-        raise DataError(f"{store.uri} has no checkpoint yet: its curves appear with the first one")
+        raise DataError(f"{store.uri} has no checkpoint yet: curves are available after the first checkpoint")
     return checkpoint, read_metrics(store, checkpoint)
 
 
@@ -75,7 +75,7 @@ def _starts(store: Store) -> list[dict[str, Any]]:
 
 
 def trained_on(run: Store) -> Store | None:
-    """The dataset that a run says it was trained on."""
+    """The dataset of a run; None when the run does not record a readable URI."""
     try:
         uri = read_document(run, RUN, RunPlan).dataset_uri
         return resolve(uri, run.config)
@@ -84,13 +84,13 @@ def trained_on(run: Store) -> Store | None:
 
 
 def _grid_keys(store: Store) -> dict[int, str]:
-    """By step, ascending."""
+    """Keys of the sample grids by step, ascending."""
     found = {int(match[1]): entry.key for entry in store.list("grids/") if (match := _GRID.match(entry.key))}
     return dict(sorted(found.items()))
 
 
 def _grids(store: Store, name: str) -> Iterator[Picture]:
-    """Sample grids over training, evenly chosen when there are many or large ones, with the first and the last."""
+    """Sample grids over training; first, last and evenly spaced ones when there are too many for the page."""
     keys = _grid_keys(store)
     steps = list(keys)
     if not steps:

@@ -1,4 +1,4 @@
-"""Samples and datasets at rest -> their part of a report: pictures, scores, shards."""
+"""Report sections of samples folders and datasets: pictures, scores, shards."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,28 +8,28 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFound
 from pipeline.evaluation.image_ranking import feature_distances
 from pipeline.evaluation.results import Evaluation, read_evaluations
+from pipeline.evaluation.stored_images import encoded_images, read_usable
 from pipeline.generation.commit import read_sealed
 from pipeline.generation.manifest import SampleManifest, SamplePlan
 from pipeline.generation.shard_log import SHARD_LOG_KEY
 from pipeline.ingest.dataset import read_dataset
 from pipeline.model_store.load_model import parse_checkpoint_uri
 from pipeline.report.curves import generation_rates
-from pipeline.report.image_sheets import best_and_worst, by_class, first_images, pngs, random_pool, random_sheet
+from pipeline.report.image_sheets import best_and_worst, by_class, first_images, random_pool, random_sheet
 from pipeline.report.memorisation import memorisation_content
 from pipeline.report.render.content import Fact, Picture
 from pipeline.report.run_history import generation_work, shard_table
 from pipeline.report.run_section import trained_on
 from pipeline.report.section import ReportSection, as_yaml
-from pipeline.storage.files import read_parquet
 from pipeline.storage.store import Store
 
 __all__ = ["dataset_section", "samples_section"]
 
 
 def samples_section(store: Store, name: str, datasets: Sequence[Store]) -> ReportSection:
-    """datasets: where an evaluation's extractor may be. Raises DataError before the seal."""
+    """datasets: where to look for the extractor of an evaluation. Raises DataError for unsealed samples."""
     plan, sealed = read_sealed(store)
-    # Scores of these samples only, the ones of the most images first: they make the verdict.
+    # Only evaluations of the sealed samples; the largest n comes first and determines the verdict.
     evaluations = sorted(
         (e for e in read_evaluations(store) if e.samples_plan == sealed.plan), key=lambda e: e.scores[0].n, reverse=True
     )
@@ -59,7 +59,7 @@ def _sample_facts(plan: SamplePlan, sealed: SampleManifest, evaluations: Sequenc
     yield Fact("Model digest", plan.model_digest[:16])
     if evaluations:
         e = evaluations[0]
-        right = "" if e.heldout_accuracy is None else f", {e.heldout_accuracy:.1%} right on held-out images"
+        right = "" if e.heldout_accuracy is None else f", {e.heldout_accuracy:.1%} accuracy on held-out images"
         yield Fact("Extractor", f"{e.extractor}{right}")
 
 
@@ -83,9 +83,9 @@ def _sheets(
 
 
 def _datasets_of(plan: SamplePlan, samples: Store) -> Iterator[Store]:
-    """Of the run that the samples' model is a checkpoint of, if it is one."""
-    place = parse_checkpoint_uri(plan.model_uri, samples.config)
-    dataset = None if place is None else trained_on(place[0])
+    """The dataset of the run that the samples' model belongs to, if any."""
+    location = parse_checkpoint_uri(plan.model_uri, samples.config)
+    dataset = None if location is None else trained_on(location[0])
     if dataset is not None:
         yield dataset
 
@@ -98,10 +98,10 @@ def _shard_log(store: Store) -> pa.Table | None:
 
 
 def dataset_section(store: Store, name: str) -> ReportSection:
-    """The newest generation. Raises DataError."""
+    """The newest version of a dataset. Raises DataError."""
     manifest = read_dataset(store)
     rejected = sum(manifest.reject_counts.values())
-    images = (png for shard in manifest.split("train") for png in pngs(read_parquet(store, shard, ["image"])))
+    images = (png for shard in manifest.split("train") for png in encoded_images(read_usable(store, shard, ("image",))))
     facts = (
         Fact("Dataset", f"{manifest.rows('train'):,} training and {manifest.rows('heldout'):,} held-out images"),
         Fact("Source", manifest.source),

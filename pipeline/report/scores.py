@@ -1,4 +1,4 @@
-"""Scores as a reader needs them: each between its floor and its ceilings, and one sentence for all."""
+"""Scores for display: each with its floor and ceilings, and a verdict on the first."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,23 +12,23 @@ __all__ = ["FLOOR_NAME", "metric_rows", "verdict"]
 
 FLOOR_NAME: Final = "held-out real"
 _MEANING: Final = {
-    "FD": "Frechet distance of features, lower is better. It falls with n: compare at equal n and protocol only.",
-    "FID": "Frechet distance of Inception-v3 features, lower is better. It falls with n: compare at equal n only.",
-    "KD": "Kernel distance of features, lower is better, unbiased at every n.",
-    "KID": "Kernel distance of Inception-v3 features, lower is better, unbiased at every n.",
-    "precision": "Share of samples that lie among real images: fidelity.",
-    "recall": "Share of real images that lie among samples: diversity.",
-    "density": "How deep among real images samples lie; real ones get about 1.",
-    "coverage": "Share of real images that have a sample nearby.",
-    "IS": "Inception Score: sure and varied classes, higher is better. It does not look at real images.",
-    "class": "Inception Score's formula on another classifier, higher is better; compare with the floor only.",
-    "bits/dim": "Variational bound on held-out images, lower is better: a property of the model, not of its samples.",
-    "pixel": "Grey levels 0 to 255: how far the histogram is from the real one, mean, deviation, share at 0 or 255.",
+    "FD": "Frechet distance of features, lower is better. It falls as n grows: compare only at equal n and protocol.",
+    "FID": "Frechet distance of Inception-v3 features, lower is better. It falls as n grows: compare only at equal n.",
+    "KD": "Kernel distance of features, lower is better. Unbiased at every n.",
+    "KID": "Kernel distance of Inception-v3 features, lower is better. Unbiased at every n.",
+    "precision": "Fidelity: share of samples within the neighbourhood of a real image.",
+    "recall": "Diversity: share of real images within the neighbourhood of a sample.",
+    "density": "Mean density of real images around samples; about 1 for real images.",
+    "coverage": "Share of real images with a sample in their neighbourhood.",
+    "IS": "Inception Score: confident and varied class predictions, higher is better. Does not use real images.",
+    "class": "Formula of the Inception Score with another classifier, higher is better; compare only with the floor.",
+    "bits/dim": "Variational bound on held-out images, lower is better. Describes the model, not the samples.",
+    "pixel": "Grey levels 0 to 255: distance of the histogram from the real one, mean, deviation, share at 0 or 255.",
 }
 
 
 def metric_rows(scores: Sequence[Score], protocol: str, name: str = "") -> tuple[MetricRow, ...]:
-    """One row a metric, in the order of `scores`; `name` says which samples, where a page has several."""
+    """One row per metric, in the order of `scores`. name: of the samples, on a page with several samples folders."""
     by_metric: dict[str, dict[Kind, Score]] = {}
     for score in scores:
         by_metric.setdefault(score.metric, {})[score.kind] = score
@@ -55,13 +55,13 @@ def _row(kinds: dict[Kind, Score], protocol: str, name: str) -> MetricRow:
 
 
 def verdict(scores: Sequence[Score], warnings: Sequence[str] = ()) -> Verdict | None:
-    """About the first metric: good below both ceilings, bad above both, a warning between or when there is one."""
+    """On the first metric: good below both ceilings, bad above both; a warning in between, or with `warnings`."""
     value = {score.kind: score.value for score in scores if score.metric == scores[0].metric}
     if not {"samples", "floor", "blurred", "noise"} <= value.keys():
         return None
     text = (
-        f"{scores[0].metric} {figures(value['samples'])} at n = {scores[0].n:,}: {FLOOR_NAME} images get "
-        f"{figures(value['floor'])}, blurred ones {figures(value['blurred'])}, noise {figures(value['noise'])}."
+        f"{scores[0].metric} {figures(value['samples'])} at n = {scores[0].n:,}: {FLOOR_NAME} images score "
+        f"{figures(value['floor'])}, blurred images {figures(value['blurred'])}, noise {figures(value['noise'])}."
     )
     low, high = sorted((value["blurred"], value["noise"]))
     if value["samples"] >= high:

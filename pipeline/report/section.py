@@ -1,4 +1,4 @@
-"""What one artefact contributes to a report."""
+"""The contribution of one artefact (run, samples folder, dataset or night) to a report."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,7 @@ ArtefactKind = Literal["run", "samples", "dataset", "night"]
 
 @dataclass(frozen=True)
 class ReportSection:
-    """What one artefact contributes. curves: the METRICS table of a run. neighbours: samples beside training images."""
+    """Content from one artefact. curves: METRICS of a run; neighbours: samples beside their nearest training images."""
 
     name: str
     kind: ArtefactKind
@@ -38,6 +38,6 @@ class ReportSection:
 
 
 def as_yaml(title: str, values: Section | dict[str, Any]) -> str:
-    """With a comment on top."""
+    """YAML with `title` as a comment in the first line."""
     plain = values.model_dump(mode="json") if isinstance(values, Section) else values
     return f"# {title}\n" + yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)

@@ -1,4 +1,4 @@
-"""Configurations as tables of what is not as it always is: against the defaults, a recipe, or each other."""
+"""Tables of settings that differ: from the defaults, from a recipe, or between runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,44 +10,44 @@ __all__ = ["changed_settings", "different_settings", "nearest_recipe"]
 
 Settings = Mapping[str, Any]
 SECTIONS: Final = ("model", "diffusion", "train", "ray")
-"""Of a run; the other sections are those of other verbs."""
+"""Sections that apply to a run; the others belong to other verbs."""
 _DECISIVE: Final = ("model", "diffusion", "train")
 _UNSET: Final = "unset"
 
 
 def nearest_recipe(settings: Settings, defaults: Settings, recipes: Mapping[str, Settings]) -> str | None:
-    """The recipe that a run differs from in the fewest settings, if that is fewer than it differs from the defaults."""
+    """The recipe with the fewest differences from a run's settings; None when the defaults have at most as many."""
     distance = {name: len(_differing([settings, recipe], _DECISIVE)) for name, recipe in recipes.items()}
     name = min(distance, key=lambda name: (distance[name], name), default=None)
     return name if name and distance[name] < len(_differing([settings, defaults], _DECISIVE)) else None
 
 
 def changed_settings(name: str, settings: Settings, defaults: Settings, recipes: Mapping[str, Settings]) -> Table:
-    """A run's settings that are not the defaults, and those that are not its nearest recipe's."""
+    """A run's settings that differ from the defaults or from the nearest recipe."""
     recipe = nearest_recipe(settings, defaults, recipes)
     against = [settings, *([recipes[recipe]] if recipe else []), defaults]
     paths = _differing(against, SECTIONS)
-    title = f"Settings of {name} that are not the defaults"
-    columns = ("Setting", "Here", *([f"Recipe {recipe}"] if recipe else []), "Default")
+    title = f"Settings of {name} that differ from the defaults"
+    columns = ("Setting", "This run", *([f"Recipe {recipe}"] if recipe else []), "Default")
     rows = tuple((path, *(_text(_value(of, path)) for of in against)) for path in paths)
     if not recipe:
         return Table(title, columns, rows, words=len(columns))
     own = [path for path in paths if _value(settings, path) != _value(recipes[recipe], path)]
-    note = f"Differs from recipe {recipe} in {', '.join(own)}." if own else f"As recipe {recipe} says."
+    note = f"Differs from recipe {recipe} in {', '.join(own)}." if own else f"Identical to recipe {recipe}."
     return Table(title, columns, rows, words=len(columns), note=note)
 
 
 def different_settings(runs: Mapping[str, Settings]) -> Table:
-    """Settings that are not the same in all runs, a column a run."""
+    """Settings that differ between runs, one column per run."""
     every = list(runs.values())
     paths = _differing(every, SECTIONS)
     rows = tuple((path, *(_text(_value(of, path)) for of in every)) for path in paths)
-    note = "All other settings of model, diffusion, train and ray are the same." if rows else "There are none."
+    note = "All other settings of model, diffusion, train and ray are equal." if rows else "No settings differ."
     return Table("Settings that differ", ("Setting", *runs), rows, words=1 + len(runs), note=note)
 
 
 def _differing(every: Sequence[Settings], sections: Sequence[str]) -> list[str]:
-    """Dotted names of the leaves that are not equal in all, in the order of the first that has them."""
+    """Dotted names of settings with unequal values, in order of first appearance."""
     paths: dict[str, None] = {}
     for settings in every:
         for section in sections:
@@ -71,7 +71,7 @@ def _value(settings: Settings, path: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As one would give it on the command line."""
+    """A value as on the command line."""
     if value is None:
         return _UNSET
     if isinstance(value, list | tuple):

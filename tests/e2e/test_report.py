@@ -79,7 +79,7 @@ def test_a_run_and_its_samples_on_one_page(base: Store, tmp_path: Path):
     assert drawn == sorted(set(drawn))
     assert drawn != list(range(100)), "at random, not the first"
     assert FAILED not in drawn
-    assert "100 samples of digits, not selected: of 149 at random from 3 of 3 shards." in html
+    assert "100 uncurated samples of digits, from 149 random ones in 3 of 3 shards." in html
     np.testing.assert_array_equal(decode_pixels(found[1], 10**6), grid(DIGITS[:100], 10, 8, 2))
     assert found[2:] == [grid_png(step) for step in GRID_STEPS]
     assert all(Image.open(io.BytesIO(png)).size > (0, 0) for png in found)
@@ -90,7 +90,7 @@ def test_a_run_and_its_samples_on_one_page(base: Store, tmp_path: Path):
     assert "FID" not in re.sub(r"base64,[^\"]+", "", html)
     assert "150, 1 failed" in html
     assert "verified: 150 samples, no gap" in html
-    assert "97.3% right on held-out images" in html
+    assert "97.3% accuracy on held-out images" in html
     assert "Rejected images" in html
     assert "lr: 0.0003" in html
     assert "shard_size: 64" in html
@@ -191,7 +191,7 @@ def test_the_command_writes_the_page_to_s3(s3_uri: str, tmp_path: Path):
     )
     assert missing.returncode == 3
     assert missing.stderr.splitlines() == [
-        f"error: nothing to report at {s3_uri}/no: give a run, a samples folder, a dataset or a night"
+        f"error: nothing to report at {s3_uri}/no: pass a run, a samples folder, a dataset or a night"
     ]
 
 

@@ -52,7 +52,7 @@ def test_settings_stragglers_starts_and_cost(base: Store):
     report(priced, [run.uri, samples.uri])
     html = run.read("report.html").decode()
 
-    assert table(html, "Settings of run that are not the defaults")[1:] == [
+    assert table(html, "Settings of run that differ from the defaults")[1:] == [
         ["train.steps", str(STEPS), "800000"],
         ["train.lr", "0.0003", "0.0002"],
     ]
@@ -61,10 +61,10 @@ def test_settings_stragglers_starts_and_cost(base: Store):
         ["2026-11-01 09:00:00", "0", "2", "10.0.0.7"],
         ["2026-11-01 10:00:00", "100", "2", "10.0.0.7"],
     ]
-    assert "Started again 1 time." in html
+    assert "Restarted 1 time." in html
     (node,) = table(html, "Shards of samples")[1:]
     assert node == ["n", "3", figures(64 / 4), figures(11), "0"]
-    assert "The work rested 1 time" in html, "the last shard came two hours later"
+    assert "1 pause, as between two commands." in html, "the last shard came two hours later"
     _, training, generation = table(html, "Cost")
     hours = 2 * (60 + 0.5 * (STEPS - 1)) / 3600
     assert training == ["Training, run", "8,000", figures(hours), figures(hours * 3600 / 8000), f"{hours * 36:,.2f}"]
@@ -81,7 +81,7 @@ def test_a_run_is_told_by_the_recipe_that_it_is_nearest_to(base: Store):
     report(CONFIG, [base.uri])
     html = base.read("report.html").decode()
     rows = next(table(html, name) for name in re.findall(r'aria-label="(Settings of [^"]*)"', html))
-    assert rows[0] == ["Setting", "Here", "Recipe digits", "Default"]
+    assert rows[0] == ["Setting", "This run", "Recipe digits", "Default"]
     assert ["train.lr", "0.25", "0.002", "0.0002"] in rows
     assert ["model.block_out_channels", "32,64", "32,64", "128,256,256,256"] in rows
     assert "Differs from recipe digits in train.lr." in html
@@ -91,16 +91,16 @@ def test_a_sheet_has_a_row_a_class(base: Store):
     make_samples(base, num_classes=3)
     report(CONFIG, [base.uri])
     html = base.read("report.html").decode()
-    assert "A row a class of" in html
+    assert " by class, one per row: " in html
     sheets = re.findall(r'src="data:image/png;base64,([^"]+)" alt="([^"]+)"', html)
-    assert [alt.partition(", ")[2] for _, alt in sheets][1] == "a row for each of 3 classes"
+    assert [alt.partition(", ")[2] for _, alt in sheets][1] == "one row for each of 3 classes"
 
 
 def test_the_proof_is_on_the_page_and_in_the_exit_code(base: Store, capsys: pytest.CaptureFixture[str]):
     sound, unsound = write_samples(base.child("sound")), base.child("unsound")
     assert main(["report", sound.uri, "--verify"]) == 0
     html = sound.read("report.html").decode()
-    assert "Nothing contradicts the manifests." in html
+    assert "All stored objects match the manifests." in html
     assert re.search(r"<dt>samples sound</dt><dd>[^<]*10 samples", html)
     make_samples(unsound)  # its rows lack the hashes of their images
     assert main(["report", unsound.uri, "--verify", "--json"]) == 6
@@ -164,13 +164,13 @@ def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
     rows = table(html, "Champion against challenger")
     assert rows[0] == ["", "Challenger v2", "Champion v1"]
     assert rows[1] == ["KD-x", "0.0125", "0.25"]
-    assert "95 % interval −0.3 to −0.2 by leaving out each of 20 groups" in html
+    assert "95 % interval −0.3 to −0.2 (jackknife over 20 groups" in html
     assert ["train", TRAINED] in table(html, "Stages")
     assert "30.0 min" in html
     assert "Warning: report: a thing." in html
     assert points(html, "Loss") == [250, 84]
-    assert "100 samples of v2" in html
-    assert "100 samples of v1" in html
+    assert "100 uncurated samples of v2" in html
+    assert "100 uncurated samples of v1" in html
     assert re.findall(r"<dt>[^<]*(?:Sampler|Model digest)</dt><dd>[^<]*", html) == [
         "<dt>Sampler</dt><dd>ddim, 10 steps, eta 0",
         "<dt>v2: Model digest</dt><dd>2222222222222222",
@@ -181,8 +181,8 @@ def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
         base.delete(key)
     report(CONFIG, [where.uri])
     html = where.read("report.html").decode()
-    assert "100 samples of v1" not in html, "retention took them"
-    assert "100 samples of v2" in html
+    assert "100 uncurated samples of v1" not in html, "retention took them"
+    assert "100 uncurated samples of v2" in html
 
 
 def test_runs_side_by_side(base: Store, capsys: pytest.CaptureFixture[str]):
@@ -196,7 +196,7 @@ def test_runs_side_by_side(base: Store, capsys: pytest.CaptureFixture[str]):
     assert points(html, "Loss") == [84, 75]
     lowest = final_loss(read_run(one)[1])
     assert lowest == pytest.approx(np.mean([1 / step for step in range(226, 251)]))
-    assert f"one has the lowest loss at its end, {figures(lowest)}" in html
+    assert f"one has the lowest final loss, {figures(lowest)}" in html
     assert 'class="verdict warning"' in html, "they are not equally long"
     head, first, second = table(html, "Final figures")
     assert (head[0], head[-2:]) == ("Run", ["FD-class-cnn", "KD-class-cnn"])
@@ -223,7 +223,7 @@ def test_runs_scored_by_different_protocols_are_not_put_side_by_side(base: Store
     make_scores(folders[1], **fields)
     with pytest.raises(DataError, match=text) as error:
         compare(CONFIG, [one.uri, two.uri], [folder.uri for folder in folders])
-    assert str(error.value).startswith("one beside two: ")
+    assert str(error.value).startswith("one and two: ")
     compare(CONFIG, [one.uri, two.uri], [folders[1].uri])
 
 
@@ -233,7 +233,7 @@ def test_losses_of_other_data_or_another_target_are_not_ranked(base: Store):
     make_run(two, config=Config.model_validate({"diffusion": {"prediction": "v"}}), dataset_digest="e" * 64)
     compare(CONFIG, [one.uri, two.uri])
     html = one.read("comparison.html").decode()
-    assert "The losses do not compare: the runs differ in their data, diffusion.prediction." in html
+    assert "The losses are not comparable: the runs differ in dataset, diffusion.prediction." in html
 
 
 def test_a_large_job_is_a_small_page(base: Store):

@@ -1,4 +1,4 @@
-"""A score on one line between its floor and its ceilings, as inline SVG."""
+"""A score on a horizontal scale between its floor and its ceilings, as inline SVG."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 
 from pipeline.report.render.content import Anchor, MetricRow
 from pipeline.report.render.scales import figures
-from pipeline.report.render.svg import WIDTH, add, axis_around, canvas, written
+from pipeline.report.render.svg import WIDTH, add, axis_around, canvas, to_text
 
 __all__ = ["anchor_chart"]
 
@@ -20,7 +20,7 @@ _DOT: Final = 5.5
 
 @dataclass(frozen=True)
 class _Flag:
-    """A label at pole `x` in row `row`; its text flies to the right ("start") or to the left ("end") of `text_x`."""
+    """A label with its pole at `x`. Its text is in row `row`, right ("start") or left ("end") of `text_x`."""
 
     text: str
     x: float
@@ -30,17 +30,17 @@ class _Flag:
 
 
 def anchor_chart(row: MetricRow) -> str:
-    """The score as one <svg> (logarithmic when all values are positive), or "" with nothing to judge it by."""
+    """The score as one <svg> (logarithmic when all values are positive), or "" without floor and ceilings."""
     anchors = ((row.floor,) if row.floor else ()) + row.ceilings
     values = [anchor.value for anchor in anchors] + [row.value, *(row.interval or ())]
     if not anchors or not all(math.isfinite(value) for value in values):
         return ""
     axis = axis_around(values, 10, WIDTH - 10, log=min(values) > 0, margin=0.06)
     flags = _flags([(axis.at(anchor.value), _label(anchor)) for anchor in anchors])
-    told = ", ".join(_label(anchor) for anchor in anchors)
+    compared = ", ".join(_label(anchor) for anchor in anchors)
     scale = "Logarithmic" if axis.log else "Linear"
     height = _TRACK + _FIRST_LABEL + 5 + _ROW * max(flag.row for flag in flags)
-    svg = canvas(height, row.name, f"{figures(row.value)}; to compare: {told}. {scale} scale.", "anchors")
+    svg = canvas(height, row.name, f"{figures(row.value)}; to compare: {compared}. {scale} scale.", "anchors")
     add(svg, "line", class_="track", x1=axis.start, x2=axis.end, y1=_TRACK, y2=_TRACK)
     for anchor, flag in zip(anchors, flags, strict=True):
         _draw_flag(add(svg, "g", class_="floor" if anchor is row.floor else "ceiling"), flag)
@@ -48,7 +48,7 @@ def anchor_chart(row: MetricRow) -> str:
         low, high = map(axis.at, row.interval)
         add(svg, "line", class_="interval", x1=low, x2=high, y1=_TRACK, y2=_TRACK)
     _draw_value(add(svg, "g", class_="value"), axis.at(row.value), row)
-    return written(svg)
+    return to_text(svg)
 
 
 def _label(anchor: Anchor) -> str:
@@ -73,8 +73,8 @@ def _draw_value(group: Element, x: float, row: MetricRow) -> None:
 def _flags(labels: list[tuple[float, str]]) -> list[_Flag]:
     """A flag for each (x, text), in the same order.
 
-    Flags fly towards the middle and are placed from the middle outwards, each in the first row where it meets no
-    other: so the pole of a low flag passes beside the flags above it, not through them.
+    Text points towards the middle. Flags are placed from the middle outwards, each in the first row without overlap,
+    so that no pole crosses the text of another flag.
     """
     taken: dict[int, list[tuple[float, float]]] = {}
     flags: dict[int, _Flag] = {}

@@ -1,4 +1,4 @@
-"""What a report says, as plain values. A section whose part is empty does not appear on the page."""
+"""Content of a report as plain values. The page omits sections without content."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -20,7 +20,7 @@ __all__ = [
 
 
 QUIET: Final = -1
-"""Look of a series that is no curve, such as a level to compare with."""
+"""Style of a series that is a reference level and not a curve."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The one sentence a reader takes away."""
+    """The main conclusion of a report, in one sentence."""
 
     kind: Literal["good", "warning", "bad"]
     text: str
@@ -39,9 +39,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) in order of x (of a chart with dots in any); y may hold NaN, which is a gap.
+    """Points (x, y) with ascending x (in any order in a chart with dots). A NaN in y is a gap.
 
-    A muted series is drawn as background. look: QUIET or 0, 1, ..., see `svg.stroke`; None: the series' place.
+    muted: drawn in the background. look: QUIET or 0, 1, ... (`svg.stroke`); None: the index of the series.
     """
 
     label: str
@@ -57,9 +57,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`ends`: the last value of its first curve is where things stand now, and is told beside the title.
+    """ends: show the last value of the first curve beside the title, as the current state.
 
-    log: of y, log_x: of x, which then is above 0. dots: every point is a result of its own, not one of a curve.
+    log: logarithmic y axis. log_x: logarithmic x axis, for x > 0. dots: points are separate results, not a curve.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG; `alt` says in words what it shows."""
+    """A PNG; `alt` is the text alternative."""
 
     caption: str
     alt: str
@@ -84,7 +84,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A score that a reader can judge another one by: what real, blurred or random images get."""
+    """A score to compare with: the score of real, blurred or random images."""
 
     name: str
     value: float
@@ -92,7 +92,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One score. `n` images a side; `protocol` is everything that must be equal for a comparison."""
+    """One score. n: images per side; protocol: everything that must be equal for scores to be comparable."""
 
     name: str
     value: float
@@ -114,7 +114,7 @@ class ThroughputRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of as many texts as there are columns; the first `words` columns are words, the others figures."""
+    """Each row has one text per column; the first `words` columns hold words, the others numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -125,7 +125,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of checking the artefacts against their manifests. checks: what was counted; findings: what is wrong."""
+    """Result of verifying artefacts against their manifests. checks: counts; findings: contradictions."""
 
     ok: bool
     text: str
@@ -135,7 +135,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Report:
-    """`leading` tables stand before the pictures, `tables` after the charts; others in the section of their name."""
+    """`leading` tables come before the pictures, `tables` after the charts; other fields have a section each."""
 
     title: str
     subtitle: str = ""

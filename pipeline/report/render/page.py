@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: styles, charts and images are inside, no network, no scripts."""
+"""Render a report as one self-contained HTML file: styles, charts and images inline, no scripts, no network."""
 
 import base64
 from functools import cache
@@ -37,10 +37,10 @@ def _data_uri(picture: Picture) -> str:
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
-    """A chart with its drawing and, in words, where its first curve in the foreground ends if that says something."""
+    """Template values of a chart: drawing, table, and the last value of the first foreground series."""
     front = next((series for series in chart.series if not series.muted), None)
     last = f"{figures(front.y[-1])} {chart.unit}".rstrip() if chart.ends and front and front.y else ""
-    # Markup is safe here: the drawing was serialised from a tree, which escapes every text.
+    # Markup is safe here: the SVG was serialised from an XML tree, which escapes all text.
     svg = Markup(line_chart(chart))
     return {"chart": chart, "svg": svg, "looks": looks(chart), "last": last, "table": chart_table(chart)}
 

@@ -1,11 +1,13 @@
-"""Numbers for charts: axis ticks a person would choose, how to print them, and fewer points with the same shape."""
+"""Numbers for charts: round axis ticks, number formatting, and downsampling that keeps the shape of a curve."""
 
 import math
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["figures", "linear_ticks", "log_ticks", "short", "thinned"]
+__all__ = ["NO_VALUE", "figures", "linear_ticks", "log_ticks", "short", "thinned"]
 
+NO_VALUE: Final = "\N{EN DASH}"
+"""Shown in a table where there is no number."""
 _MINUS: Final = "\N{MINUS SIGN}"
 _SUFFIXES: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -22,9 +24,9 @@ def linear_ticks(low: float, high: float, target: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Ticks for a logarithmic axis, 0 < low <= high: decades, with 2 and 5 between when there is room.
+    """Ticks for a logarithmic axis, 0 < low <= high: decades, with multiples between them when `most` allows.
 
-    Within less than about half a decade no such set has two ticks, and plain linear ones are returned.
+    Returns linear ticks for ranges below about half a decade, which contain too few such values.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
@@ -46,7 +48,7 @@ def short(value: float) -> str:
 
 
 def figures(value: float) -> str:
-    """A result for reading: four significant digits without closing zeros, thousands grouped."""
+    """A result for reading: four significant digits without trailing zeros, thousands grouped."""
     if not math.isfinite(value):
         return "not finite"
     if 1000 <= abs(value) < 1e12:
@@ -55,7 +57,7 @@ def figures(value: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Python's notation as people write it: 5.0e-04 becomes 5e-4, with real minus signs."""
+    """Shorter exponents (5.0e-04 becomes 5e-4) and typographic minus signs."""
     mantissa, mark, exponent = text.partition("e")
     if mark:
         text = (
@@ -65,13 +67,13 @@ def _plain(text: str) -> str:
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = 1000) -> tuple[list[float], list[float]]:
-    """At most `most` of the points: ends, and of each stretch its lowest and highest, so no spike is lost."""
+    """At most `most` points: both ends, and the minimum and maximum of each interval, so that spikes stay visible."""
     if len(x) <= most:
         return list(x), list(y)
-    num_stretches = (most - 2) // 2
+    num_intervals = (most - 2) // 2
     keep = {0, len(x) - 1}
-    for stretch in range(num_stretches):
-        indices = range(stretch * len(x) // num_stretches, (stretch + 1) * len(x) // num_stretches)
+    for interval in range(num_intervals):
+        indices = range(interval * len(x) // num_intervals, (interval + 1) * len(x) // num_intervals)
         finite = [index for index in indices if math.isfinite(y[index])] or indices[:1]
         keep |= {min(finite, key=lambda i: y[i]), max(finite, key=lambda i: y[i])}
     chosen = sorted(keep)

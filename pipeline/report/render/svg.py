@@ -1,7 +1,7 @@
-"""The pieces of inline SVG charts: a canvas with its description, elements, and an axis.
+"""Building blocks of inline SVG charts: canvas, elements and axes.
 
-Charts are drawn at about the width of a phone, so that text is readable there without zooming, and are coloured
-by the page's style. Elements are built as a tree, so every text in them is escaped.
+Charts are about as wide as a phone screen, so their text is readable there without zooming. Colours come from the
+page's style sheet. Elements form an XML tree, so all text is escaped.
 """
 
 import math
@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 from pipeline.report.render.scales import linear_ticks, log_ticks
 
-__all__ = ["COLOURS", "WIDTH", "Axis", "add", "axis_around", "canvas", "stroke", "written"]
+__all__ = ["COLOURS", "WIDTH", "Axis", "add", "axis_around", "canvas", "stroke", "to_text"]
 
 WIDTH: Final = 380
 COLOURS: Final = 5
@@ -39,30 +39,30 @@ class Axis:
 
 
 def axis_around(values: list[float], start: float, end: float, log: bool, margin: float) -> Axis:
-    """An axis around finite `values`, with a share `margin` of room at both ends; never of zero length."""
+    """An axis over finite `values`, longer by the share `margin` at both ends; its length is never 0."""
     low, high = min(values), max(values)
     if log:
-        room = max((high / low) ** margin, 1.05)
-        return Axis(low / room, high * room, start, end, log=True)
-    room = (high - low) * margin if margin else 0.0
+        extra = max((high / low) ** margin, 1.05)
+        return Axis(low / extra, high * extra, start, end, log=True)
+    extra = (high - low) * margin if margin else 0.0
     if high == low:
-        room = abs(high) * 0.1 or 1.0
-    return Axis(low - room, high + room, start, end)
+        extra = abs(high) * 0.1 or 1.0
+    return Axis(low - extra, high + extra, start, end)
 
 
 def add(parent: Element, tag: str, text: str = "", **attributes: object) -> Element:
     """A child element; `class_` and `stroke_width` become `class` and `stroke-width`, numbers get one decimal."""
-    written = {
+    named = {
         name.rstrip("_").replace("_", "-"): f"{value:.1f}" if isinstance(value, float) else str(value)
         for name, value in attributes.items()
     }
-    child = ElementTree.SubElement(parent, tag, written)
+    child = ElementTree.SubElement(parent, tag, named)
     child.text = text or None
     return child
 
 
 def stroke(index: int) -> str:
-    """Style classes of the index-th curve, the same in drawing and legend: COLOURS colours, then dashed ones."""
+    """Style classes of the index-th curve in drawing and legend: COLOURS solid colours, then dashed ones."""
     dash = index // COLOURS % _DASHES
     return f"c{index % COLOURS} d{dash}" if dash else f"c{index % COLOURS}"
 
@@ -75,5 +75,5 @@ def canvas(height: float, name: str, description: str, kind: str) -> Element:
     return svg
 
 
-def written(svg: Element) -> str:
+def to_text(svg: Element) -> str:
     return ElementTree.tostring(svg, encoding="unicode")

@@ -216,7 +216,7 @@ def test_loss_by_timestep_is_the_mean_of_each_tenth_over_ever_longer_stretches()
         np.testing.assert_allclose(series.y, expected, rtol=1e-12)
     assert np.isnan(chart.series[0].y[3])
     html = render(Report("r", charts=(chart,)))
-    assert "0 is the least noise" in html
+    assert "t = 0 has the least noise" in html
     assert 'class="last"' not in html, "where the first profile ends is not where the run stands"
 
 

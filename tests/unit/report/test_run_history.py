@@ -22,15 +22,15 @@ def test_stragglers_are_named_slowest_first_and_nodes_by_their_median():
     rows += [(6, 14.0, "slow", 0.0), (7, 15.5, "slow", 14.0), (8, 40.0, "slow", 30.0)]
     table = shard_table("x", shards(*rows))
     assert table.rows == (("slow", "3", "6.452", "2.5", "2"), ("fast", "6", "10", "10", "0"))
-    assert "2 of 9 shards took more than 1.5 times the median, slowest 8, 7." in table.note
-    assert "None was made again." in table.note
-    assert "rested" not in table.note
+    assert "2 of 9 shards took more than 1.5 times the median; the slowest: 8, 7." in table.note
+    assert "Repeated shards: 0." in table.note
+    assert "pause" not in table.note
 
 
 def test_what_was_made_twice_and_pauses_are_told():
     table = shard_table("x", shards((0, 10.0, "n", 0.0), (0, 10.0, "n", 12.0), (1, 10.0, "n", 500.0)))
-    assert "1 were made again." in table.note
-    assert "The work rested 1 time," in table.note
+    assert "Repeated shards: 1." in table.note
+    assert "1 pause, as between two commands." in table.note
     assert "No shard took more than" in table.note
     assert shard_table("x", shards()) is None
 
@@ -39,16 +39,16 @@ def test_of_many_nodes_the_slowest_are_listed():
     table = shard_table("x", shards(*((k, 1.0 + k, f"n{k:02d}", 0.0) for k in range(40))))
     assert [row[0] for row in table.rows[:2]] == ["n39", "n38"]
     assert len(table.rows) == 12
-    assert "The slowest 12 of 40 nodes." in table.note
+    assert "The table lists the slowest 12 of 40 nodes." in table.note
 
 
 def test_of_many_starts_the_newest_are_listed():
     starts = [{"step": k, "world_size": 1, "node": "n", "started": f"2026-11-01T{k:02d}:00:00Z"} for k in range(20)]
     table = starts_table("x", starts[::-1])
     assert [row[1] for row in table.rows] == [str(k) for k in range(8, 20)]
-    assert table.note.startswith("Started again 19 times. The newest 12 are listed.")
+    assert table.note.startswith("Restarted 19 times. The table lists the newest 12 starts.")
     assert starts_table("x", []) is None
-    assert starts_table("x", starts[:1]).note.startswith("Never started again.")
+    assert starts_table("x", starts[:1]).note.startswith("Never restarted.")
 
 
 def test_cost_is_hours_and_with_a_price_money():
@@ -92,4 +92,4 @@ def test_only_what_differs_between_runs_is_listed():
     table = different_settings({"a": settings(train={"more_ema": ema}), "b": settings(), "c": settings()})
     assert ("train.more_ema.fast.decay", "0.9", "unset", "unset") in table.rows
     assert all(row[0].startswith("train.more_ema") for row in table.rows)
-    assert different_settings({"a": settings(), "b": settings()}).note == "There are none."
+    assert different_settings({"a": settings(), "b": settings()}).note == "No settings differ."

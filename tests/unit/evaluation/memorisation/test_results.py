@@ -114,4 +114,4 @@ def test_a_report_shows_the_widest_search_of_these_samples(samples: Store):
     assert facts[0].value.startswith("5.00% (0.89% to 23.61%) of 20 samples; 0.00% (0.00% to ")
     assert facts[0].value.endswith(" of 19 held-out images by the same rule")
     assert [picture.png for picture in pictures] == [PNG, b"feature"]
-    assert "1 of these are near-copies" in pictures[0].caption
+    assert "1 of these samples are near-copies" in pictures[0].caption
