@@ -4,7 +4,6 @@ The score is a kernel distance (lower is better, unbiased at every n). Both mode
 same noise, so the gate tests the paired difference, with a jackknife interval over groups of sample ids.
 """
 
-from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pipeline.config.base import Section
@@ -47,16 +46,9 @@ class Verdict(Section):
 
 def different_protocol(ours: Evidence, theirs: Evidence) -> list[str]:
     """Protocol fields that differ between the two evaluations, each with both values."""
-    pairs: tuple[Mapping[str, Any], Mapping[str, Any]] = tuple(  # type: ignore[assignment]
-        {"metric": e.metric, "n": e.n, **e.protocol} for e in (ours, theirs)
-    )
-    return list(_unequal(*pairs))
-
-
-def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            yield f"{name}: {ours.get(name)!r}, champion {theirs.get(name)!r}"
+    one, other = ({"metric": e.metric, "n": e.n, **e.protocol} for e in (ours, theirs))
+    different = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    return [f"{name}: {one.get(name)!r}, champion {other.get(name)!r}" for name in different]
 
 
 def gate(challenger: Evidence, champion: Evidence | None, difference: Difference | None, rules: GateConfig) -> Verdict:
@@ -88,11 +80,9 @@ def gate(challenger: Evidence, champion: Evidence | None, difference: Difference
 
 def _first(challenger: Evidence, ceiling: float) -> Verdict:
     figures = f"{challenger.metric} {challenger.value:.4g} at n = {challenger.n:,}"
-    if challenger.value < ceiling:
-        return Verdict(
-            decision="promote", reason=f"{figures} is better than the ceiling {ceiling:.4g}; no champion yet"
-        )
-    return Verdict(decision="hold", reason=f"{figures} is not better than the ceiling {ceiling:.4g}; no champion yet")
+    is_better = challenger.value < ceiling
+    reason = f"{figures} is {'' if is_better else 'not '}better than the ceiling {ceiling:.4g}; no champion yet"
+    return Verdict(decision="promote" if is_better else "hold", reason=reason)
 
 
 def _compared(challenger: Evidence, champion: Evidence, difference: Difference, margin: float) -> Verdict:
@@ -101,8 +91,9 @@ def _compared(challenger: Evidence, champion: Evidence, difference: Difference, 
         f"{challenger.n:,}: difference {difference.value:+.4g}, {100 * difference.confidence:g} % interval "
         f"{difference.low:+.4g} to {difference.high:+.4g}"
     )
-    if difference.high <= margin:
-        what = "significantly better" if difference.high < 0 else f"not worse by more than {margin:.4g}"
-        return Verdict(decision="promote", reason=f"{figures}: {what}")
-    what = "significantly worse" if difference.low > 0 else f"it may be worse by more than {margin:.4g}"
-    return Verdict(decision="hold", reason=f"{figures}: {what}")
+    decision: Literal["promote", "hold"] = "promote" if difference.high <= margin else "hold"
+    if decision == "promote":
+        finding = "significantly better" if difference.high < 0 else f"not worse by more than {margin:.4g}"
+    else:
+        finding = "significantly worse" if difference.low > 0 else f"it may be worse by more than {margin:.4g}"
+    return Verdict(decision=decision, reason=f"{figures}: {finding}")

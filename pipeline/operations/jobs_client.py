@@ -18,6 +18,7 @@ from pipeline.operations.submission import first_line
 __all__ = ["JobState", "JobsClient", "dashboard_address", "find_token"]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ANSWER_SECONDS = 60.0
 AGENT_SECONDS, AGENT_POLL_SECONDS = 60.0, 1.0
 _NO_AGENT = "No available agent"
 _OVERRIDE = "RAY_API_SERVER_ADDRESS"
@@ -75,6 +76,13 @@ def _refused(address: str, status: int, token: str | None) -> str:
     return f"the cluster at {address} refuses this token: put the token of the head into {how}"
 
 
+class _Client(JobSubmissionClient):  # type: ignore[misc]
+    """Ray's client, which has no timeout of its own; a half-open tunnel would block it forever."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=ANSWER_SECONDS, **options)
+
+
 class JobsClient:
     """The jobs of one cluster. Every call raises ConfigError for a refused token, PipelineError for other failures."""
 
@@ -89,7 +97,7 @@ class JobsClient:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
             with self._mapped_errors(), _ray_address(address):
-                self._client = JobSubmissionClient(address, headers=headers)
+                self._client = _Client(address, headers=headers)
         except (PipelineError, KeyError, TypeError) as error:  # no JSON object with a version of Ray
             if isinstance(error, ConfigError):
                 raise

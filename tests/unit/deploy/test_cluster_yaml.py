@@ -1,4 +1,4 @@
-"""cluster.yaml is what `ray up` accepts, and keeps to the rules that Ray's own validator does not know."""
+"""cluster.yaml: accepted by Ray's validator and by the EC2 API model, with our security and spot rules."""
 
 import re
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_dashboard_is_on_loopback_and_every_node_asks_for_the_token(cluster):
 
 
 def run_instances_errors(node):
-    """What boto would say to Ray's call for such a node, from the model of the EC2 API that botocore ships."""
+    """Validation errors of RunInstances for this node, by botocore's model of the EC2 API."""
     model = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
     request = {"MinCount": 1, "MaxCount": 1, "ImageId": "ami-0", **node}
     return ParamValidator().validate(request, model.input_shape).generate_report()

@@ -1,4 +1,4 @@
-"""What is deployed agrees with the code and with itself: fields that KubeRay knows, metrics that exist, one image."""
+"""Deployment files: valid KubeRay fields, metrics that the code exports, one image everywhere."""
 
 import json
 import re
@@ -94,7 +94,7 @@ def test_the_image_is_the_ray_that_we_test_with_and_installs_by_our_constraints(
 
 
 def exported():
-    """Names of our metrics as Prometheus sees them, with their kind and label, from the code that makes them."""
+    """Our metrics by Prometheus name, with kind and labels, collected from the code that creates them."""
     source = "\n".join(path.read_text() for path in (ROOT / "pipeline").rglob("*.py"))
     made = re.findall(r"(Gauge|Counter|Histogram)\(\s*f?\"(ddpm_[^\"]+)\"", source)
     names = {}
@@ -105,7 +105,7 @@ def exported():
 
 
 def told():
-    """Name -> labels of what the textfile hook tells of a night, from what it writes."""
+    """Labels of the textfile hook's metrics by name, parsed from its output."""
     facts = {"name": "digits", "event": "hold", "at": "2026-11-24T03:00:00+00:00", "champion": 1, "attempts": 1}
     text = prometheus_text({**facts, "seconds": 5.0, "metrics": {"KD": 0.5}})
     lines = [line for line in text.splitlines() if not line.startswith("#")]

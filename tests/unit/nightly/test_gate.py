@@ -1,4 +1,4 @@
-"""The gate: who becomes champion, who does not, and what is not compared at all."""
+"""The gate: promote and hold by interval, floor and ceilings; refusal of different protocols."""
 
 import pytest
 

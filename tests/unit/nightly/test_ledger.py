@@ -1,4 +1,4 @@
-"""The policy over nights: which are run, which are missed, and when there is nothing to train on."""
+"""Due and missed nights by catch-up policy, unchanged inputs, and the ledger's JSON at rest."""
 
 import json
 from datetime import date, timedelta

@@ -1,4 +1,4 @@
-"""Ledgers at rest: whoever lost the night cannot write on, and a reply that was lost is no other writer."""
+"""Ledgers at rest: a former lease holder cannot overwrite them, and a lost reply is not another writer."""
 
 from datetime import date
 

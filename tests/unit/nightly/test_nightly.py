@@ -1,4 +1,4 @@
-"""Nights over weeks: ledger, promotions and champion are what the policy says, and nothing is trained twice."""
+"""Simulated weeks of nights: ledgers, promotions and champion follow the policy, and no night trains twice."""
 
 import os
 import signal
@@ -113,7 +113,7 @@ def test_again_is_already_done(sim):
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("stage", WORKING)
 def test_a_night_killed_in_a_stage_goes_on(sim, monkeypatch, stage, when):
-    """Before its artefact is committed, and after it but before the ledger says so."""
+    """Killed before its artefact is committed, or after that but before the ledger entry."""
     sim.at(1).run()
     sim.at(2)
 
@@ -140,7 +140,7 @@ def test_a_night_killed_in_a_stage_goes_on(sim, monkeypatch, stage, when):
 
 @pytest.mark.unit
 def test_killed_at_any_write_a_night_ends_as_if_nothing_was(memory_sim, monkeypatch):
-    """The process ends right before or right after each write of ledger and registry, in turn."""
+    """Kills the process before and after every write of ledger, registry and artefact, in turn."""
     places = ((Ledgers, "write"), (Registry, "_append"), (LightStages, "_once"))
 
     def armed(patch, nth: int, when: str) -> list[int]:
@@ -341,7 +341,7 @@ def test_today_is_a_date_of_the_zone(memory_sim, utc, zone, date):
 
 
 def beside(sim: Simulation, overlap: str, first_stage: str = "train"):
-    """A second scheduler while the first is in a stage; the results of both."""
+    """Start a second scheduler while the first runs a stage; results of both."""
     started, go_on, results = threading.Event(), threading.Event(), {}
 
     def wait(at, night):
@@ -449,7 +449,7 @@ def test_the_time_limit_reaches_into_a_stage(sim, monkeypatch):
 
 @pytest.mark.unit
 def test_sigterm_is_the_night_s_also_when_its_cluster_takes_it_for_itself(memory_sim, monkeypatch):
-    """ray.init sets a handler of its own, which would end the process with the number of the signal."""
+    """ray.init installs a SIGTERM handler that exits with the signal's number; the night's handler must replace it."""
 
     @contextmanager
     def cluster():

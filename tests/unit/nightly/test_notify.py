@@ -1,4 +1,4 @@
-"""Who is told about a night, what they get, and that a broken hook breaks nothing and gives no secret away."""
+"""Hooks: which event runs which hook, the event's content, and failures that neither raise nor reveal a URL."""
 
 import http.server
 import json

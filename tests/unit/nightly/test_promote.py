@@ -1,4 +1,4 @@
-"""promote, rollback and models on the command line, and what an alias means to a job that goes on."""
+"""promote, rollback and models on the command line; a resumed job keeps the version that its alias named first."""
 
 import json
 from pathlib import Path

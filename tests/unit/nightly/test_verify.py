@@ -1,4 +1,4 @@
-"""ddpm verify of registries and of ledgers: what is whole passes, and each contradiction is named where it is."""
+"""ddpm verify of registries and ledgers: intact ones pass, and each kind of damage is reported with its location."""
 
 import json
 from datetime import UTC, date, datetime
@@ -37,7 +37,7 @@ def edit(store, key, **changes):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Two versions with a history: 1, then 2, then back to 1; 2 is challenged again."""
+    """Two versions; champions 1, 2, then 1 again by rollback; 2 is the challenger again."""
     root = tmp_path_factory.mktemp("whole")
     settings, registry = config(), Registry(resolve(str(root / "models/digits"), StorageConfig()))
     for number in (1, 2):
@@ -109,7 +109,7 @@ def test_a_number_whose_version_never_came_is_no_contradiction(registry):
 
 @pytest.fixture
 def sim(tmp_path):
-    """Promoted, held, missed, skipped, promoted; the last one is under way."""
+    """Six nights: promoted, held, missed, skipped, promoted, running."""
     sim = Simulation(resolve(str(tmp_path / "root"), StorageConfig()))
     sim.source.quality = {"2026-11-01": 0.5, "2026-11-02": 0.9, "2026-11-05": 0.4}
     sim.source.data = {"2026-11-02": "same", "2026-11-04": "same"}

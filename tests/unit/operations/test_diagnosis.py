@@ -1,4 +1,4 @@
-"""What the doctor thinks of planted facts: the level, and that the line says what to do."""
+"""Diagnosis of planted facts: level and remedy."""
 
 import pytest
 

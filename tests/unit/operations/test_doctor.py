@@ -1,4 +1,4 @@
-"""The doctor from the command line, what Ray would pack, and an HTTP server in the dashboard's place."""
+"""`ddpm doctor` from the command line, with a fake dashboard; package sizes against Ray's own archive."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with everything that Ray leaves out, and two things that it packs."""
+    """A working directory with two files that Ray packs and files of every kind that Ray excludes."""
     root = tmp_path / "work"
     for name, size in {
         "jobs/a.py": 10,

@@ -1,4 +1,4 @@
-"""What `ddpm schedule` writes is what the program that reads it accepts, and means the same times and words."""
+"""Rendered schedules: each target's own parser accepts them, with the same run times and command words."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_a_shell_reads_the_words_of_the_command_and_the_day_of_the_zone():
 
 
 def unescaped(line):
-    """systemd's reading of a double-quoted word: backslashes, then %% and $$."""
+    """How systemd unescapes a double-quoted word: backslashes, then %% and $$."""
     return line.replace('\\"', '"').replace("\\\\", "\\").replace("%%", "%").replace("$$", "$")
 
 
@@ -71,7 +71,7 @@ def test_systemd_verifies_the_units_and_the_service_says_the_line(tmp_path):
 
 @pytest.mark.parametrize("cron", ["30 2 * * 1-5", "*/20 1,13 * 2-4 *", "0 6 13 * FRI", "5 4 1 JAN *"])
 def test_calendar_events_name_the_same_times(cron):
-    """systemd's own reading of the events, where it is installed; else the events of a known case."""
+    """Run times by systemd-analyze where installed, else of a known case."""
     events = calendar_events(Cron.parse(cron))
     if not shutil.which("systemd-analyze"):
         return
@@ -130,7 +130,7 @@ def test_the_raycronjob_has_the_zone_and_our_line():
 
 
 def test_the_airflow_dag_compiles_and_passes_the_day_of_the_run(monkeypatch):
-    """Executed against stand-ins of Airflow's four names, which record what they were given."""
+    """Executes the DAG file against stubs of Airflow's four names, which record their arguments."""
     ((name, text),) = files("airflow").items()
     assert name == "ddpm-nightly.py"
     seen = {}

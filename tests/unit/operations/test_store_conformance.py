@@ -1,4 +1,4 @@
-"""The questions to a store: every real kind passes, and a store that breaks one promise fails that one question."""
+"""Store checks: every supported store passes; a store that breaks one guarantee fails exactly that check."""
 
 import time
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def test_a_real_store_passes_and_keeps_nothing(store, check):
 
 @dataclass(frozen=True)
 class Overwriting(Store):
-    """As servers that ignore If-None-Match."""
+    """Ignores If-None-Match."""
 
     def create_once(self, key, data):
         self.put(key, data)
@@ -33,7 +33,7 @@ class Overwriting(Store):
 
 @dataclass(frozen=True)
 class Racing(Store):
-    """Looks first, then writes: late writers are told, writers at once are not."""
+    """Checks, then writes: refuses late writers, but not concurrent ones."""
 
     def create_once(self, key, data):
         there = self.exists(key)
@@ -45,7 +45,7 @@ class Racing(Store):
 
 @dataclass(frozen=True)
 class Lagging(Store):
-    """Lists what there was a moment ago."""
+    """Lists new objects late."""
 
     def list(self, prefix=""):
         return iter(())
@@ -53,7 +53,7 @@ class Lagging(Store):
 
 @dataclass(frozen=True)
 class Haunted(Store):
-    """Lists what was deleted."""
+    """Lists deleted objects."""
 
     def list(self, prefix=""):
         yield Entry(prefix, 1)

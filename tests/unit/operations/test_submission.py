@@ -1,4 +1,4 @@
-"""Ids, decisions, exit codes, versions, and what may not leave this machine."""
+"""Rules of submit: ids, decisions, exit codes, versions, local paths, credentials."""
 
 import shlex
 from datetime import date

@@ -1,10 +1,11 @@
-"""`ddpm submit` against a cluster that is played: what it sends, when it attaches, and how it follows."""
+"""`ddpm submit` against a scripted cluster: package, attach, follow, interrupt, versions."""
 
 import importlib.metadata
 import io
 import itertools
 import json
 import platform
+import socket
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -41,7 +42,7 @@ def nobody_s_settings(monkeypatch, tmp_path):
 
 @pytest.fixture
 def root(tmp_path):
-    """A checkout with what a job needs and what it does not."""
+    """A checkout with files that a job needs and files that it does not."""
     folder = tmp_path / "checkout"
     for name in (
         *(
@@ -165,6 +166,12 @@ def test_what_a_dashboard_answers_is_one_line(status, body, token, text):
     assert TOKEN not in str(caught.value)
 
 
+def test_a_dashboard_that_accepts_and_never_answers_is_an_error(monkeypatch):
+    monkeypatch.setattr(jobs_client, "ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ConfigError, match="no Ray dashboard"):
+        JobsClient(f"http://127.0.0.1:{silent.getsockname()[1]}", None)
+
+
 def test_nobody_at_the_address_is_one_line_and_exit_2(capsys):
     assert main(["submit", "--address", "127.0.0.1:1", "doctor"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -193,7 +200,7 @@ def test_a_head_that_has_just_started_is_asked_again(monkeypatch, answers, outco
                 raise error
 
     clock = itertools.count()
-    monkeypatch.setattr(jobs_client, "JobSubmissionClient", Client)
+    monkeypatch.setattr(jobs_client, "_Client", Client)
     monkeypatch.setattr(jobs_client, "is_listening", lambda address: True)
     monkeypatch.setattr(jobs_client, "AGENT_SECONDS", 4)
     monkeypatch.setattr(jobs_client, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
@@ -210,7 +217,7 @@ def test_a_head_that_has_just_started_is_asked_again(monkeypatch, answers, outco
 
 
 class Played:
-    """A cluster's jobs from a script: `pieces` of the log, where an exception is a lost connection."""
+    """A scripted cluster. turns: chunks of the log by connection; an exception is a lost connection."""
 
     address = "http://head:8265"
 
@@ -311,7 +318,7 @@ VERSIONS = dict.fromkeys(("python", "ray", "torch"))
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A played cluster of equal versions whose jobs succeed at once."""
+    """A scripted cluster with equal versions whose jobs succeed at once."""
     played = Played(["the log\n"], states=[DONE])
     monkeypatch.setattr(stage, "JobsClient", lambda address, token: played)
     monkeypatch.setattr(stage, "_check_versions", lambda *_: None)
@@ -393,7 +400,7 @@ def test_a_dry_run_sends_nothing(cluster, capsys):
 
 
 class Interrupted(Played):
-    """Ctrl-C while the log is followed, as many times as asked."""
+    """Ctrl-C while following the log, `times` times."""
 
     def __init__(self, times):
         super().__init__(["the log\n"], states=[DONE])

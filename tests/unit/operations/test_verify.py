@@ -1,4 +1,4 @@
-"""Every claim of an artefact, broken one at a time, is found by name; what is whole passes."""
+"""ddpm verify of datasets, runs and samples: intact ones pass; each kind of damage is reported by name."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def check(place, key=""):
 
 
 def fails(place, *what, key=""):
-    """The findings that verification lists; each of `what` must be among them."""
+    """Findings of verify; each of `what` must be among them."""
     with pytest.raises(VerificationFailed) as caught:
         check(place, key)
     text = str(caught.value)
@@ -60,7 +60,7 @@ def edit(place, key, **changes):
 
 
 def rewrite(job, shard, change):
-    """Change the rows of a shard and give its file, marker and manifest the new hash: only the rows are wrong."""
+    """Change rows of a shard and update file, marker and manifest to the new hash: only the rows are wrong."""
     manifest = json.loads(job.read("manifest.json"))
     entry = manifest["shards"][shard]
     table = change(pq.read_table(pa.BufferReader(job.read(entry["key"]))))
@@ -582,7 +582,7 @@ def test_a_row_that_was_guided_otherwise_is_a_finding(place):
 
 
 def test_a_damaged_parquet_footer_is_a_finding(place):
-    """The hash fits, so whoever wrote it wrote it broken."""
+    """The hash matches, so the file was written damaged."""
     write_samples(place)
     manifest = json.loads(place.read("manifest.json"))
     entry = manifest["shards"][0]
