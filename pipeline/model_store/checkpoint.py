@@ -1,10 +1,12 @@
 """Checkpoints at rest: safetensors and JSON under `<run>/checkpoints/step-N/`, the manifest last.
 
-A checkpoint without a manifest does not exist; there is no pointer to the latest that could be wrong. A committed one
-is never written again. One that turns out damaged (its manifest does not parse, a file is missing, short or has
-another sha256) is passed over: `usable_checkpoint` and `load_newest` go back to the one before and delete nothing.
-Whoever trains on from there calls `rewind` to that step once it is loaded, so that steps done again find their place
-free; readers that came earlier, such as a feed that was cut for the damaged step, must begin again.
+A checkpoint without a manifest does not exist, and a committed checkpoint is never written again. The newest checkpoint
+is the one of the highest step; no separate pointer to the newest exists that could be wrong.
+
+A checkpoint is damaged when its manifest does not parse, or a file is missing, short or has another sha256.
+`usable_checkpoint` and `load_newest` skip damaged checkpoints, return the one before, and delete nothing. A trainer
+that resumes from an earlier checkpoint calls `rewind` after loading, so that the keys of later steps are free again.
+Data readers that started for the damaged step must restart.
 """
 
 import logging
@@ -54,14 +56,14 @@ logger = logging.getLogger("ddpm.model_store")
 
 
 def checkpoint_key(step: int) -> str:
-    """Folder of a checkpoint, relative to its run."""
+    """The folder of a checkpoint, relative to its run."""
     return f"checkpoints/step-{step:09d}"
 
 
 def write_tensors(run: Store, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[FileEntry, ...]:
-    """Store each group of tensors as `<name>.safetensors`; keys are relative to the checkpoint.
+    """Store each group of tensors as `<name>.safetensors`; the entries' keys are relative to the checkpoint.
 
-    Raises AlreadyExists for a checkpoint that is committed: its files are never written again.
+    Raises AlreadyExists when the checkpoint is committed.
     """
     folder = run.child(checkpoint_key(step))
     if folder.exists(MANIFEST):
@@ -73,7 +75,7 @@ def write_tensors(run: Store, step: int, tensors: Mapping[str, Mapping[str, Tens
 
 
 def write_checkpoint(run: Store, manifest: CheckpointManifest) -> None:
-    """Make a checkpoint exist. One that is there already with other content is an error, with equal content is not."""
+    """Commit a checkpoint by its manifest. An equal manifest is joined. Raises AlreadyExists for a different one."""
     key = f"{checkpoint_key(manifest.step)}/{MANIFEST}"
     if create_or_read_document(run, key, manifest) != manifest:
         raise AlreadyExists(
@@ -87,7 +89,7 @@ def committed_steps(run: Store) -> list[int]:
 
 
 def _folders(run: Store) -> dict[int, dict[str, int]]:
-    """Size of every file by its name by the step of its folder, ascending; committed or not."""
+    """{step: {file name: bytes}} of every checkpoint folder, committed or not, by ascending step."""
     found: dict[int, dict[str, int]] = defaultdict(dict)
     for entry in run.list("checkpoints/"):
         match = _FILE.match(entry.key)
@@ -97,7 +99,7 @@ def _folders(run: Store) -> dict[int, dict[str, int]]:
 
 
 def read_checkpoint(run: Store, step: int) -> CheckpointManifest:
-    """Manifest of one checkpoint. Raises DataError when it does not exist."""
+    """The manifest of one checkpoint. Raises DataError when there is no such checkpoint."""
     key = f"{checkpoint_key(step)}/{MANIFEST}"
     try:
         return read_document(run, key, CheckpointManifest)
@@ -114,67 +116,69 @@ def latest_checkpoint(run: Store) -> CheckpointManifest | None:
 
 
 def usable_checkpoint(run: Store) -> CheckpointManifest | None:
-    """The newest checkpoint whose manifest parses and whose files have their sizes, or None before the first.
+    """The newest checkpoint whose manifest parses and whose files have the right sizes, or None before the first.
 
-    Tells which it passed over and why; one listing and the manifests, no tensor is read. Raises DataError when there
-    are checkpoints and none can be used: to begin anew is a person's decision.
+    Logs a warning for each damaged checkpoint. Reads one listing and the manifests, no tensors. Raises DataError when
+    all checkpoints are damaged: the user decides whether to start another run.
     """
-    manifest = next(_usable(run), None)
+    manifest = next(_usable_checkpoints(run), None)
     if manifest is None:
-        _refuse_to_begin_anew(run)
+        _raise_if_all_damaged(run)
     return manifest
 
 
 def load_newest(run: Store, *names: str) -> tuple[CheckpointManifest, Tensors] | None:
-    """The newest checkpoint whose tensors (all, or the groups `names`) are as written, or None before the first.
+    """The newest checkpoint whose tensors (all, or the groups `names`) verify, or None before the first.
 
-    What fails is read once more, then passed over with a line that says so; nothing is deleted (see above: `rewind`).
-    Raises DataError when there are checkpoints and none can be used, or one does not hold `names`.
+    A checkpoint that fails is read a second time, then skipped with a warning. Deletes nothing (see `rewind`). Raises
+    DataError when all checkpoints are damaged, or a checkpoint lacks one of `names`.
     """
-    for manifest in _usable(run):
+    for manifest in _usable_checkpoints(run):
         for last_try in (False, True):
             try:
                 return manifest, read_tensors(run, manifest, *names)
             except VerificationFailed as error:
-                what_next = "trying the one before" if last_try else "once more"
-                logger.warning("checkpoint %d: %s; %s", manifest.step, error, what_next)
-    _refuse_to_begin_anew(run)
+                remedy = "trying the checkpoint before" if last_try else "reading it once more"
+                logger.warning("checkpoint %d: %s; %s", manifest.step, error, remedy)
+    _raise_if_all_damaged(run)
     return None
 
 
-def _usable(run: Store, level: int = logging.WARNING) -> Iterator[CheckpointManifest]:
-    """Newest first."""
+def _usable_checkpoints(run: Store, level: int = logging.WARNING) -> Iterator[CheckpointManifest]:
+    """Manifests of checkpoints whose files have the right sizes, newest first."""
     for step, files in reversed(_folders(run).items()):
         if MANIFEST not in files:
             continue
         try:
-            manifest = _whole(run, step, files)
+            manifest = _complete_manifest(run, step, files)
         except DataError as error:
-            logger.log(level, "checkpoint %d is passed over: %s", step, error)
+            logger.log(level, "checkpoint %d is skipped: %s", step, error)
         else:
             yield manifest
 
 
-def _whole(run: Store, step: int, files: Mapping[str, int]) -> CheckpointManifest:
-    """The manifest, if `files` (sizes by name) are those that it names. Raises DataError."""
+def _complete_manifest(run: Store, step: int, files: Mapping[str, int]) -> CheckpointManifest:
+    """The manifest of a checkpoint whose `files` (sizes by name) match it. Raises DataError."""
     manifest = read_checkpoint(run, step)
     bad = [entry.key for entry in manifest.files if files.get(entry.key) != entry.bytes]
     if bad:
-        raise DataError(f"{run.location(checkpoint_key(step))} has not all of {', '.join(bad)}")
+        raise DataError(f"{run.location(checkpoint_key(step))}: {', '.join(bad)} missing or of another size")
     return manifest
 
 
-def _refuse_to_begin_anew(run: Store) -> None:
+def _raise_if_all_damaged(run: Store) -> None:
     steps = committed_steps(run)
     if steps:
         raise DataError(
-            f"{run.uri} has checkpoints at {steps} and each is damaged: restore one from a backup, or begin anew in "
-            "another run"
+            f"{run.uri} has checkpoints at {steps} and each is damaged: restore one from a backup, or start another run"
         )
 
 
 def read_tensors(run: Store, manifest: CheckpointManifest, *names: str) -> Tensors:
-    """Verified tensors of a checkpoint, on the CPU. Raises VerificationFailed when a file is not what was written."""
+    """Tensors of a checkpoint on the CPU, verified: all groups, or `names`.
+
+    Raises VerificationFailed when a file differs from its entry, DataError when a group is missing.
+    """
     folder = run.child(checkpoint_key(manifest.step))
     files = {entry.key.removesuffix(".safetensors"): entry for entry in manifest.files}
     missing = [name for name in names if name not in files]
@@ -193,14 +197,14 @@ def _load(folder: Store, entry: FileEntry) -> dict[str, Tensor]:
 def remove_old_checkpoints(run: Store, keep: int, keep_every: int | None = None, keep_best: int = 0) -> None:
     """Delete all but the newest `keep`, multiples of `keep_every` and the `keep_best` of lowest loss.
 
-    Damaged checkpoints do not count among the newest or best, yet one that is among the newest by its step stays, as
-    the damage may be passing. Folders that were never committed and are older than the newest checkpoint go as well.
+    Damaged checkpoints do not count towards `keep` and `keep_best`. A damaged checkpoint among the newest `keep` steps
+    stays, since a read error may be temporary. Uncommitted folders older than the newest checkpoint are deleted too.
     """
     folders = _folders(run)
     committed = [step for step, files in folders.items() if MANIFEST in files]
     if not committed or (len(committed) <= keep and len(folders) == len(committed)):
         return
-    usable = list(islice(_usable(run, logging.DEBUG), None if keep_best else keep))
+    usable = list(islice(_usable_checkpoints(run, logging.DEBUG), None if keep_best else keep))
     with_loss = [found for found in usable if found.loss is not None and math.isfinite(found.loss)]
     best = sorted(with_loss, key=lambda found: (found.loss, -found.step))[:keep_best]
     kept = {*committed[-keep:], *(found.step for found in (*usable[:keep], *best))}
@@ -211,13 +215,13 @@ def remove_old_checkpoints(run: Store, keep: int, keep_every: int | None = None,
 
 
 def rewind(run: Store, step: int) -> CheckpointManifest:
-    """Make `step` the newest checkpoint: the record of success goes first, then later checkpoints, newest first.
+    """Make `step` the newest checkpoint: delete the success record, then later checkpoints, newest first.
 
-    Interrupted anywhere, it leaves an earlier state of the run and may be repeated. Raises DataError, and deletes
-    nothing, when there is no such checkpoint or it is damaged.
+    An interrupted call leaves a valid earlier state of the run and may be repeated. Raises DataError, and deletes
+    nothing, when the checkpoint does not exist or is damaged.
     """
     folders = _folders(run)
-    manifest = _whole(run, step, folders.get(step, {}))
+    manifest = _complete_manifest(run, step, folders.get(step, {}))
     run.delete(SUCCESS)
     for later, files in reversed(folders.items()):
         if later > step:
@@ -226,11 +230,11 @@ def rewind(run: Store, step: int) -> CheckpointManifest:
 
 
 def _remove(run: Store, step: int, files: Mapping[str, int]) -> None:
-    """Manifest first, so that no manifest ever names a missing file."""
+    """Delete the manifest first, so that no manifest ever names a missing file."""
     for name in sorted(files, key=lambda name: name != MANIFEST):
         run.delete(f"{checkpoint_key(step)}/{name}")
 
 
 def read_success(run: Store) -> RunSuccess | None:
-    """The finished run's record, or None."""
+    """The success record of a finished run, or None."""
     return find_document(run, SUCCESS, RunSuccess)

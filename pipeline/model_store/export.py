@@ -1,7 +1,7 @@
-"""Weights of a checkpoint -> a diffusers folder; no Ray: one process reads one file and writes four.
+"""`ddpm export`: weights of a checkpoint -> a diffusers folder. One process reads one file and writes four; no Ray.
 
-The index goes last and every file once, so a folder that an interrupted export left is no model to anybody, and the
-same command completes it.
+Each file is created once and the index last. An interrupted export leaves a folder without an index, which no reader
+takes for a model; the same command completes the folder.
 """
 
 import hashlib
@@ -21,10 +21,11 @@ __all__ = ["export"]
 
 
 def export(config: Config, run: str, out: str, step: int | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """Write the weights that `generate.weights` names, of a run's newest checkpoint, of one `step`, or of a checkpoint.
+    """Write the weights named by `generate.weights` to `out`.
 
-    Raises DataError when there is no such checkpoint, ConfigError for weights it does not have, a diffusion that
-    diffusers cannot express and a folder of other content, VerificationFailed for a file that is not as written.
+    run: URI of a run (its newest checkpoint, or that of `step`) or of a checkpoint. Raises DataError when there is no
+    such checkpoint; ConfigError for unknown weights, a diffusion that diffusers cannot express, or an `out` with other
+    content; VerificationFailed for a damaged checkpoint.
     """
     found, taken = _checkpoint(config, run, step)
     unet = load_unet(found, config.storage)
@@ -52,28 +53,28 @@ def export(config: Config, run: str, out: str, step: int | None = None, dry_run:
 
 
 def _checkpoint(config: Config, uri: str, step: int | None) -> tuple[StoredModel, int]:
-    """The weights to export and the step that they are of."""
-    place = parse_checkpoint_uri(uri, config.storage)
-    if place is not None and step not in (None, place[1]):
-        raise ConfigError(f"--step {step}: {uri} is the checkpoint of step {place[1]}; give its run instead")
-    if place is None and step is not None:
+    """The weights to export, and their step."""
+    checkpoint = parse_checkpoint_uri(uri, config.storage)
+    if checkpoint is not None and step not in (None, checkpoint.step):
+        raise ConfigError(f"--step {step}: {uri} is the checkpoint of step {checkpoint.step}; give its run instead")
+    if checkpoint is None and step is not None:
         uri = resolve(uri, config.storage).location(checkpoint_key(step))
     found = find_model(uri, config.generate.weights, config.storage)
-    place = parse_checkpoint_uri(found.uri, config.storage)
-    if place is None:
+    checkpoint = parse_checkpoint_uri(found.uri, config.storage)
+    if checkpoint is None:
         raise ConfigError(f"{found.uri} is a diffusers folder already: --run takes a run or a checkpoint")
-    return found, place[1]
+    return found, checkpoint.step
 
 
 def _missing(folder: Store, files: Mapping[str, bytes]) -> list[str]:
-    """The files that are not there yet. Raises ConfigError for other content, before anything is written."""
+    """The files still to write. Raises ConfigError for other content, before anything is written."""
     missing = [name for name in files if not _is_there(folder, name, files[name])]
     if INDEX_FILE in missing:
-        # An index would turn a run or a dataset into a model folder; whoever has one may keep other things beside it.
+        # An index would turn a run or a dataset into a model folder. A folder that has an index may hold other files.
         foreign = next((entry.key for entry in folder.list() if entry.key not in files), None)
         if foreign is not None:
             raise ConfigError(
-                f"{folder.uri} holds {foreign}, which is no part of a model: choose a new folder as --out"
+                f"{folder.uri} holds {foreign}, which is not part of a model: choose a new folder as --out"
             )
     return missing
 
@@ -90,9 +91,9 @@ def _is_there(folder: Store, name: str, data: bytes) -> bool:
 
 def _write(folder: Store, name: str, data: bytes) -> None:
     if not try_create(folder, name, data):
-        _is_there(folder, name, data)  # another export of the same weights is no conflict
+        _is_there(folder, name, data)  # raises, unless another export of the same weights was faster
 
 
 def _exported(folder: Store, config: StorageConfig) -> StoredModel:
-    """What `generate --model` finds: the folder is read back before anybody is told that it is there."""
+    """The model as `generate --model` finds it: read the folder back before reporting success."""
     return find_model(folder.uri, "", config)

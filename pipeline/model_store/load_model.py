@@ -1,12 +1,14 @@
-"""What `--model` may name: a run (its latest checkpoint), one checkpoint, a diffusers folder, or REGISTRY@champion.
+"""Find and load the model of a `--model` URI: a run (its newest checkpoint), a checkpoint, a diffusers folder or an
+alias such as REGISTRY@champion.
 
-find_model   reads what a model is, without its weights where a manifest has their hash
-load_unet    the network with its weights, verified
+find_model   describes a model; reads the weights only of a diffusers folder, to hash them
+load_unet    the network with its verified weights
 """
 
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -22,19 +24,27 @@ from pipeline.models.diffusers_scheduler import SCHEDULER_FILE
 from pipeline.models.unet import UNet
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["RAW_WEIGHTS", "StoredModel", "find_model", "load_unet", "parse_checkpoint_uri", "weight_names"]
+__all__ = [
+    "RAW_WEIGHTS",
+    "CheckpointUri",
+    "StoredModel",
+    "find_model",
+    "load_unet",
+    "parse_checkpoint_uri",
+    "weight_names",
+]
 
 RAW_WEIGHTS = "raw"
-"""What `generate.weights` calls the optimiser's own weights; any other name is that of an average."""
+"""The name of the optimizer's own weights in `generate.weights`; any other name is an EMA profile."""
 RAW_GROUP = "model"
 FOLDER_WEIGHTS = "folder"
-"""The weights of a diffusers folder, which holds only one set."""
+"""The name of the only weights of a diffusers folder."""
 _CHECKPOINT = re.compile(r"^(.+)/checkpoints/step-(\d+)$")
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model at rest: `uri` of its checkpoint or folder, the name of its weights, the sha256 (hex) of their file."""
+    """A model at rest: `uri` of its checkpoint or folder, name of its weights, sha256 (hex) of the weights file."""
 
     uri: str
     weights: str
@@ -43,11 +53,11 @@ class StoredModel:
     diffusion: DiffusionConfig
     image_size: int
     channels: int
-    label_dropout: float = 0.0  # share of images that it was trained on without their label
+    label_dropout: float = 0.0  # share of training images whose label was dropped
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of all that decides what the network computes."""
+        """sha256 (hex) of the weights and settings that decide the network's output."""
         return digest_of(
             {
                 "weights": self.sha256,
@@ -59,22 +69,29 @@ class StoredModel:
         )
 
     def empty_unet(self) -> UNet:
-        """The network without meaningful weights; under torch.device("meta") only its names and shapes."""
+        """The network with random weights; under torch.device("meta") only names and shapes."""
         out_channels = Objective(self.diffusion, self.channels).out_channels
         return UNet(self.model, self.channels, out_channels, self.image_size)
 
 
-def parse_checkpoint_uri(uri: str, config: StorageConfig) -> tuple[Store, int] | None:
-    """(run, step) when the URI is that of a checkpoint's folder, else None."""
+class CheckpointUri(NamedTuple):
+    """The parts of RUN/checkpoints/step-N."""
+
+    run: Store
+    step: int
+
+
+def parse_checkpoint_uri(uri: str, config: StorageConfig) -> CheckpointUri | None:
+    """Run and step when the URI has the form of a checkpoint's folder, else None. Opens nothing."""
     match = _CHECKPOINT.match(resolve(uri, config).uri)
-    return (resolve(match.group(1), config), int(match.group(2))) if match else None
+    return CheckpointUri(resolve(match.group(1), config), int(match.group(2))) if match else None
 
 
 def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
-    """Raises DataError when there is no model, ConfigError when it has no such weights.
+    """Describe the model at `uri`. Raises DataError when there is none, ConfigError when `weights` are unknown.
 
-    An alias (REGISTRY@champion) is looked up here, once: `uri` of what is found is that of a version, which never
-    changes. Raises VerificationFailed when a version's weights are not those that its manifest names.
+    An alias (REGISTRY@champion) is resolved once, here: the result's `uri` is that of a version, which never changes.
+    Raises VerificationFailed when the weights of a version differ from its manifest.
     """
     registered = named_version(uri, config)
     if registered is not None:
@@ -82,7 +99,7 @@ def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
         found = find_model(registry.folder(version.number).uri, weights, config)
         if found.sha256 != version.sha256:
             there, named = found.sha256[:16], version.sha256[:16]
-            raise VerificationFailed(f"{found.uri} has weights {there}, and its manifest names {named}: restore it")
+            raise VerificationFailed(f"{found.uri} has weights {there}, but its manifest names {named}: restore it")
         return found
     store = resolve(uri, config)
     if store.exists(INDEX_FILE):
@@ -101,13 +118,13 @@ def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
         model = ModelConfig.model_validate(manifest.config.get("model"))
         diffusion = DiffusionConfig.model_validate(manifest.config.get("diffusion"))
     except ValidationError as error:
-        raise DataError(f"{location} holds a configuration of another version: {error}") from error
+        raise DataError(f"{location} holds a configuration that this release cannot read: {error}") from error
     dropout = float(manifest.config.get("train", {}).get("label_dropout", 0.0))
     return StoredModel(location, weights, sha256, model, diffusion, manifest.image_size, manifest.channels, dropout)
 
 
 def weight_names(uri: str, config: StorageConfig) -> tuple[str, ...]:
-    """What `generate.weights` may name: averages, then RAW_WEIGHTS; of a diffusers folder, which has one set, 'ema'.
+    """Valid values of `generate.weights`: the EMA profiles, then RAW_WEIGHTS. A diffusers folder has only 'ema'.
 
     Raises DataError when there is no model.
     """
@@ -117,17 +134,16 @@ def weight_names(uri: str, config: StorageConfig) -> tuple[str, ...]:
 
 
 def load_unet(found: StoredModel, config: StorageConfig) -> UNet:
-    """The network on the CPU, in evaluation mode. Raises VerificationFailed when the file is not the one found."""
-    place = parse_checkpoint_uri(found.uri, config)
-    if place is None:
+    """The network on the CPU, in evaluation mode. Raises VerificationFailed when the weights changed since `found`."""
+    checkpoint = parse_checkpoint_uri(found.uri, config)
+    if checkpoint is None:
         folder, sha256 = _read_folder(resolve(found.uri, config))
         if sha256 != found.sha256:
-            raise VerificationFailed(f"{found.uri} has other weights than before: {sha256}, not {found.sha256}")
+            raise VerificationFailed(f"{found.uri}: the weights changed: sha256 {sha256}, was {found.sha256}")
         return folder.unet()
-    run, step = place
-    manifest = read_checkpoint(run, step)
-    group = _group(manifest, found.weights, run)
-    state = read_tensors(run, manifest, group)[group]
+    manifest = read_checkpoint(checkpoint.run, checkpoint.step)
+    group = _group(manifest, found.weights, checkpoint.run)
+    state = read_tensors(checkpoint.run, manifest, group)[group]
     unet = found.empty_unet()
     try:
         unet.load_state_dict(state)
@@ -137,9 +153,9 @@ def load_unet(found: StoredModel, config: StorageConfig) -> UNet:
 
 
 def _checkpoint(uri: str, config: StorageConfig) -> tuple[Store, CheckpointManifest]:
-    place = parse_checkpoint_uri(uri, config)
-    if place is not None:
-        return place[0], read_checkpoint(*place)
+    checkpoint = parse_checkpoint_uri(uri, config)
+    if checkpoint is not None:
+        return checkpoint.run, read_checkpoint(checkpoint.run, checkpoint.step)
     run = resolve(uri, config)
     manifest = latest_checkpoint(run)
     if manifest is None:
@@ -164,7 +180,7 @@ def _read_folder(store: Store) -> tuple[DiffusersModel, str]:
         try:
             files[name] = store.read(name)
         except NotFound:
-            continue  # from_files says which one is missing and what to do
+            continue  # from_files names the missing file and the remedy
     try:
         folder = from_files(files)
     except DataError as error:

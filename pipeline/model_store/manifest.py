@@ -1,7 +1,4 @@
-"""JSON documents of a training run: its plan, its checkpoints, its success.
-
-None holds a time, a host or a credential, so equal inputs give equal documents and equal digests.
-"""
+"""JSON documents of a training run: run.json (the plan), a manifest per checkpoint, _SUCCESS.json."""
 
 from typing import Any, Literal
 
@@ -29,7 +26,7 @@ FREE_TO_CHANGE = {
         "grid_sampling_steps",
     )
 }
-"""Settings of a run that may differ when it is resumed: they do not touch the path of the weights."""
+"""Settings of a run that may change on resume, since they do not influence the weights at any step."""
 
 
 class CheckpointManifest(Section):
@@ -40,7 +37,7 @@ class CheckpointManifest(Section):
     step: int
     images: int
     epoch: int
-    batches: int  # global batches of `epoch` that are done
+    batches: int  # global batches of `epoch` done
     world_size: int
     dataset_digest: str
     image_size: int
@@ -48,20 +45,20 @@ class CheckpointManifest(Section):
     classes: tuple[str, ...] | None
     config: dict[str, Any]
     config_digest: str
-    lane_digests: tuple[str, ...]  # running sha256 of the sample ids that each lane delivered
+    lane_digests: tuple[str, ...]  # running sha256 of the sample ids delivered by each lane
     metric_parts: tuple[FileEntry, ...]  # relative to the run
     ema: tuple[str, ...]  # names of the averaged weights
-    loss: float | None = None  # mean over the steps since the checkpoint before
+    loss: float | None = None  # mean over the steps since the previous checkpoint
     files: tuple[FileEntry, ...]
 
     @property
     def batch_digest(self) -> str:
-        """sha256 (hex) of the ids of every global batch so far: equal for any number of workers."""
+        """sha256 (hex) of the ids of all global batches so far; the same for any number of workers."""
         return digest_of(list(self.lane_digests))
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with what was added since at its default, so that an older run can go on."""
+    """A stored configuration with defaults for settings added since, so that an older run can resume."""
     try:
         return Config.model_validate(config).model_dump(mode="json")
     except ValidationError:
@@ -69,17 +66,17 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class RunPlan(Section):
-    """`<run>/run.json`, created once: what the run trains, on what."""
+    """`<run>/run.json`, created once: dataset and configuration of the run."""
 
     kind: Literal["run"] = "run"
     schema_version: int = SCHEMA_VERSION
     dataset_uri: str
     dataset_digest: str
     config: dict[str, Any]
-    init_digest: str | None = None  # of the weights that a warm start took, wherever they lay
+    init_digest: str | None = None  # digest of the weights of a warm start (train.init_from)
 
     def differences(self, other: "RunPlan") -> list[str]:
-        """Dotted names of the settings that decide the weights and are not equal in the two plans."""
+        """Dotted names of the settings that decide the weights and differ between the two plans."""
         names = [name for name in ("dataset", "init") if self._digest(name) != other._digest(name)]
         for section in ("model", "diffusion", "train"):
             ours, theirs = (_with_defaults(plan.config)[section] for plan in (self, other))
@@ -95,7 +92,7 @@ class RunPlan(Section):
 
 
 class RunSuccess(Section):
-    """`<run>/_SUCCESS.json`: the run took all its steps."""
+    """`<run>/_SUCCESS.json`: the run completed all its steps."""
 
     kind: Literal["success"] = "success"
     step: int

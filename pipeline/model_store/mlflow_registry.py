@@ -1,7 +1,8 @@
-"""A registry shown in MLflow's Model Registry: same versions, same aliases. Ours decides; MLflow's follows.
+"""Mirror a model registry to MLflow's Model Registry: the same versions and aliases. One way: MLflow decides nothing.
 
-MLflow numbers versions itself, so ours is the tag `ddpm.version`; where its server is, and who may write there, its own
-environment says (MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI, ...). Repeating is free: only what differs is written.
+MLflow numbers versions itself, so the tag `ddpm.version` holds the registry's number. MLflow's environment variables
+(MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI, ...) name its server and credentials. Only differences are written, so a
+repeated call costs a few reads.
 """
 
 import json
@@ -20,9 +21,9 @@ PAGE: Final = 200
 
 
 def mirror_to_mlflow(registry: Registry, name: str) -> int:
-    """Make MLflow's registered model `name` show this registry; how many of its things were changed.
+    """Bring MLflow's registered model `name` up to date with this registry; the number of changes made.
 
-    Raises ConfigError when MLflow is not installed, PipelineError when its server refuses.
+    Raises ConfigError when MLflow is not installed, PipelineError when the MLflow server refuses.
     """
     if find_spec("mlflow") is None:
         raise ConfigError("registry.mlflow needs MLflow: pip install 'ddpm-pipeline[trackers]'")
@@ -30,10 +31,10 @@ def mirror_to_mlflow(registry: Registry, name: str) -> int:
     from mlflow.tracking import MlflowClient
 
     try:
-        return _Mirror(MlflowClient(), name, registry).follow()
+        return _Mirror(MlflowClient(), name, registry).run()
     except MlflowException as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PipelineError(f"MLflow does not show {registry.store.uri} as it is now: {first}") from error
+        raise PipelineError(f"the MLflow mirror of {registry.store.uri} is out of date: {first}") from error
 
 
 class _Mirror:
@@ -41,18 +42,18 @@ class _Mirror:
         self._client, self._name, self._registry = client, name, registry
         self._changes = 0
 
-    def follow(self) -> int:
+    def run(self) -> int:
         records = self._registry.records()
         theirs = self._versions()
         for number in self._registry.versions():
             if number not in theirs:
                 theirs[number] = self._add(self._registry.version(number))
-        self._tell_why(theirs, records)
-        self._move(theirs, records[-1] if records else None)
+        self._set_promotion_tags(theirs, records)
+        self._set_aliases(theirs, records[-1] if records else None)
         return self._changes
 
     def _versions(self) -> dict[int, Any]:
-        """Theirs by our number; the registered model is made if it is not there."""
+        """MLflow's versions by registry number; creates the registered model if it is missing."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -77,8 +78,8 @@ class _Mirror:
         folder = self._registry.folder(version.number).uri
         return self._client.create_model_version(self._name, source=folder, tags={**facts, **tags})
 
-    def _tell_why(self, theirs: dict[int, Any], records: list[Record]) -> None:
-        """The newest promotion of a version: its reason, and its metrics as JSON."""
+    def _set_promotion_tags(self, theirs: dict[int, Any], records: list[Record]) -> None:
+        """Tag each promoted version with the reason and the metrics (JSON) of its newest promotion."""
         for record in {r.champion: r for r in records if r.action != "challenge" and r.champion in theirs}.values():
             assert record.champion is not None
             there = theirs[record.champion]
@@ -88,7 +89,7 @@ class _Mirror:
                     self._client.set_model_version_tag(self._name, there.version, key, value)
                     self._changes += 1
 
-    def _move(self, theirs: dict[int, Any], head: Record | None) -> None:
+    def _set_aliases(self, theirs: dict[int, Any], head: Record | None) -> None:
         now = self._client.get_registered_model(self._name).aliases
         for alias in ALIASES:
             number = None if head is None else getattr(head, alias)
@@ -103,13 +104,13 @@ class _Mirror:
 
 
 def mirror(config: Config, registry: Registry) -> str | None:
-    """Show the registry wherever `registry` settings say; what went wrong, else None."""
+    """Mirror the registry to MLflow if `registry.mlflow` is set; the warning of a failed mirror, else None."""
     if config.registry.mlflow is None:
         return None
     try:
         mirror_to_mlflow(registry, config.registry.mlflow)
     except PipelineError as error:
-        return f"{error}; ddpm models shows it again"
-    except Exception as error:  # whatever a foreign package raises, the champion is decided
-        return f"MLflow failed: {type(error).__name__}: {error}; ddpm models shows it again"
+        return f"{error}; ddpm models mirrors it again"
+    except Exception as error:  # any error of the MLflow client: the promotion itself is committed
+        return f"MLflow failed: {type(error).__name__}: {error}; ddpm models mirrors it again"
     return None

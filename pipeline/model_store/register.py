@@ -1,4 +1,4 @@
-"""A checkpoint becomes a version of a registry: number, files, manifest, in that order and each by create-once."""
+"""Register a checkpoint as a version of a model registry: claim a number, export the files, commit the manifest."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +16,9 @@ Export = Callable[[Config, str, str], dict[str, Any]]
 
 
 def register(config: Config, registry: Registry, export: Export, model: str, facts: dict[str, Any]) -> Version:
-    """The version of these weights, made if it is not there; an interrupted one is finished under its number.
+    """The version of these weights, created if there is none. An interrupted registration is completed.
 
-    model: URI of a run (its newest checkpoint) or of a checkpoint. Raises what `export` raises.
+    model: URI of a run (its newest checkpoint) or of a checkpoint. Raises the errors of `export`.
     """
     found = find_model(model, config.generate.weights, config.storage)
     number = registry.claim(f"{without_credentials(found.uri)}#{found.weights}:{found.sha256}")

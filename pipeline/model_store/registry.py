@@ -1,11 +1,11 @@
-"""Models that have a number: versions that never change, and who is champion.
+"""The model registry: numbered model versions that never change, and records of which version is champion.
 
-    <registry>/claims/000001.json         created once: which source has this number
+    <registry>/claims/000001.json         created once: the source that this number belongs to
     <registry>/v000001/                   a diffusers folder, then manifest.json, created once: the version exists
-    <registry>/promotions/00000001.json   created once, numbered without gaps: the newest says who is what
+    <registry>/promotions/00000001.json   created once, numbered without gaps: champion and challenger from here on
 
-A record holds the whole state after it, so two promoters race for one number and exactly one of them gets it; the
-other reads who was faster and decides again. Nothing is ever replaced: going back is a further record.
+The newest record holds the whole state. Two concurrent promotions create the same record number, so exactly one
+succeeds; the other reads the new state and decides again. Nothing is replaced: a rollback is a further record.
 """
 
 import re
@@ -44,27 +44,27 @@ _VERSION: Final = re.compile(r"^v(\d{6,})/manifest\.json$")
 
 
 class Claim(Section):
-    """`claims/N.json`: the number belongs to this source, before its files are there."""
+    """`claims/N.json`: reserves the number for this source before the version exists."""
 
     kind: Literal["claim"] = "claim"
     source: str
 
 
 class Version(Section):
-    """`vN/manifest.json`. `facts`: what it was trained on and from, for people."""
+    """`vN/manifest.json`. `facts`: provenance (dataset, run, ...), for display only."""
 
     kind: Literal["model-version"] = "model-version"
     schema_version: int = SCHEMA_VERSION
     number: int
     source: str
-    model_digest: str  # of all that decides what the network computes
-    sha256: str  # of the weights' file
+    model_digest: str  # digest of the weights and settings that decide the network's output
+    sha256: str  # of the weights file
     files: tuple[FileEntry, ...]  # relative to the version
     facts: dict[str, Any]
 
 
 class Record(Section):
-    """`promotions/N.json`: the aliases from here on, and why. `at` is UTC, for people; order is the number's."""
+    """`promotions/N.json`: champion and challenger from here on. `at`: UTC, for display; the number is the order."""
 
     kind: Literal["promotion"] = "promotion"
     schema_version: int = SCHEMA_VERSION
@@ -73,13 +73,13 @@ class Record(Section):
     champion: int | None
     challenger: int | None
     reason: str
-    request: str  # one that is repeated with the same name is done once
+    request: str  # id of the request: a repeated request has no further effect
     at: str
     metrics: dict[str, Any]
 
 
 class ChangeRequest(NamedTuple):
-    """What is asked of a registry, whichever it does."""
+    """Reason, unique request id, time (UTC) and metrics of a challenge, promotion or rollback."""
 
     reason: str
     request: str
@@ -93,12 +93,15 @@ EMPTY: Final = Record(
 
 
 def version_key(number: int) -> str:
-    """Folder of a version, relative to its registry."""
+    """The folder of a version, relative to its registry."""
     return f"v{number:06d}"
 
 
 def champions(records: Iterable[Record]) -> tuple[int, ...]:
-    """The champion (last) under it those that it would be rolled back to; a rollback takes off what it goes over."""
+    """The stack of champions after these records: the current champion last, before it the targets of rollbacks.
+
+    A rollback removes every champion above its target.
+    """
     stack: list[int] = []
     for record in records:
         if record.champion is None or (stack and stack[-1] == record.champion):
@@ -112,14 +115,14 @@ def champions(records: Iterable[Record]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Registry:
-    """The versions of one model. A value."""
+    """The registry of one model at `store`. A value."""
 
     store: Store
 
     # --- versions ----------------------------------------------------------------------------------------------------
 
     def versions(self) -> list[int]:
-        """Numbers of the versions that exist, ascending."""
+        """Numbers of the committed versions, ascending."""
         return sorted(int(match[1]) for entry in self.store.list("v") if (match := _VERSION.match(entry.key)))
 
     def folder(self, number: int) -> Store:
@@ -135,10 +138,10 @@ class Registry:
             raise DataError(f"{self.store.uri} has no version {number}: it has {known}") from error
 
     def claim(self, source: str) -> int:
-        """The number of this source: the one it has, or the next free one; of two who claim it both get the same."""
+        """The number of this source: that of an earlier or concurrent claim, or the next free number."""
         claims = self.claims()
         for number in reversed(claims):
-            if self.claimed(number) == source:
+            if self.source_of(number) == source:
                 return number
         number = claims[-1] + 1 if claims else 1
         while create_or_read_document(self.store, _claim_key(number), Claim(source=source)).source != source:
@@ -146,15 +149,15 @@ class Registry:
         return number
 
     def claims(self) -> list[int]:
-        """Numbers that were given away, ascending; the version of one may not exist yet."""
+        """Claimed numbers, ascending; a claimed version may not exist yet."""
         return sorted(int(match[1]) for entry in self.store.list(CLAIMS) if (match := _CLAIM.match(entry.key)))
 
-    def claimed(self, number: int) -> str:
-        """The source that a number was given to."""
+    def source_of(self, number: int) -> str:
+        """The source that claimed this number."""
         return read_document(self.store, _claim_key(number), Claim).source
 
     def commit(self, version: Version) -> Version:
-        """Make a version exist. One that is there is what counts; another one of its number is an error."""
+        """Create a version or join the existing one. Raises AlreadyExists when its number is that of another model."""
         there = create_or_read_document(self.folder(version.number), MANIFEST, version)
         if (there.source, there.model_digest, there.files) != (version.source, version.model_digest, version.files):
             raise AlreadyExists(f"{self.folder(version.number).uri} is another model: versions never change")
@@ -168,11 +171,11 @@ class Registry:
         return self.record(numbers[-1]) if numbers else EMPTY
 
     def records(self) -> list[Record]:
-        """All of them, oldest first."""
+        """All records, oldest first."""
         return [self.record(number) for number in self.record_numbers()]
 
-    def made(self, action: Action, request: str, since: int) -> Record | None:
-        """The record of a request that was carried out after record `since`."""
+    def find_record(self, action: Action, request: str, since: int) -> Record | None:
+        """The record after `since` that carried out this request, or None."""
         for number in reversed([number for number in self.record_numbers() if number > since]):
             record = self.record(number)
             if (record.request, record.action) == (request, action):
@@ -180,43 +183,45 @@ class Registry:
         return None
 
     def challenge(self, version: int, change: ChangeRequest, since: int = 0) -> Record:
-        """Name the challenger. since: number of a record that is older than the request."""
+        """Make a version the challenger. since: number of a record older than the request."""
         self.version(version)
         return self._append("challenge", change, since, lambda head: (head.champion, version))
 
     def promote(self, version: int, change: ChangeRequest, expected: int | None, since: int = 0) -> Record:
-        """Make a version champion in the place of `expected` (None: there was none).
+        """Make a version champion instead of the current champion `expected` (None: no champion).
 
-        Raises DataError when there is no such version, Busy when the champion is another one by now.
+        Raises DataError when there is no such version, Busy when the champion is no longer `expected`.
         """
         self.version(version)
-        return self._append("promote", change, since, lambda head: (version, self._after(head, expected, version)))
+        return self._append(
+            "promote", change, since, lambda head: (version, self._challenger_after(head, expected, version))
+        )
 
     def rollback(self, version: int | None, change: ChangeRequest) -> Record:
-        """Make the champion before this one champion again, or an earlier one. Raises DataError when there is none."""
+        """Make the previous or an earlier champion champion again. Raises DataError when there is none."""
         records = self.records()
         stack = champions(records)
         if not stack or (version is None and len(stack) < 2):
             raise DataError(f"{self.store.uri} has no earlier champion: there is nothing to go back to")
         target = stack[-2] if version is None else version
         if target == stack[-1]:
-            return records[-1]  # asked again
+            return records[-1]  # a repeated request
         if target not in stack:
             raise DataError(f"version {target} was not champion before {stack[-1]}: ddpm promote makes it champion")
         self.version(target)
 
         def aliases(head: Record) -> tuple[int | None, int | None]:
-            self._after(head, stack[-1], target)
+            self._challenger_after(head, stack[-1], target)
             return target, head.challenger
 
         return self._append("rollback", change, records[-1].number, aliases)
 
-    def _after(self, head: Record, expected: int | None, version: int) -> int | None:
-        """The challenger after a move of the champion. Raises Busy."""
+    def _challenger_after(self, head: Record, expected: int | None, version: int) -> int | None:
+        """The challenger once `version` is champion. Raises Busy when the champion is not `expected`."""
         if head.champion != expected:
             raise Busy(
-                f"the champion of {self.store.uri} is {_spoken(head.champion)} since record {head.number}, not "
-                f"{_spoken(expected)} as when this was decided: look at ddpm models and decide again"
+                f"the champion of {self.store.uri} is {_display(head.champion)} since record {head.number}, not "
+                f"{_display(expected)} as at the time of the decision: see ddpm models and decide again"
             )
         return None if head.challenger == version else head.challenger
 
@@ -229,7 +234,7 @@ class Registry:
     ) -> Record:
         while True:
             head = self.head()
-            done = self.made(action, change.request, since)
+            done = self.find_record(action, change.request, since)
             if done is not None:
                 return done
             champion, challenger = aliases(head)
@@ -248,11 +253,11 @@ class Registry:
             # The number is taken, by another writer or by an earlier request of ours: read the records, decide again.
 
     def record_numbers(self) -> list[int]:
-        """Ascending."""
+        """Numbers of the records, ascending."""
         return sorted(int(match[1]) for entry in self.store.list(RECORDS) if (match := _RECORD.match(entry.key)))
 
     def record(self, number: int) -> Record:
-        """Raises NotFound, DataError."""
+        """One record. Raises NotFound, DataError."""
         key = _record_key(number)
         return read_document(self.store, key, Record)
 
@@ -265,19 +270,19 @@ def _record_key(number: int) -> str:
     return f"promotions/{number:08d}.json"
 
 
-def _spoken(version: int | None) -> str:
+def _display(version: int | None) -> str:
     return "none" if version is None else version_key(version)
 
 
 def is_registered(uri: str) -> bool:
-    """Whether a URI is REGISTRY@champion, @challenger or @N."""
+    """Whether a URI has the form REGISTRY@champion, @challenger or @N."""
     return _NAMED.match(uri) is not None
 
 
 def named_version(uri: str, config: StorageConfig) -> tuple[Registry, Version] | None:
-    """The version that REGISTRY@champion, @challenger or @N means now; None for any other URI.
+    """The version that REGISTRY@champion, @challenger or @N names now; None for URIs of another form.
 
-    Raises DataError when there is none.
+    Raises DataError when there is no such version.
     """
     match = _NAMED.match(uri)
     if match is None:
@@ -287,5 +292,5 @@ def named_version(uri: str, config: StorageConfig) -> tuple[Registry, Version] |
         return registry, registry.version(int(name.lstrip("v")))
     number: int | None = getattr(registry.head(), name)
     if number is None:
-        raise DataError(f"{registry.store.uri} has no {name}: ddpm models shows what it has, ddpm promote chooses one")
+        raise DataError(f"{registry.store.uri} has no {name}: ddpm models lists the versions, ddpm promote chooses one")
     return registry, registry.version(number)

@@ -1,4 +1,4 @@
-"""A run and its checkpoints: every file as hashed, loadable, and fitting the network that the manifest describes."""
+"""`ddpm verify` of a run or checkpoint: files match their sha256, tensors load, are finite and fit the network."""
 
 import torch
 from pydantic import ValidationError
@@ -29,7 +29,7 @@ OPTIMIZER_GROUP = "optimizer"
 
 
 def verify_run(run: Store, found: Findings) -> None:
-    """Counts checkpoints, files, bytes and metric rows. Raises DataError before the first checkpoint."""
+    """Check every checkpoint of a run and its success record. Raises DataError before the first checkpoint."""
     steps = committed_steps(run)
     if not steps:
         raise DataError(f"{run.uri} has no checkpoint yet: there is nothing to verify")
@@ -40,7 +40,7 @@ def verify_run(run: Store, found: Findings) -> None:
             manifest = read_checkpoint(run, step)
             found.expect(
                 plan is None or manifest.dataset_digest == plan.dataset_digest,
-                f"{run.location(checkpoint_key(step))} was trained on another dataset than {RUN} names",
+                f"{run.location(checkpoint_key(step))} was trained on another dataset than that of {RUN}",
             )
     with found.record_errors():
         _check_success(run, steps, found)
@@ -51,22 +51,22 @@ def _check_success(run: Store, steps: list[int], found: Findings) -> None:
     if success is None:
         return
     if success.step not in steps or success.checkpoint != checkpoint_key(success.step):
-        found.add(f"{where} names {success.checkpoint} at step {success.step}, which is not there")
+        found.add(f"{where} names {success.checkpoint} at step {success.step}, which does not exist")
         return
     manifest = read_checkpoint(run, success.step)
     for name in ("images", "batch_digest", "config_digest"):
-        ours, theirs = getattr(success, name), getattr(manifest, name)
-        found.expect(ours == theirs, f"{where}: {name} is {ours}, its checkpoint says {theirs}")
+        final, committed = getattr(success, name), getattr(manifest, name)
+        found.expect(final == committed, f"{where}: {name} is {final}, but {committed} in its checkpoint")
 
 
 def verify_checkpoint(run: Store, step: int, found: Findings) -> None:
-    """Raises DataError when there is no such checkpoint."""
+    """Check one checkpoint: manifest, tensors, metric files. Raises DataError when there is no such checkpoint."""
     manifest = read_checkpoint(run, step)
     folder = run.child(checkpoint_key(step))
     found.counts["checkpoints"] += 1
-    found.expect(manifest.step == step, f"{folder.uri} says that it is of step {manifest.step}")
+    found.expect(manifest.step == step, f"{folder.uri}: the manifest is of step {manifest.step}")
     settings = {name: value for name, value in manifest.config.items() if name not in NOT_IN_DIGEST}
-    found.expect(digest_of(settings) == manifest.config_digest, f"{folder.uri}: config_digest is not that of config")
+    found.expect(digest_of(settings) == manifest.config_digest, f"{folder.uri}: config_digest is not that of `config`")
     _check_groups(run, folder, manifest, found)
     rows = 0
     for part in manifest.metric_parts:
@@ -94,16 +94,16 @@ def _check_groups(run: Store, folder: Store, manifest: CheckpointManifest, found
 
 
 def _check_shapes(where: str, manifest: CheckpointManifest, tensors: dict[str, Tensor], found: Findings) -> None:
-    """The weights are those of the network that the manifest's own settings describe."""
+    """Names and shapes of the weights must be those of the network described by the manifest."""
     try:
         model = ModelConfig.model_validate(manifest.config.get("model"))
         diffusion = DiffusionConfig.model_validate(manifest.config.get("diffusion"))
     except ValidationError as error:
-        found.add(f"{where}: its manifest describes no network: {error.errors()[0]['msg']}")
+        found.add(f"{where}: the manifest describes no valid network: {error.errors()[0]['msg']}")
         return
     described = StoredModel(where, "", "", model, diffusion, manifest.image_size, manifest.channels)
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in described.empty_unet().state_dict().items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     different = sorted(n for n in expected.keys() | shapes.keys() if expected.get(n) != shapes.get(n))
-    found.expect(not different, f"{where} does not fit its network: {', '.join(different[:3])}")
+    found.expect(not different, f"{where} does not fit the network of its manifest: {', '.join(different[:3])}")

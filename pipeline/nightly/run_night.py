@@ -154,7 +154,7 @@ class NightRun:
         verdict = night.done.gate
         if night.is_settled or verdict is None:
             return night
-        record = self.registry.made("promote", night.request, night.record)
+        record = self.registry.find_record("promote", night.request, night.record)
         if record is None:
             return night
         return night.after("promote", _promoted(verdict, record)).settled("promoted", verdict.reason, self.timestamp)

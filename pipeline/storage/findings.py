@@ -61,6 +61,12 @@ class Findings:
         except _FAULTS as error:
             self.add(str(error))
 
+    def file(self, store: Store, entry: FileEntry) -> bytes | None:
+        """The bytes of a file that matches its entry, or None and a finding; counts files and bytes."""
+        self.counts["files"] += 1
+        self.counts["bytes"] += entry.bytes
+        return self.attempt(lambda: read_verified(store, entry))
+
     def table(
         self, store: Store, entry: FileEntry, schema: pa.Schema, allow_missing_nullable: bool = False
     ) -> pa.Table | None:
@@ -69,9 +75,7 @@ class Findings:
         allow_missing_nullable: nullable columns may be absent, since files of earlier releases have fewer columns.
         """
         where = store.location(entry.key)
-        self.counts["files"] += 1
-        self.counts["bytes"] += entry.bytes
-        data = self.attempt(lambda: read_verified(store, entry))
+        data = self.file(store, entry)
         if data is None:
             return None
         try:

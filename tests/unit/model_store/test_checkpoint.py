@@ -204,7 +204,7 @@ def test_the_newest_usable_checkpoint_is_found_and_the_others_are_told(store, da
     damage(store, 20)
     damage(store, 30)
     assert usable_checkpoint(store) == good
-    assert [line.split(" is passed over")[0] for line in caplog.messages] == ["checkpoint 30", "checkpoint 20"]
+    assert [line.split(" is skipped")[0] for line in caplog.messages] == ["checkpoint 30", "checkpoint 20"]
     assert committed_steps(store) == [10, 20, 30]
     damage(store, 10)
     with pytest.raises(DataError, match=r"\[10, 20, 30\] and each is damaged"):

@@ -101,7 +101,7 @@ def test_a_server_that_is_away_is_a_warning_and_models_shows_it_later(client, re
             mirror_to_mlflow(registry, "digits")
         done = rollback(config, registry.store.uri, None, "nines only", lambda: AT)
     assert (done["champion"], registry.head().champion) == (1, 1)
-    assert done["summary"].endswith("503: come back later; ddpm models shows it again")
+    assert done["summary"].endswith("503: come back later; ddpm models mirrors it again")
     models(config, registry.store.uri)
     assert shown(client)[1] == {"champion": 1}
 
@@ -114,7 +114,7 @@ def test_a_night_shows_its_champion_and_without_the_setting_nobody_is_told(clien
     monkeypatch.setattr(mlflow_registry, "mirror_to_mlflow", lambda *_: (_ for _ in ()).throw(OSError("no route")))
     away = sim.at(2).run()
     assert (away["state"], sim.champion()) == ("promoted", 2)
-    assert away["warnings"] == ["MLflow failed: OSError: no route; ddpm models shows it again"]
+    assert away["warnings"] == ["MLflow failed: OSError: no route; ddpm models mirrors it again"]
     sim.sections = {}
     assert sim.at(3).run()["warnings"] == []
 

@@ -494,7 +494,7 @@ def test_a_file_that_is_no_safetensors_or_does_not_fit(run):
     fails(
         run,
         "not a safetensors file",
-        "config_digest is not that of config",
+        "config_digest is not that of `config`",
         "ema.safetensors does not fit",
         key=checkpoint_key(2),
     )
@@ -508,7 +508,7 @@ def test_required_groups_and_steps(run):
 
     edit_checkpoint(run, change)
     fails(
-        run, "no optimizer.safetensors", "no ema-long.safetensors", "says that it is of step 3", key=checkpoint_key(2)
+        run, "no optimizer.safetensors", "no ema-long.safetensors", "the manifest is of step 3", key=checkpoint_key(2)
     )
 
 
@@ -530,9 +530,9 @@ def test_success_must_agree_with_its_checkpoint(run):
     run.put("_SUCCESS.json", to_json(success))
     check(run)
     run.put("_SUCCESS.json", to_json(success.model_copy(update={"images": 65})))
-    fails(run, "images is 65, its checkpoint says 64")
+    fails(run, "images is 65, but 64 in its checkpoint")
     run.put("_SUCCESS.json", to_json(success.model_copy(update={"step": 9})))
-    fails(run, "which is not there")
+    fails(run, "which does not exist")
 
 
 # The verb
