@@ -20,6 +20,8 @@ from pipeline.ingest.decode.subprocess_client import Crash, DecodingProcess
 __all__ = ["Decoder"]
 
 T = TypeVar("T")
+SourceImage = bytes | Pixels | Reject
+"""An encoded image, pixels that need no codec, or the reason why the source has no image."""
 
 _BATCH_ROWS: Final = 64
 _BATCH_BYTES: Final = 4 * 2**20
@@ -34,12 +36,12 @@ class _Batch(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self.rows: list[tuple[T, bytes | Pixels | Reject]] = []
+        self.rows: list[tuple[T, SourceImage]] = []
         self.pending: list[int] = []
         self.alone = False
         self.bytes = 0
 
-    def add(self, row: T, image: bytes | Pixels | Reject) -> None:
+    def add(self, row: T, image: SourceImage) -> None:
         if isinstance(image, bytes):
             self.pending.append(len(self.rows))
             self.bytes += len(image)
@@ -79,7 +81,7 @@ class Decoder:
             self._process.release()
             self._process = None
 
-    def prepare(self, rows: Iterable[tuple[T, bytes | Pixels | Reject]]) -> Iterator[tuple[T, Pixels | Reject]]:
+    def prepare(self, rows: Iterable[tuple[T, SourceImage]]) -> Iterator[tuple[T, Pixels | Reject]]:
         """Turn each (key, image) into (key, uint8 [size, size, channels] or Reject), in input order.
 
         Reads up to two batches (128 rows or 8 MiB) ahead of the row that it yields. Raises PipelineError when the
@@ -98,7 +100,7 @@ class Decoder:
                 yield row, image
             current = following
 
-    def _batches(self, rows: Iterable[tuple[T, bytes | Pixels | Reject]]) -> Iterator[_Batch[T]]:
+    def _batches(self, rows: Iterable[tuple[T, SourceImage]]) -> Iterator[_Batch[T]]:
         batch: _Batch[T] = _Batch()
         for row, image in rows:
             if isinstance(image, bytes) and len(image) > self._config.max_image_bytes:
@@ -162,7 +164,7 @@ class Decoder:
             self._after_crash(data, result) if result.too_slow else Reject("decoder-crashed", f"twice: {result.cause}")
         )
 
-    def _uncoded(self, image: bytes | Pixels | Reject) -> Pixels | Reject:
+    def _uncoded(self, image: SourceImage) -> Pixels | Reject:
         """Pixels and rejects need no codec, so this process handles them."""
         if isinstance(image, Reject):
             return image
