@@ -31,9 +31,9 @@ from synthetic import CHANNELS, SHARD_ROWS, SIZE, counted, plan_of
 
 from pipeline.config.root import StorageConfig
 from pipeline.generation.commit import collect_garbage, commit_shard, committed_shards, create_plan, marker_key, seal
-from pipeline.generation.generator import Images, sample_table
+from pipeline.generation.generator import GeneratedImages, sample_table
 from pipeline.generation.manifest import SamplePlan
-from pipeline.generation.sample_plan import Assignments, missing_shards
+from pipeline.generation.sample_plan import PlannedSamples, missing_shards
 from pipeline.storage.files import parquet_bytes, viewer_rows
 from pipeline.storage.store import Store, resolve
 
@@ -43,11 +43,11 @@ REQUESTS_BAR = 4.1
 
 def tables(plan: SamplePlan) -> Iterator[tuple[int, pa.Table]]:
     """Shards of noise, which PNG cannot make smaller: the largest files that such images give."""
-    assignments = Assignments(plan)
+    assignments = PlannedSamples(plan)
     for shard in range(plan.num_shards):
         ids = assignments.layout.ids(shard)
         pixels = np.random.default_rng(shard).integers(0, 256, (len(ids), SIZE, SIZE, CHANNELS), np.uint8)
-        yield shard, sample_table(plan, Images(assignments.of(ids), pixels, np.ones(len(ids), np.bool_)))
+        yield shard, sample_table(plan, GeneratedImages(assignments.specs(ids), pixels, np.ones(len(ids), np.bool_)))
 
 
 def took(run: Callable[[], object]) -> float:

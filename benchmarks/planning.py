@@ -20,7 +20,7 @@ from outcome import at_most, known, parsed, tell
 from synthetic import marker_of, peak_mb, plan_of, reset_peak
 
 from pipeline.generation.manifest import SampleManifest
-from pipeline.generation.sample_plan import Assignments, missing_shards
+from pipeline.generation.sample_plan import PlannedSamples, missing_shards
 from pipeline.ingest.manifest import DatasetManifest, ShardEntry
 from pipeline.storage.documents import to_json
 from pipeline.training.data_plan import TrainPlan
@@ -46,7 +46,7 @@ def _measured(work: Callable[..., dict[str, float]], arguments: tuple[Any, ...])
 def generation(samples: int, shard_size: int) -> dict[str, float]:
     """Which shards are missing, of a job that lacks every thousandth; and what a random sample's shard is."""
     plan = plan_of(-(-samples // shard_size), shard_size)
-    layout = Assignments(plan).layout
+    layout = PlannedSamples(plan).layout
     committed = (shard for shard in range(layout.num_shards) if shard % 1000)
     missing = missing_shards(layout.num_shards, committed)
     assert len(missing) == -(-layout.num_shards // 1000)

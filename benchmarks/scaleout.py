@@ -31,10 +31,10 @@ from pipeline.config.root import Config, StorageConfig
 from pipeline.generation.commit import create_plan, seal
 from pipeline.generation.distributed.actor import GenerateShards
 from pipeline.generation.distributed.dispatcher import ShardDispatcher
-from pipeline.generation.generator import Images, Step
+from pipeline.generation.generator import GeneratedImages, SamplingProgress
 from pipeline.generation.manifest import SamplePlan
-from pipeline.generation.sample_plan import Assignments
-from pipeline.generation.shard_log import SHARD_LOG_KEY
+from pipeline.generation.sample_plan import PlannedSamples
+from pipeline.generation.shard_metrics import SHARD_METRICS_KEY
 from pipeline.storage.store import Store, resolve
 
 EFFICIENCY_BAR = 0.95
@@ -55,17 +55,17 @@ class SleepingGenerator:
     """Stands where ShardGenerator does: one grey level an image, after SHARD_SECONDS."""
 
     def __init__(self, plan: SamplePlan) -> None:
-        self._plan, self._assignments = plan, Assignments(plan)
+        self._plan, self._assignments = plan, PlannedSamples(plan)
 
-    def steps(self, ids: range) -> Generator[Step, None, Images]:
+    def steps(self, ids: range) -> Generator[SamplingProgress, None, GeneratedImages]:
         plan = self._plan
         time.sleep(SHARD_SECONDS)
         levels = (np.arange(ids.start, ids.stop) % 256).astype(np.uint8)
         pixels = np.broadcast_to(
             levels[:, None, None, None], (len(ids), plan.image_size, plan.image_size, plan.channels)
         ).copy()
-        yield Step(len(ids), pixels)
-        return Images(self._assignments.of(ids), pixels, np.ones(len(ids), np.bool_))
+        yield SamplingProgress(len(ids), pixels)
+        return GeneratedImages(self._assignments.specs(ids), pixels, np.ones(len(ids), np.bool_))
 
 
 class SleepingShards(GenerateShards):
@@ -106,7 +106,7 @@ def run(job: Store, actors: int, shards: int) -> dict[str, float]:
         ShardDispatcher(config, job, plan, "nowhere", SleepingShards).finish()
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     assert len(seal(job, plan).shards) == shards
-    log = pq.read_table(pa.BufferReader(job.read(SHARD_LOG_KEY)))
+    log = pq.read_table(pa.BufferReader(job.read(SHARD_METRICS_KEY)))
     found = {"shards": shards, "seconds": wall, "driver_cpu_seconds": cpu, "driver_mb": resident_mb(os.getpid())}
     return found | asleep(log, actors)
 

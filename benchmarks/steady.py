@@ -85,7 +85,7 @@ def _descends(pid: int, ancestor: int, above: dict[int, int]) -> bool:
 def steady(log: pa.Table, actors: int, began: float, clock: CpuClock) -> Steady:
     """The stretch from the first to the last moment at which `actors` shards were being made.
 
-    log: rows of SHARD_LOG. What is idle in between counts; of a shard that reaches out of the stretch, its share.
+    log: rows of SHARD_METRICS. What is idle in between counts; of a shard that reaches out of the stretch, its share.
     """
     starts = log["started"].to_numpy()
     ends = starts + log["seconds"].to_numpy()

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config.root import DiffusionConfig
 from pipeline.generation.manifest import Marker, SamplePlan
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 
 __all__ = ["CHANNELS", "SHARD_ROWS", "SIZE", "counted", "marker_of", "peak_mb", "plan_of", "reset_peak"]
 
@@ -43,7 +43,7 @@ def plan_of(shards: int, shard_rows: int = SHARD_ROWS) -> SamplePlan:
 
 def marker_of(plan: SamplePlan, shard: int) -> Marker:
     """As commit_shard makes it; the data file that it names is nowhere."""
-    ids, attempt = Assignments(plan).layout.ids(shard), f"{shard:032x}"
+    ids, attempt = PlannedSamples(plan).layout.ids(shard), f"{shard:032x}"
     return Marker(
         key=f"data/shard-{shard:09d}-{attempt}.parquet",
         bytes=221_179,

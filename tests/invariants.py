@@ -10,10 +10,10 @@ A job that was extended has several plans, and a manifest for each that was fini
 import hashlib
 import re
 
-from pipeline.generation.commit import newest, read_manifest, read_marker, read_plan
+from pipeline.generation.commit import newest_number, read_manifest, read_marker, read_plan
 from pipeline.generation.manifest import SampleManifest, SamplePlan
 from pipeline.generation.request_table import load_requests
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.storage.sample_shards import read_samples
 from pipeline.storage.store import Store
 
@@ -34,8 +34,8 @@ def check_invariants(job: Store, earlier: dict[str, bytes] | None = None) -> dic
     """
     documents = created_once(job)
     assert (earlier or {}).items() <= documents.items(), "I1: something final changed or is gone"
-    plans = [read_plan(job, generation) for generation in range(newest(job, "plan.json") + 1)]
-    manifests = [read_manifest(job, generation) for generation in range(newest(job, "manifest.json") + 1)]
+    plans = [read_plan(job, generation) for generation in range(newest_number(job, "plan.json") + 1)]
+    manifests = [read_manifest(job, generation) for generation in range(newest_number(job, "manifest.json") + 1)]
     assert len(manifests) in (len(plans), len(plans) - 1) or not plans, "I4: a manifest without a plan, or a gap"
     planner = {shard: plan for plan in plans for shard in range(plan.first_new_shard, plan.num_shards)}
     committed = {}
@@ -67,7 +67,7 @@ def _check_sealed(plan: SamplePlan, manifest: SampleManifest, committed: dict) -
 
 def _rows(job: Store, marker, plan: SamplePlan) -> dict[int, str]:
     """The rows of one shard, whose file and images are what marker and rows say. Raises VerificationFailed (I2)."""
-    ids = Assignments(plan, load_requests(job, plan)).layout.ids(marker.shard)
+    ids = PlannedSamples(plan, load_requests(job, plan)).layout.ids(marker.shard)
     rows = read_samples(job, marker, ["sample_id", "image", "sha256", "status"]).to_pylist()
     assert [row["sample_id"] for row in rows] == list(ids), f"I5: shard {marker.shard} holds other ids"
     for row in rows:

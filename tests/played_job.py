@@ -41,7 +41,7 @@ def play(
             tell("after", shard)
             commit.commit_shard(job, plan, shard, table, uuid.uuid4().hex)
         commit.seal(job, plan)
-    commit.collect_garbage(job, commit.read_manifest(job, plan.generation))
+    commit.collect_garbage(job, commit.read_manifest(job, plan.num_extensions))
 
 
 def litter(job: Store, wanted: SamplePlan = PLAN, variant: int = 9) -> None:

@@ -11,7 +11,7 @@ from tiny_samples import sample_plan
 from pipeline.config.root import Config
 from pipeline.evaluation.results import write_evaluation
 from pipeline.generation.commit import commit_shard, create_plan, read_plan, seal
-from pipeline.generation.shard_log import ShardLog
+from pipeline.generation.shard_metrics import ShardMetrics
 from pipeline.images.convert import grid
 from pipeline.images.png import encode_png
 from pipeline.ingest.dataset import write_dataset
@@ -105,7 +105,7 @@ def make_samples(
         rows = [sample(i, num_classes) for i in range(first, min(first + 64, num))]
         commit_shard(store, plan, shard, pa.Table.from_pylist(rows, schema=SAMPLES), "a")
     seal(store, plan)
-    log = ShardLog(store)
+    log = ShardMetrics(store)
     for i, rows, started, seconds in SHARDS:
         speed = {"started": started, "seconds": seconds, "img_s": rows / seconds}
         log.add({"shard": i, "rows": rows, "failed": 0, "node": "n", **speed})

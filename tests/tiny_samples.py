@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.generation.commit import commit_shard, create_plan, seal
 from pipeline.generation.manifest import SamplePlan
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.images.png import encode_png
 from pipeline.schema import SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.storage.store import Store
@@ -46,7 +46,7 @@ def sample_png(sample_id: int, variant: int = 0) -> bytes:
 def shard_table(plan: SamplePlan, shard: int, variant: int = 0, failed: tuple[int, ...] = ()) -> pa.Table:
     """The rows of a shard; `variant` stands for a machine whose arithmetic differs in the last bit."""
     rows = []
-    for sample_id in Assignments(plan).layout.ids(shard):
+    for sample_id in PlannedSamples(plan).layout.ids(shard):
         png = None if sample_id in failed else sample_png(sample_id, variant)
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""Model -> one of the paper's pictures or analyses: as PNG, as Parquet and as a page; no Ray."""
+"""`ddpm explore`: one figure or analysis of Ho et al. 2020, written as PNG, Parquet and HTML. Needs no Ray."""
 
 from typing import Any, Literal, cast
 
@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.analysis.analyses import Analysis, previews_scored, rate_and_distortion
 from pipeline.analysis.explore_page import preview_page, rate_page, sheet_page
+from pipeline.analysis.explore_result import ExploreResult
 from pipeline.analysis.figures import Explorer, Picture
+from pipeline.analysis.preview_quality import measure_preview_quality
+from pipeline.analysis.rate_distortion import measure_rate_distortion
 from pipeline.config.generation import ExploreConfig
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError
@@ -27,14 +29,14 @@ __all__ = ["explore"]
 
 CELL_PIXELS, GAP = 64, 2
 ANALYSES = ("rate-distortion", "frechet")
-"""Modes that need images of the dataset."""
+"""Modes that read images of the dataset."""
 
 
 def explore(config: Config, model: str, out: str, dataset: str | None = None, dry_run: bool = False) -> dict[str, Any]:
     """Write `<mode>.png`, `<mode>.parquet` (EXPLORED, RATE_DISTORTION or PREVIEWS) and `<mode>.html` under `out`.
 
-    Equal settings give equal pictures. dataset: of the held-out images that ANALYSES look at. Raises ConfigError for
-    settings that the sampler or the model cannot follow, DataError when there is no model, or too little data.
+    Equal settings give equal pictures. dataset: its held-out images serve the modes in ANALYSES. Raises ConfigError
+    for settings that the sampler or the model does not support, DataError for a missing model or too few images.
     """
     settings = config.explore
     data = _data(config, dataset)
@@ -49,23 +51,23 @@ def explore(config: Config, model: str, out: str, dataset: str | None = None, dr
     if data is None:
         pictures = _pictures(Explorer(unet, plan, device), settings)
         cells, columns = np.stack([p.pixels for p in pictures]), 1 + max(p.column for p in pictures)
-        result = Analysis(_table(pictures), cells, columns, ())
+        result = ExploreResult(_table(pictures), cells, columns)
     elif settings.mode == "frechet":
-        result = previews_scored(Explorer(unet, plan, device), data, plan, settings, plan.batch_size)
+        result = measure_preview_quality(Explorer(unet, plan, device), data, plan, settings, plan.batch_size)
     else:
-        result = rate_and_distortion(unet, plan, data, settings, plan.batch_size, device)
+        result = measure_rate_distortion(unet, plan, data, settings, plan.batch_size, device)
     return _write(target, settings.mode, result, plan, found)
 
 
 def _data(config: Config, dataset: str | None) -> Store | None:
-    """Of a mode that needs it, else None."""
+    """The dataset of a mode in ANALYSES, None for other modes."""
     mode = config.explore.mode
     if mode not in ANALYSES:
         if dataset is not None:
-            raise ConfigError(f"--dataset: mode {mode!r} looks at no dataset")
+            raise ConfigError(f"--dataset: mode {mode!r} uses no dataset")
         return None
     if dataset is None:
-        raise ConfigError(f"mode {mode!r} needs --dataset: the one that the model was trained on")
+        raise ConfigError(f"mode {mode!r} needs --dataset: give the model's training dataset")
     return resolve(dataset, config.storage)
 
 
@@ -86,7 +88,7 @@ def _table(pictures: list[Picture]) -> pa.Table:
     return pa.table({name: columns[name] for name in EXPLORED.names}, schema=EXPLORED)
 
 
-def _write(target: Store, mode: str, result: Analysis, plan: SamplePlan, model: StoredModel) -> dict[str, Any]:
+def _write(target: Store, mode: str, result: ExploreResult, plan: SamplePlan, model: StoredModel) -> dict[str, Any]:
     scale = max(1, CELL_PIXELS // plan.image_size)
     png = encode_png(grid(result.cells, result.columns, scale, GAP))
     rows = viewer_rows(result.table) if "image" in result.table.column_names else max(len(result.table), 1)
@@ -103,7 +105,7 @@ def _write(target: Store, mode: str, result: Analysis, plan: SamplePlan, model: 
     }
 
 
-def _page(mode: str, result: Analysis, png: bytes, plan: SamplePlan, model: StoredModel) -> Report:
+def _page(mode: str, result: ExploreResult, png: bytes, plan: SamplePlan, model: StoredModel) -> Report:
     facts = [
         Fact("Model", model.uri.rsplit("/runs/", 1)[-1]),
         Fact("Model digest", plan.model_digest[:16]),

@@ -21,7 +21,7 @@ from pipeline.diffusion.objective import Denoiser
 from pipeline.errors import ConfigError, DataError
 from pipeline.generation.generator import plan_denoiser, plan_sampler
 from pipeline.generation.manifest import SamplePlan
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.images.convert import to_uint8
 from pipeline.models.unet import UNet
 
@@ -155,7 +155,7 @@ class Explorer:
         return SampleNoise(plan.seed, torch.tensor(list(ids), device=self._device), shape)
 
     def _labels(self, ids: Sequence[int]) -> list[int | None]:
-        found = (Assignments(self._plan).of(range(i, i + 1)).labels for i in ids)
+        found = (PlannedSamples(self._plan).specs(range(i, i + 1)).labels for i in ids)
         return [None if labels is None else int(labels[0]) for labels in found]
 
     def _denoiser(self, ids: Sequence[int]) -> Denoiser:

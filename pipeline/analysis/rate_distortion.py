@@ -4,10 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.analysis.explore_result import ExploreResult, Pixels, cells_by_row
+from pipeline.analysis.held_out_images import read_held_out_images
+from pipeline.config.generation import ExploreConfig
 from pipeline.config.root import DiffusionConfig
 from pipeline.diffusion.clipping import clip_to_unit
 from pipeline.diffusion.likelihood import Likelihood, bits_per_dim, rate_distortion
@@ -18,13 +22,14 @@ from pipeline.generation.generator import plan_denoiser
 from pipeline.generation.manifest import SamplePlan
 from pipeline.images.convert import to_model, to_uint8
 from pipeline.models.unet import UNet
+from pipeline.progress import Progress
+from pipeline.schema import RATE_DISTORTION
+from pipeline.storage.store import Store
 
-__all__ = ["Coded", "Coder"]
-
-Pixels = NDArray[np.uint8]
+__all__ = ["ProgressiveCoder", "RateDistortion", "measure_rate_distortion"]
 
 
-class Coded(NamedTuple):
+class RateDistortion(NamedTuple):
     """Of timestep indices T-1, ..., 0, float64 [T] each: bits/dim sent before, RMSE in grey levels, bits/dim added."""
 
     rate: NDArray[np.float64]
@@ -32,7 +37,7 @@ class Coded(NamedTuple):
     term: NDArray[np.float64]
 
 
-class Coder:
+class ProgressiveCoder:
     """A network as the two ends of a progressive code: the receiver of x_t guesses x_0."""
 
     def __init__(self, model: UNet, plan: SamplePlan, device: torch.device) -> None:
@@ -50,7 +55,7 @@ class Coder:
         labels: NDArray[np.int64] | None,
         batch: int,
         on_batch: Callable[[int], None] = lambda done: None,
-    ) -> Coded:
+    ) -> RateDistortion:
         """Means over images uint8 [N, H, W, C]; the noise of a row depends on (plan's seed, id) alone.
 
         T network calls a batch. labels int64 [N] for a class-conditional model. Raises DataError for NaN and infinity.
@@ -67,7 +72,7 @@ class Coder:
             raise DataError("the network gave NaN or infinity")
         points = rate_distortion(parts)
         rate, distortion = ([getattr(point, name) for point in points] for name in ("rate", "distortion"))
-        return Coded(np.array(rate), np.array(distortion), terms.flip(0).numpy())
+        return RateDistortion(np.array(rate), np.array(distortion), terms.flip(0).numpy())
 
     @torch.inference_mode()
     def guesses(
@@ -90,3 +95,27 @@ class Coder:
     def _denoiser(self, labels: NDArray[np.int64] | None) -> Denoiser:
         given = None if labels is None else torch.tensor(labels, device=self._device)
         return plan_denoiser(self._model, self._plan, given, None)
+
+
+def measure_rate_distortion(
+    unet: UNet, plan: SamplePlan, dataset: Store, settings: ExploreConfig, batch: int, device: torch.device
+) -> ExploreResult:
+    """Of the first `num_images` held-out images. Raises DataError."""
+    images, coder = read_held_out_images(dataset, plan, settings.num_images), ProgressiveCoder(unet, plan, device)
+    progress = Progress("coding", len(images.ids), "img")
+    coded = coder.code(images.pixels, images.ids, images.labels, batch, progress.update)
+    progress.close()
+    T = coder.num_timesteps
+    columns = {
+        "t": np.arange(T - 1, -1, -1),
+        "reverse_time": np.arange(1, T + 1),
+        **coded._asdict(),
+        "images": [len(images.ids)] * T,
+    }
+    table = pa.table({name: columns[name] for name in RATE_DISTORTION.names}, schema=RATE_DISTORTION)
+    chosen = sorted({1, *(round((i + 1) * T / settings.columns) for i in range(settings.columns))} - {0})
+    some = slice(0, settings.rows)
+    labels = None if images.labels is None else images.labels[some]
+    guesses = coder.guesses(images.pixels[some], images.ids[some], labels, [T - time for time in chosen])
+    sheet = [*guesses, images.pixels[some]]
+    return ExploreResult(table, cells_by_row(sheet), len(sheet), tuple(chosen))

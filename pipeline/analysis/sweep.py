@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.results import Evaluation, read_evaluation
 from pipeline.generation.commit import is_sealed, read_sealed
-from pipeline.generation.shard_log import SHARD_LOG_KEY
+from pipeline.generation.shard_metrics import SHARD_METRICS_KEY
 from pipeline.ingest.dataset import read_dataset
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.model_store.load_model import RAW_WEIGHTS, find_model
@@ -195,7 +195,7 @@ def _row(point: Point, evaluation: Evaluation) -> dict[str, Any]:
 def _rate(context: Store) -> tuple[float, int] | None:
     """From the shard log, which is a courtesy: it may be lost."""
     try:
-        return steady_rate(pq.read_table(pa.BufferReader(context.read(SHARD_LOG_KEY))))
+        return steady_rate(pq.read_table(pa.BufferReader(context.read(SHARD_METRICS_KEY))))
     except (NotFound, pa.ArrowException, OSError):
         return None
 

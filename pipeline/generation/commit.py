@@ -1,17 +1,17 @@
-"""Exactly-once samples: plan, data, marker, manifest, in that order and each by one atomic put.
+"""Commit protocol of a samples folder: every sample exactly once. Each step is one atomic write, in this order:
 
-    PLAN  plan.json                    create-once; an equal plan is joined, a different one refused
-          (before it requests/*.parquet, the checked copy of a request table that the plan names)
-    DATA  data/shard-N-<attempt>.parquet   (or .tar) one put under a name that nobody else uses
-    MARK  commits/shard-N.json         create-once; whoever creates it owns shard N for ever
-    SEAL  manifest.json                create-once, all markers in it; then _SUCCESS for outside readers
-    GC    data files that no marker names, after the seal
+    PLAN  plan.json                    create-once; the same plan continues the folder, a different plan is rejected
+          (requests/*.parquet, the checked copy of the request table, is written before the plan that names it)
+    DATA  data/shard-N-<attempt>.parquet   (or .tar) one put under a name unique to the attempt
+    MARK  commits/shard-N.json         create-once; the attempt that creates the marker owns shard N permanently
+    SEAL  manifest.json                create-once, lists all markers; then _SUCCESS for external readers
+    GC    after the seal, delete data files that no marker names
 
-A shard goes ABSENT -> DATA only -> COMMITTED -> SEALED and never back. Readers take the manifest, never a listing.
+A shard goes ABSENT -> DATA only -> COMMITTED -> SEALED and never back. Readers use the manifest, never a listing.
 
-A sealed job may be extended: plan-000001.json names the plan before it and a larger number of samples, whose new ids
-begin a new shard, and manifest-000001.json seals old and new. Nothing that was there is written again, so a reader has
-the old set until the new manifest is there. The newest plan or manifest is the one of the highest number.
+A sealed folder can be extended: plan-000001.json names the previous plan and a larger number of samples. The new ids
+begin a new shard, and manifest-000001.json seals old and new shards. No existing object is rewritten, so readers see
+the old samples until the new manifest exists. The newest plan or manifest has the highest number.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.generation.manifest import Marker, SampleManifest, SamplePlan
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.schema import STATUS_OK
 from pipeline.storage.create_once import COMMIT_ATTEMPTS, create_or_read_document, try_create
 from pipeline.storage.documents import find_document, read_document, to_json
@@ -42,7 +42,7 @@ __all__ = [
     "is_sealed",
     "join_plan",
     "marker_key",
-    "newest",
+    "newest_number",
     "read_manifest",
     "read_marker",
     "read_plan",
@@ -61,109 +61,109 @@ MARKER_READERS = 16
 
 
 def marker_key(shard: int) -> str:
-    """Where shard N's marker is, relative to the job."""
+    """Key of shard N's marker, relative to the samples folder."""
     return f"commits/shard-{shard:09d}.json"
 
 
-def _numbered(name: str, generation: int) -> str:
+def _numbered(name: str, extension: int) -> str:
     """plan.json, plan-000001.json, ..."""
     stem, _, ending = name.partition(".")
-    return f"{stem}-{generation:06d}.{ending}" if generation else name
+    return f"{stem}-{extension:06d}.{ending}" if extension else name
 
 
-def newest(job: Store, name: str) -> int:
-    """The highest generation of a document that is there, -1 for none; they are made one after the other."""
-    generation = -1
-    while job.exists(_numbered(name, generation + 1)):
-        generation += 1
-    return generation
+def newest_number(folder: Store, name: str) -> int:
+    """The highest number of an existing plan or manifest, -1 for none. Numbers have no gaps."""
+    extension = -1
+    while folder.exists(_numbered(name, extension + 1)):
+        extension += 1
+    return extension
 
 
 def sealed_documents(plan: SamplePlan) -> tuple[list[str], list[str]]:
-    """Keys of the plans that a sealed job has, and of its manifests."""
-    generations = range(plan.generation + 1)
-    return [_numbered(PLAN, i) for i in generations], [_numbered(MANIFEST, i) for i in generations]
+    """Keys of all plans of a sealed folder, and of all its manifests."""
+    extensions = range(plan.num_extensions + 1)
+    return [_numbered(PLAN, i) for i in extensions], [_numbered(MANIFEST, i) for i in extensions]
 
 
-def create_plan(job: Store, plan: SamplePlan, requests: bytes = b"") -> SamplePlan:
-    """Fix what the job makes, join the job that is there, or extend it; `plan` is that of a job without extensions.
+def create_plan(folder: Store, plan: SamplePlan, requests: bytes = b"") -> SamplePlan:
+    """Create the plan, continue the existing one, or extend it. `plan`: as for a folder without extensions.
 
-    requests: the file that plan.requests names, to be kept beside the plan. Raises ConfigError when the job that is
-    there makes something else, or can not be extended.
+    requests: content of the file that plan.requests names; stored beside the plan. Raises ConfigError when the folder
+    holds samples of a different plan, or cannot be extended.
     """
-    if plan.requests is not None and requests and not job.exists(PLAN):
-        try_create(job, plan.requests.file.key, requests, COMMIT_ATTEMPTS)  # the key names the content
+    if plan.requests is not None and requests and not folder.exists(PLAN):
+        try_create(folder, plan.requests.file.key, requests, COMMIT_ATTEMPTS)  # the key names the content
     wanted = plan
     while True:
-        if try_create(job, _numbered(PLAN, wanted.generation), to_json(wanted), COMMIT_ATTEMPTS):
+        if try_create(folder, _numbered(PLAN, wanted.num_extensions), to_json(wanted), COMMIT_ATTEMPTS):
             return wanted
-        wanted = join_plan(job, plan)
-        if job.exists(_numbered(PLAN, wanted.generation)):
+        wanted = join_plan(folder, plan)
+        if folder.exists(_numbered(PLAN, wanted.num_extensions)):
             return wanted
 
 
-def join_plan(job: Store, plan: SamplePlan) -> SamplePlan:
-    """The plan that is there and makes the same, or that of the extension which would.
+def join_plan(folder: Store, plan: SamplePlan) -> SamplePlan:
+    """The existing plan of the same samples, or the plan of the extension that adds the missing ones.
 
-    Raises ConfigError when the job makes something else, DataError when there is none.
+    Raises ConfigError when the folder holds samples of a different plan, DataError when there is no plan.
     """
-    plans = [read_plan(job, generation) for generation in range(max(1, newest(job, PLAN) + 1))]
+    plans = [read_plan(folder, extension) for extension in range(max(1, newest_number(folder, PLAN) + 1))]
     for there in plans:
-        if there.alone().fingerprint == plan.fingerprint:
+        if there.without_extensions().fingerprint == plan.fingerprint:
             return there
     last = plans[-1]
     ours, theirs = plan.model_dump(exclude={"earlier"}), last.model_dump(exclude={"earlier"})
-    # By their text: True and 1.0 are equal in Python, and different plans.
+    # Compare the text: True == 1.0 in Python, but they are different plans.
     different = [name for name in ours if repr(ours[name]) != repr(theirs[name]) and name != "model_uri"]
     more = different == ["num_samples"] and plan.num_samples > last.num_samples
-    if more and job.exists(_numbered(MANIFEST, last.generation)):
+    if more and folder.exists(_numbered(MANIFEST, last.num_extensions)):
         return last.extended(plan.num_samples)
-    details = ", ".join(f"{name} {_told(theirs[name])} there, {_told(ours[name])} asked" for name in different)
+    details = ", ".join(f"{name} {_text(theirs[name])} there, {_text(ours[name])} asked" for name in different)
     if more:
-        raise ConfigError(f"{job.uri} cannot be extended before it is sealed ({details}): finish it first")
-    planned = f"; it was planned from --model {last.model_uri}" if "model_digest" in different else ""
-    raise ConfigError(f"{job.uri} holds another job ({details}){planned}: choose another --out or ask for the same")
+        raise ConfigError(f"{folder.uri} cannot be extended before it is sealed ({details}): finish it first")
+    hint = f"; it was planned from --model {last.model_uri}" if "model_digest" in different else ""
+    raise ConfigError(f"{folder.uri} holds other samples ({details}){hint}: choose another --out or the same settings")
 
 
-def _told(value: Any) -> str:
-    """A plan's value for a message: of a request table the hash of its source."""
+def _text(value: Any) -> str:
+    """A plan's value in an error message; a request table is shown as the hash of its source."""
     return (
         f"sha256 {value['source_sha256'][:16]}" if isinstance(value, dict) and "source_sha256" in value else repr(value)
     )
 
 
-def read_plan(job: Store, generation: int | None = None) -> SamplePlan:
-    """The newest plan, or that of a generation. Raises DataError when there is no job."""
-    key = _numbered(PLAN, max(0, newest(job, PLAN)) if generation is None else generation)
+def read_plan(folder: Store, extension: int | None = None) -> SamplePlan:
+    """The newest plan, or plan number `extension`. Raises DataError when there is none."""
+    key = _numbered(PLAN, max(0, newest_number(folder, PLAN)) if extension is None else extension)
     try:
-        return read_document(job, key, SamplePlan)
+        return read_document(folder, key, SamplePlan)
     except NotFound as error:
-        raise DataError(f"no samples at {job.uri}: {PLAN} is missing (ddpm generate makes them)") from error
+        raise DataError(f"no samples at {folder.uri}: {PLAN} is missing (ddpm generate makes them)") from error
 
 
-def read_marker(job: Store, shard: int) -> Marker | None:
+def read_marker(folder: Store, shard: int) -> Marker | None:
     """The marker of a committed shard, or None."""
-    return find_document(job, marker_key(shard), Marker)
+    return find_document(folder, marker_key(shard), Marker)
 
 
-def committed_shards(job: Store) -> Iterator[int]:
+def committed_shards(folder: Store) -> Iterator[int]:
     """Shards that have a marker, ascending."""
-    for entry in job.list("commits/"):
+    for entry in folder.list("commits/"):
         if match := _MARKER.match(entry.key):
             yield int(match.group(1))
 
 
 def commit_shard(
-    job: Store, plan: SamplePlan, shard: int, table: pa.Table, attempt: str, expected: range | None = None
+    folder: Store, plan: SamplePlan, shard: int, table: pa.Table, attempt: str, expected: range | None = None
 ) -> Marker:
-    """DATA then MARK; returns the marker that owns the shard: ours, or that of a faster attempt.
+    """Write DATA, then MARK. Returns the marker that owns the shard: this attempt's, or a faster attempt's.
 
-    expected: the shard's ids, which only a job with a request table must be told. Raises Transient when the store does
-    not say whether the marker was made; our data file then stays for the garbage collection, since a delayed request
-    may still name it.
+    expected: the shard's ids; needed only with a request table. Raises Transient when the store does not report whether
+    the marker was created. The data file then stays for garbage collection, because a delayed request may still create
+    the marker that names it.
     """
     ids = table.column("sample_id").to_pylist()
-    expected = expected or Assignments(plan).layout.ids(shard)
+    expected = expected or PlannedSamples(plan).layout.ids(shard)
     if ids != list(expected):
         raise DataError(f"shard {shard} must hold samples {expected.start}..{expected.stop - 1} in order, once each")
     tar = plan.format == "webdataset"
@@ -180,23 +180,23 @@ def commit_shard(
         plan=plan.fingerprint,
         attempt=attempt,
     )
-    job.put(marker.key, data)
-    owner = create_or_read_document(job, marker_key(shard), marker, COMMIT_ATTEMPTS)
+    folder.put(marker.key, data)
+    owner = create_or_read_document(folder, marker_key(shard), marker, COMMIT_ATTEMPTS)
     if owner.attempt != attempt:
-        job.delete(marker.key)
+        folder.delete(marker.key)
     return owner
 
 
-def seal(job: Store, plan: SamplePlan) -> SampleManifest:
-    """Make the job's samples one finished set. Raises DataError while a shard is missing or belongs to another plan."""
-    earlier = read_manifest(job, plan.generation - 1).shards if plan.generation else ()
+def seal(folder: Store, plan: SamplePlan) -> SampleManifest:
+    """Write the manifest. Raises DataError while a shard has no marker, or a marker of another plan."""
+    earlier = read_manifest(folder, plan.num_extensions - 1).shards if plan.num_extensions else ()
     markers = list(earlier)
     shards = range(plan.first_new_shard, plan.num_shards)
-    for shard, marker in zip(shards, _read_markers(job, shards), strict=True):
+    for shard, marker in zip(shards, _read_markers(folder, shards), strict=True):
         if marker is None:
-            raise DataError(f"{job.uri} cannot be sealed: shard {shard} has no marker; run the same command again")
+            raise DataError(f"{folder.uri} cannot be sealed: shard {shard} has no marker; rerun the same command")
         if marker.plan != plan.fingerprint:
-            raise DataError(f"{job.location(marker_key(shard))} belongs to another plan: {marker.plan}")
+            raise DataError(f"{folder.location(marker_key(shard))} belongs to another plan: {marker.plan}")
         markers.append(marker)
     manifest = SampleManifest(
         plan=plan.fingerprint,
@@ -204,50 +204,52 @@ def seal(job: Store, plan: SamplePlan) -> SampleManifest:
         failed=sum(m.failed for m in markers),
         shards=tuple(markers),
     )
-    key = _numbered(MANIFEST, plan.generation)
-    if create_or_read_document(job, key, manifest, COMMIT_ATTEMPTS) != manifest:
-        raise DataError(f"{job.location(key)} is sealed with other shards than its markers name")
-    job.put(SUCCESS, b"")
+    key = _numbered(MANIFEST, plan.num_extensions)
+    if create_or_read_document(folder, key, manifest, COMMIT_ATTEMPTS) != manifest:
+        raise DataError(f"{folder.location(key)} is sealed with other shards than its markers name")
+    folder.put(SUCCESS, b"")
     return manifest
 
 
-def _read_markers(job: Store, shards: range) -> Iterator[Marker | None]:
-    """Many at a time: on an object store one alone takes milliseconds."""
+def _read_markers(folder: Store, shards: range) -> Iterator[Marker | None]:
+    """Read in parallel: one read takes milliseconds on an object store."""
     with ThreadPoolExecutor(MARKER_READERS) as pool:
-        yield from pool.map(lambda shard: read_marker(job, shard), shards)
+        yield from pool.map(lambda shard: read_marker(folder, shard), shards)
 
 
-def read_manifest(job: Store, generation: int | None = None) -> SampleManifest:
-    """The newest manifest, or that of a generation. Raises DataError before the seal."""
-    key = _numbered(MANIFEST, max(0, newest(job, MANIFEST)) if generation is None else generation)
+def read_manifest(folder: Store, extension: int | None = None) -> SampleManifest:
+    """The newest manifest, or manifest number `extension`. Raises DataError before the seal."""
+    key = _numbered(MANIFEST, max(0, newest_number(folder, MANIFEST)) if extension is None else extension)
     try:
-        return read_document(job, key, SampleManifest)
+        return read_document(folder, key, SampleManifest)
     except NotFound as error:
-        raise DataError(f"{job.uri} is not sealed: {MANIFEST} is missing (run the same ddpm generate again)") from error
+        raise DataError(
+            f"{folder.uri} is not sealed: {MANIFEST} is missing (run the same ddpm generate again)"
+        ) from error
 
 
-def read_sealed(job: Store) -> tuple[SamplePlan, SampleManifest]:
-    """The newest finished set of samples and its plan. Raises DataError before the seal, or when they do not fit."""
-    generation = max(0, newest(job, MANIFEST))
-    plan, manifest = read_plan(job, generation), read_manifest(job, generation)
+def read_sealed(folder: Store) -> tuple[SamplePlan, SampleManifest]:
+    """The newest manifest and its plan. Raises DataError before the seal, or when the two do not match."""
+    extension = max(0, newest_number(folder, MANIFEST))
+    plan, manifest = read_plan(folder, extension), read_manifest(folder, extension)
     if manifest.plan != plan.fingerprint:
-        raise DataError(f"{job.uri} is sealed under another plan than it has: generate it again")
+        raise DataError(f"{folder.uri} is sealed under a plan other than its own: generate it again")
     return plan, manifest
 
 
-def is_sealed(job: Store, plan: SamplePlan | None = None) -> bool:
-    """True when the seal of the plan (the newest one by default) is complete: manifest and success file."""
-    generation = max(0, newest(job, PLAN)) if plan is None else plan.generation
-    return job.exists(SUCCESS) and job.exists(_numbered(MANIFEST, generation))
+def is_sealed(folder: Store, plan: SamplePlan | None = None) -> bool:
+    """Whether the manifest of the plan (default: the newest) and the success file exist."""
+    extension = max(0, newest_number(folder, PLAN)) if plan is None else plan.num_extensions
+    return folder.exists(SUCCESS) and folder.exists(_numbered(MANIFEST, extension))
 
 
-def collect_garbage(job: Store, manifest: SampleManifest) -> int:
-    """Delete data files of sealed shards that no marker names; returns how many."""
+def collect_garbage(folder: Store, manifest: SampleManifest) -> int:
+    """Delete the data files of sealed shards that no marker names. Returns the number deleted."""
     named = {marker.shard: marker.key for marker in manifest.shards}
     removed = 0
-    for entry in job.list("data/"):
+    for entry in folder.list("data/"):
         match = _DATA.match(entry.key)
         if match and named.get(int(match.group(1)), entry.key) != entry.key:
-            job.delete(entry.key)
+            folder.delete(entry.key)
             removed += 1
     return removed

@@ -1,4 +1,4 @@
-"""What one sample costs in network evaluations, found by sampling with a network that only counts."""
+"""Network evaluations per sample, counted by running the sampler with a stub network."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from pipeline.generation.manifest import SamplePlan
 __all__ = ["network_evaluations"]
 
 
-class _Silence:
+class _ZeroNoise:
     """A NoiseSource of zeros: float32 [1, C, 1, 1]."""
 
     def __init__(self, channels: int) -> None:
@@ -25,20 +25,20 @@ class _Silence:
 
 
 def network_evaluations(plan: SamplePlan) -> int:
-    """Images that the network is asked about while it makes one sample of the plan.
+    """Images that pass through the network to make one sample of the plan.
 
-    So Heun's two calls a step count twice, and so does a guided step. Raises ConfigError as `plan_sampler` does.
+    Heun's two calls a step count twice, and so does a guided step. Raises ConfigError as `plan_sampler` does.
     """
-    asked = 0
+    evaluations = 0
     out_channels = Objective(DiffusionConfig.model_validate(plan.diffusion), plan.channels).out_channels
 
     def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        nonlocal asked
-        asked += len(x_t)
+        nonlocal evaluations
+        evaluations += len(x_t)
         return torch.zeros(len(x_t), out_channels, 1, 1)
 
     labels = None if plan.num_classes is None else torch.zeros(1, dtype=torch.int64)
     denoiser = plan_denoiser(network, plan, labels, plan.guidance)
-    for _ in plan_sampler(plan).run(denoiser, _Silence(plan.channels)):
+    for _ in plan_sampler(plan).run(denoiser, _ZeroNoise(plan.channels)):
         pass
-    return asked
+    return evaluations

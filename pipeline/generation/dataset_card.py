@@ -1,4 +1,4 @@
-"""The README.md beside a job's samples: a Hugging Face dataset card that says what made them and how to read them."""
+"""README.md of a samples folder: a Hugging Face dataset card with the settings and code to read the images."""
 
 from collections.abc import Iterator
 
@@ -18,12 +18,12 @@ _LOAD_TAR = """```python
 import glob, webdataset
 
 for sample in webdataset.WebDataset(sorted(glob.glob("data/*.tar")), shardshuffle=False).decode("pil"):
-    sample["png"], sample["json"]  # a PIL image; the columns. A sample that failed has no "png"
+    sample["png"], sample["json"]  # a PIL image; the other columns. Failed samples have no "png"
 ```"""
 
 
 def sample_card(plan: SamplePlan, manifest: SampleManifest) -> str:
-    """Markdown with front matter; equal jobs give equal cards."""
+    """Markdown with YAML front matter; equal samples folders give equal cards."""
     tar = plan.format == "webdataset"
     size = sum(marker.bytes for marker in manifest.shards)
     lines = [
@@ -36,27 +36,29 @@ def sample_card(plan: SamplePlan, manifest: SampleManifest) -> str:
         "",
         f"# {manifest.rows:,} generated images",
         "",
-        f"{plan.image_size} x {plan.image_size} x {plan.channels}, sampled from a denoising diffusion model. "
-        f"No photograph is among them; {manifest.failed:,} could not be made and have status `failed` and no image.",
+        f"Synthetic images of {plan.image_size} x {plan.image_size} pixels and {plan.channels} channel(s), sampled "
+        f"from a denoising diffusion model. Failed samples: {manifest.failed:,} (status `failed`, no image).",
         "",
         "| | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in _facts(plan)),
-        f"| files | {len(manifest.shards):,} of {size:,} bytes together |",
+        f"| files | {len(manifest.shards):,}, {size:,} bytes in total |",
         f"| model digest | `{plan.model_digest}` |",
         f"| plan | `{manifest.plan}` |",
         "",
-        "## How to read them",
+        "## Reading the images",
         "",
         _LOAD_TAR if tar else _LOAD_PARQUET,
         "",
-        "## What holds",
+        "## Guarantees",
         "",
-        "Ids are 0 to N-1, once each. A shard counts when its marker in `commits/` was created, which happens once;",
-        "then its file never changes. `manifest.json` (of a job that was extended the one of the highest number) names",
-        "every file with its sha256, and `ddpm verify` proves the folder from that. Before the seal, `data/` may hold",
-        "files that do not count. Each row says what made it: pixels are a function of model, plan and `sample_id`.",
-        "`ddpm reproduce --samples FOLDER --id K` makes row K again.",
+        "- Sample ids are 0 to N-1, each exactly once.",
+        "- `manifest.json` lists every data file with its sha256; listed files never change. After an extension, the",
+        "  highest-numbered manifest is the current one.",
+        "- Before the manifest exists, only files named by a marker in `commits/` are valid.",
+        "- `ddpm verify` checks the folder against the manifest.",
+        "- Every row stores its settings. Pixels depend only on the model, the plan and `sample_id`, and",
+        "  `ddpm reproduce --samples FOLDER --id K` makes sample K again.",
         "",
     ]
     return "\n".join(lines)
@@ -69,11 +71,18 @@ def _facts(plan: SamplePlan) -> Iterator[tuple[str, str]]:
     if plan.sampler == "ddpm":
         sampler += f", variance {plan.variance}"
     if plan.requests is not None:
-        yield "requests", f"{plan.requests.rows:,}, in `{plan.requests.file.key}`; what they leave open is as follows"
+        yield (
+            "requests",
+            f"{plan.requests.rows:,}, in `{plan.requests.file.key}`; defaults are below",
+        )
     yield "sampler", sampler
     yield "seed", str(plan.seed)
     yield "weights", plan.weights
-    mix = "every class in turn" if plan.labels is None else ", ".join(f"{k} : {weight:g}" for k, weight in plan.labels)
+    mix = (
+        "every class equally often"
+        if plan.labels is None
+        else ", ".join(f"{k} : {weight:g}" for k, weight in plan.labels)
+    )
     yield "classes", "none" if plan.num_classes is None else f"{plan.num_classes}; {mix}"
     if plan.guidance is not None:
         interval = plan.guidance_interval
@@ -84,7 +93,7 @@ def _facts(plan: SamplePlan) -> Iterator[tuple[str, str]]:
 
 
 def merged_card(merged: MergedManifest, ending: str) -> str:
-    """Markdown with front matter; ending: of the shards' files."""
+    """Markdown with YAML front matter. ending: file name extension of the shards."""
     files = [
         line
         for number, part in enumerate(merged.parts)
@@ -98,10 +107,10 @@ def merged_card(merged: MergedManifest, ending: str) -> str:
         [
             *("---", "configs:", "- config_name: default", "  data_files:", *files),
             *("task_categories: [unconditional-image-generation]", "---", ""),
-            f"# {merged.rows:,} generated images of {len(merged.parts)} jobs",
+            f"# {merged.rows:,} generated images in {len(merged.parts)} parts",
             "",
-            "Each part is a job as it was made, byte by byte. `ddpm verify` proves this folder, and each part is one",
-            "to evaluate or reproduce samples from. A sample is named by its part and its `sample_id`.",
+            "Each part is an unchanged copy of one samples folder. `ddpm verify` checks the whole folder.",
+            "`ddpm evaluate` and `ddpm reproduce` take one part. The pair (part, `sample_id`) identifies a sample.",
             "",
             *("| split | images | failed | folder | plan |", "|---|---|---|---|---|", *rows, ""),
             *("```python", 'datasets.load_dataset("FOLDER", split="part_000+part_001")', "```", ""),

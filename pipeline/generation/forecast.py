@@ -1,4 +1,4 @@
-"""What a job will take, from the speed of a few of its batches. Pure arithmetic."""
+"""Forecast of time, storage and cost of `ddpm generate` from a few measured batches. Pure arithmetic."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,12 +6,12 @@ from typing import Any
 
 from pipeline.progress import duration
 
-__all__ = ["Forecast", "remarks"]
+__all__ = ["Forecast", "progress_note"]
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """images: still to make; images_per_second: of one actor; bytes_per_image: of a PNG; price: of an actor's hour."""
+    """images: not made yet. images_per_second: of one actor. bytes_per_image: of a PNG. price: per actor-hour."""
 
     images: int
     images_per_second: float
@@ -21,12 +21,12 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """With every actor as fast as the one that was measured."""
+        """Assumes that every actor is as fast as the measured one."""
         return self.images / max(self.images_per_second * self.actors, 1e-9)
 
     @property
     def bytes(self) -> int:
-        """Of the images alone: a row's other columns are some hundred bytes more before compression."""
+        """Images only; the other columns add a few hundred bytes per row before compression."""
         return round(self.images * self.bytes_per_image)
 
     @property
@@ -34,7 +34,7 @@ class Forecast:
         return None if self.price is None else self.seconds / 3600.0 * self.actors * self.price
 
     def figures(self) -> dict[str, Any]:
-        """For `--json`."""
+        """JSON fields of the forecast."""
         return {**asdict(self), "seconds": round(self.seconds, 1), "bytes": self.bytes, "cost": self.cost}
 
     def __str__(self) -> str:
@@ -48,8 +48,8 @@ class Forecast:
         return ", ".join(parts)
 
 
-def remarks(failed: int, speeds: Mapping[str, float]) -> str:
-    """What a progress line says besides how many: failures, and who is slowest of several. speeds: img/s by actor."""
+def progress_note(failed: int, speeds: Mapping[str, float]) -> str:
+    """Suffix of the progress line: failed samples, and the slowest of several actors. speeds: img/s by actor."""
     parts = [f"{failed:,} failed"] if failed else []
     if len(speeds) > 1:
         actor, speed = min(speeds.items(), key=lambda item: item[1])
@@ -58,7 +58,7 @@ def remarks(failed: int, speeds: Mapping[str, float]) -> str:
 
 
 def _size(count: int) -> str:
-    """For people: '812 kB', '3.4 GB'."""
+    """Human-readable size: '812 kB', '3.4 GB'."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"

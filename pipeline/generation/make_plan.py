@@ -1,4 +1,4 @@
-"""Settings and a model -> the plan of a generation job, or why there can be none."""
+"""Settings and a model -> the plan of a samples folder, or a ConfigError."""
 
 import math
 from dataclasses import dataclass
@@ -9,59 +9,59 @@ from pipeline.generation.commit import PLAN, read_plan
 from pipeline.generation.generator import plan_sampler
 from pipeline.generation.manifest import RequestTable, SamplePlan
 from pipeline.generation.request_table import RequestSource, load_requests, read_source, request_file
-from pipeline.generation.requests import RequestRules, Requests, normalised
-from pipeline.generation.sample_plan import Layout
+from pipeline.generation.requests import RequestRules, Requests, normalise_requests
+from pipeline.generation.sample_plan import ShardLayout
 from pipeline.model_store.load_model import StoredModel
 from pipeline.storage.store import Store
 
-__all__ = ["WantedJob", "make_plan", "want_job"]
+__all__ = ["PlannedFolder", "make_plan", "plan_folder"]
 
 
 @dataclass(frozen=True)
-class WantedJob:
-    """A plan that is not at rest yet, and its requests. request_file: what plan.requests names, if it is not there."""
+class PlannedFolder:
+    """A plan before it is stored, and its requests. request_file: content of plan.requests.file, empty if stored."""
 
     plan: SamplePlan
     requests: Requests | None = None
     request_file: bytes = b""
 
 
-def want_job(config: GenerateConfig, job: Store, model: StoredModel, requests: str | None) -> WantedJob:
-    """What the settings ask for; without the URI of a request table a job that has one keeps it.
+def plan_folder(config: GenerateConfig, folder: Store, model: StoredModel, requests: str | None) -> PlannedFolder:
+    """The plan of the settings. requests: URI of a request table; by default the table already stored in the folder.
 
-    Raises ConfigError as make_plan does, DataError listing every request that cannot be met.
+    Raises ConfigError as make_plan does, DataError that lists every invalid request.
     """
-    there = read_plan(job) if job.exists(PLAN) else None
+    there = read_plan(folder) if folder.exists(PLAN) else None
     kept = there.requests if there is not None else None
-    source = None if requests is None else read_source(requests, job.config)
+    source = None if requests is None else read_source(requests, folder.config)
     _check(config, kept is not None or source is not None)
     if there is not None and kept is not None and (source is None or source.sha256 == kept.source_sha256):
-        return WantedJob(make_plan(config, model, kept, there.num_samples), load_requests(job, there))
-    return WantedJob(make_plan(config, model)) if source is None else _requested(config, model, source)
+        return PlannedFolder(make_plan(config, model, kept, there.num_samples), load_requests(folder, there))
+    return PlannedFolder(make_plan(config, model)) if source is None else _requested(config, model, source)
 
 
-def _requested(config: GenerateConfig, model: StoredModel, source: RequestSource) -> WantedJob:
+def _requested(config: GenerateConfig, model: StoredModel, source: RequestSource) -> PlannedFolder:
     rules = RequestRules(
         num_classes=model.model.num_classes,
         num_timesteps=model.diffusion.num_timesteps,
-        guidance_refusal=guidance_refusal(model),
+        guidance_error=guidance_error(model),
         sampler=config.sampler,
         steps=config.steps or model.diffusion.num_timesteps,
         seed=config.seed,
         guidance=config.guidance,
     )
-    requests = Requests(normalised(source.rows(), source.unit, rules))
+    requests = Requests(normalise_requests(source.rows(), source.unit, rules))
     entry, data = request_file(requests.table)
-    shards = Layout(requests.bounds, config.shard_size).num_shards
+    shards = ShardLayout(requests.bounds, config.shard_size).num_shards
     pin = RequestTable(source_sha256=source.sha256, rows=requests.table.num_rows, shards=shards, file=entry)
-    return WantedJob(make_plan(config, model, pin, requests.num_samples), requests, data)
+    return PlannedFolder(make_plan(config, model, pin, requests.num_samples), requests, data)
 
 
 def _check(config: GenerateConfig, requested: bool) -> None:
-    """Settings that do nothing are refused; with a request table each row has its own sampler and guidance."""
+    """Reject settings without effect. With a request table each row has its own sampler and guidance."""
     if requested:
         if config.labels != BALANCED:
-            raise ConfigError(f"generate.labels {config.labels!r}: a request table has the labels")
+            raise ConfigError(f"generate.labels {config.labels!r}: the request table has the labels")
         return
     if config.sampler != "ddim" and config.eta != 0:
         raise ConfigError(f"generate.eta {config.eta} belongs to sampler 'ddim', not {config.sampler!r}")
@@ -74,12 +74,12 @@ def _check(config: GenerateConfig, requested: bool) -> None:
 def make_plan(
     config: GenerateConfig, model: StoredModel, requests: RequestTable | None = None, num_samples: int | None = None
 ) -> SamplePlan:
-    """All that decides the bytes. num_samples: of a request table; else the settings'.
+    """The plan of the settings. num_samples: of a request table; default config.num_samples.
 
-    Raises ConfigError for settings that the sampler or the model cannot follow.
+    Raises ConfigError for settings that the sampler or the model does not support.
     """
     _check(config, requests is not None)
-    if config.guidance is not None and (reason := guidance_refusal(model)):
+    if config.guidance is not None and (reason := guidance_error(model)):
         raise ConfigError(f"generate.guidance {config.guidance:g}: {reason}")
     plan = SamplePlan(
         num_samples=config.num_samples if num_samples is None else num_samples,
@@ -110,7 +110,7 @@ def make_plan(
 
 
 def _mix(config: GenerateConfig, model: StoredModel) -> LabelMix | None:
-    """Raises ConfigError for a label that the model does not have."""
+    """Raises ConfigError for a label outside the model's classes."""
     mix, classes = label_mix(config.labels), model.model.num_classes or 0
     if mix is not None and mix[-1][0] >= classes:
         has = f"the classes of the model are 0..{classes - 1}" if classes else "the model has no classes"
@@ -118,22 +118,22 @@ def _mix(config: GenerateConfig, model: StoredModel) -> LabelMix | None:
     return mix
 
 
-def guidance_refusal(model: StoredModel) -> str | None:
+def guidance_error(model: StoredModel) -> str | None:
     """Why a model cannot be guided, or None when it can."""
     if model.model.num_classes is None:
         return "the model has no classes to guide towards"
     if not model.label_dropout:
         return (
-            f"{model.uri} was trained with every label (train.label_dropout 0), so it never learned what an image "
-            "without a label is; train it with label dropout, such as 0.1"
+            f"{model.uri} was trained without label dropout, so it cannot predict without a label, as guidance "
+            "requires; train with train.label_dropout, such as 0.1"
         )
     return None
 
 
 def _interval(given: tuple[float, float] | None, num_timesteps: int) -> tuple[int, int] | None:
-    """Timestep indices, both included. Shares of 0..T-1 when the upper end is at most 1, else the indices themselves.
+    """Timestep indices, both included. `given` holds shares of 0..T-1 when its upper end is at most 1, else indices.
 
-    Raises ConfigError when no timestep is inside.
+    Raises ConfigError when the interval contains no timestep.
     """
     if given is None:
         return None
@@ -141,6 +141,6 @@ def _interval(given: tuple[float, float] | None, num_timesteps: int) -> tuple[in
     low, high = math.ceil(given[0] * scale - 1e-9), min(math.floor(given[1] * scale + 1e-9), num_timesteps - 1)
     if low > high:
         raise ConfigError(
-            f"generate.guidance_interval {given[0]:g},{given[1]:g} holds none of timesteps 0..{num_timesteps - 1}"
+            f"generate.guidance_interval {given[0]:g},{given[1]:g} contains no timestep of 0..{num_timesteps - 1}"
         )
     return low, high

@@ -1,6 +1,6 @@
-"""The documents of a generation job: its plan, a marker a shard, and the manifest that seals them.
+"""The JSON documents of a samples folder: the plan, one marker per shard, and the manifest that seals them.
 
-None holds a time, a host or a credential, so equal inputs give equal documents and equal digests.
+No document holds a time, a host or a credential, so equal inputs give equal documents and equal digests.
 """
 
 from typing import Any, Literal
@@ -9,27 +9,27 @@ from pipeline.config.base import FileEntry, Section, digest_of
 from pipeline.config.generation import LabelMix
 from pipeline.schema import SCHEMA_VERSION
 
-__all__ = ["Marker", "MergedManifest", "MergedPart", "PlanPart", "RequestTable", "SampleManifest", "SamplePlan"]
+__all__ = ["EarlierPlan", "Marker", "MergedManifest", "MergedPart", "RequestTable", "SampleManifest", "SamplePlan"]
 
 
-class PlanPart(Section):
-    """An earlier plan of a job that was extended: its fingerprint, and how many samples the job had by then."""
+class EarlierPlan(Section):
+    """An earlier plan of an extended folder: its fingerprint and its number of samples."""
 
     plan: str
     num_samples: int
 
 
 class RequestTable(Section):
-    """The request table of a job: what was given, and the checked copy of it that the job keeps."""
+    """A request table: hash of the user's file, and the checked copy stored in the samples folder."""
 
-    source_sha256: str  # of the file as it was given
+    source_sha256: str  # of the user's file
     rows: int
     shards: int
-    file: FileEntry  # relative to the job, rows of schema.REQUESTS
+    file: FileEntry  # relative to the samples folder, schema.REQUESTS
 
 
 class SamplePlan(Section):
-    """`<job>/plan.json`: all that decides the bytes of a job's samples. Of an extension: `plan-000001.json`."""
+    """`<samples>/plan.json`: all that decides the bytes of the samples. An extension adds `plan-000001.json`."""
 
     kind: Literal["samples"] = "samples"
     schema_version: int = SCHEMA_VERSION
@@ -45,7 +45,7 @@ class SamplePlan(Section):
     eta: float
     variance: str
     clip: bool | float
-    compile: bool = False  # compiled kernels round differently, so it is part of what decides the bytes
+    compile: bool = False  # part of the plan: compiled kernels round differently
     image_size: int
     channels: int
     num_classes: int | None
@@ -55,7 +55,7 @@ class SamplePlan(Section):
     labels: LabelMix | None = None  # None: every class in turn
     requests: RequestTable | None = None
     format: Literal["parquet", "webdataset"] = "parquet"
-    earlier: tuple[PlanPart, ...] = ()  # what the job was before each extension
+    earlier: tuple[EarlierPlan, ...] = ()  # the plan before each extension
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,64 +63,66 @@ class SamplePlan(Section):
         return self.image_size, self.image_size, self.channels
 
     @property
-    def generation(self) -> int:
-        """How often the job was extended."""
+    def num_extensions(self) -> int:
+        """How often the folder was extended."""
         return len(self.earlier)
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Where the samples of each part end; a part begins where the one before ends, and with a new shard."""
+        """End id of each part. A part begins at the end of the previous one, with a new shard."""
         return *(part.num_samples for part in self.earlier), self.num_samples
 
     @property
     def num_shards(self) -> int:
-        return self._shards(self.generation + 1) if self.requests is None else self.requests.shards
+        return self._shards(self.num_extensions + 1) if self.requests is None else self.requests.shards
 
     @property
     def first_new_shard(self) -> int:
-        """The first shard that no earlier plan had."""
-        return self._shards(self.generation)
+        """The first shard that is in no earlier plan."""
+        return self._shards(self.num_extensions)
 
     def _shards(self, parts: int) -> int:
         starts = (0, *self.ends)
         return sum(-(-(end - start) // self.shard_size) for start, end in zip(starts, self.ends[:parts], strict=False))
 
-    def planner(self, shard: int) -> str:
-        """Fingerprint of the plan that a shard is of, which its marker carries."""
+    def plan_of_shard(self, shard: int) -> str:
+        """Fingerprint of the plan that added the shard; stored in the shard's marker."""
         for number, part in enumerate(self.earlier, start=1):
             if shard < self._shards(number):
                 return part.plan
         return self.fingerprint
 
     def extended(self, num_samples: int) -> "SamplePlan":
-        """The plan of the same job with more samples."""
-        here = PlanPart(plan=self.fingerprint, num_samples=self.num_samples)
+        """The plan of an extension to `num_samples` samples."""
+        here = EarlierPlan(plan=self.fingerprint, num_samples=self.num_samples)
         return self.model_copy(update={"num_samples": num_samples, "earlier": (*self.earlier, here)})
 
-    def alone(self) -> "SamplePlan":
-        """The plan of a job that was made with this many samples from the start: what a command line asks for."""
+    def without_extensions(self) -> "SamplePlan":
+        """The plan of a new folder with this many samples, which is what a command line describes."""
         return self.model_copy(update={"earlier": ()})
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of what decides the samples: not where the model lay, nor how the request table was copied.
+        """sha256 (hex) of what decides the samples, without the model's URI and the stored copy of the request table.
 
-        What older plans had no field for is not in theirs.
+        Fields in _ADDED_FIELDS count only when they differ from their default, so older plans keep their fingerprint.
         """
         values = self.model_dump(mode="json", exclude={"model_uri": True, "requests": {"file"}})
-        return digest_of({name: v for name, v in values.items() if name not in _LATER or v != _LATER[name]})
+        return digest_of(
+            {name: v for name, v in values.items() if name not in _ADDED_FIELDS or v != _ADDED_FIELDS[name]}
+        )
 
 
-_LATER: dict[str, Any] = {
+_ADDED_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("guidance", "guidance_interval", "labels", "requests")),
     "format": "parquet",
     "earlier": [],
 }
-"""Fields of a SamplePlan that older plans have not, with the value that says the same."""
+"""SamplePlan fields that older plans lack, with the default that means the same."""
 
 
 class Marker(FileEntry):
-    """`<job>/commits/shard-N.json`, created once: names the one data file of shard N."""
+    """`<samples>/commits/shard-N.json`, created once: names the only valid data file of shard N."""
 
     shard: int
     rows: int
@@ -132,7 +134,7 @@ class Marker(FileEntry):
 
 
 class SampleManifest(Section):
-    """`<job>/manifest.json`, created once when every shard has its marker. Of an extension: `manifest-000001.json`."""
+    """`<samples>/manifest.json`, created once all shards have markers. An extension adds `manifest-000001.json`."""
 
     kind: Literal["samples"] = "samples"
     schema_version: int = SCHEMA_VERSION
@@ -143,9 +145,9 @@ class SampleManifest(Section):
 
 
 class MergedPart(Section):
-    """One job inside a merged folder."""
+    """One samples folder inside a merged folder."""
 
-    source: str  # where it was copied from
+    source: str  # URI of the original
     plan: str
     generation: int
     manifest_sha256: str  # of its newest manifest
@@ -154,7 +156,7 @@ class MergedPart(Section):
 
 
 class MergedManifest(Section):
-    """`<merged>/merged.json`, created once when every part is there."""
+    """`<merged>/merged.json`, created once when every part is complete."""
 
     kind: Literal["merged"] = "merged"
     schema_version: int = SCHEMA_VERSION
@@ -164,5 +166,5 @@ class MergedManifest(Section):
 
     @property
     def digest_of_parts(self) -> str:
-        """sha256 (hex) of what is merged, in order, wherever it was."""
+        """sha256 (hex) of the parts in order, without their source URIs."""
         return digest_of([part.model_dump(mode="json", exclude={"source"}) for part in self.parts])

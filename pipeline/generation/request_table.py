@@ -1,4 +1,4 @@
-"""Request tables: read from wherever they lie, and the checked copy that a job keeps beside its plan."""
+"""Request table files: reading CSV, JSON lines and Parquet, and the checked copy stored beside the plan."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ PARQUET_MAGIC = b"PAR1"
 
 @dataclass(frozen=True)
 class RequestSource:
-    """A request table as it was given: its bytes, in one of the three formats."""
+    """The user's request table: bytes in one of three formats."""
 
     uri: str
     data: bytes
@@ -38,11 +38,11 @@ class RequestSource:
 
     @property
     def unit(self) -> str:
-        """What the numbers of `rows` count."""
+        """The unit that `rows` numbers: 'row' or 'line'."""
         return "row" if self.format == "parquet" else "line"
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        """Every row with its number in the source, from 1; blank lines are none. Raises DataError."""
+        """Rows with their number in the file, from 1; blank lines are skipped. Raises DataError."""
         try:
             yield from {"parquet": _parquet_rows, "csv": _csv_rows, "jsonl": _json_rows}[self.format](self.data)
         except DataError as error:
@@ -52,7 +52,7 @@ class RequestSource:
 
 
 def read_source(uri: str, config: StorageConfig) -> RequestSource:
-    """Raises ConfigError when the URI names no file, DataError when there is none or it is of no known kind."""
+    """Raises ConfigError when the URI names no file, DataError for a missing file or an unknown format."""
     folder, slash, name = uri.rpartition("/")
     if not name:
         raise ConfigError(f"--requests {uri!r} names no file")
@@ -65,14 +65,14 @@ def read_source(uri: str, config: StorageConfig) -> RequestSource:
     known = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}
     kind = "parquet" if data[:4] == PARQUET_MAGIC else known.get(ending)
     if kind is None:
-        raise DataError(f"{store.location(name)} is no request table: give .parquet, .csv or .jsonl")
+        raise DataError(f"{store.location(name)} is not a request table: give .parquet, .csv or .jsonl")
     return RequestSource(store.location(name), data, kind)
 
 
 def _check_columns(names: Sequence[str]) -> None:
     missing = [name for name in REQUIRED if name not in names]
     if missing:
-        raise DataError(f"column {' and '.join(missing)} is missing; there are {', '.join(names) or 'none'}")
+        raise DataError(f"column {' and '.join(missing)} is missing; the columns are {', '.join(names) or 'none'}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"column {', '.join(twice)} is there twice")
@@ -84,7 +84,7 @@ def _csv_rows(data: bytes) -> Iterator[tuple[int, Row]]:
     _check_columns(names)
     line = reader.line_num
     for values in reader:
-        number, line = line + 1, reader.line_num  # a quoted value may span lines: the row is where it begins
+        number, line = line + 1, reader.line_num  # a quoted value may span lines: count the first
         if len(values) == len(names):
             yield number, dict(zip(names, values, strict=True))
         elif values:
@@ -114,12 +114,12 @@ def _parquet_rows(data: bytes) -> Iterator[tuple[int, Row]]:
 
 
 def request_file(table: pa.Table) -> tuple[FileEntry, bytes]:
-    """The copy of a checked table (schema REQUESTS) and its entry; the key names the content."""
+    """Entry and Parquet bytes of a checked table (schema REQUESTS); the key holds a hash of the content."""
     data = parquet_bytes(table, ROW_GROUP_ROWS)
     sha256 = hashlib.sha256(data).hexdigest()
     return FileEntry(key=f"requests/{sha256[:16]}.parquet", bytes=len(data), sha256=sha256), data
 
 
-def load_requests(job: Store, plan: SamplePlan) -> Requests | None:
-    """The table of a plan, or None when it has none. Raises VerificationFailed when it is not what was kept."""
-    return None if plan.requests is None else Requests(read_parquet(job, plan.requests.file).combine_chunks())
+def load_requests(folder: Store, plan: SamplePlan) -> Requests | None:
+    """The plan's request table, None without one. Raises VerificationFailed for a damaged copy."""
+    return None if plan.requests is None else Requests(read_parquet(folder, plan.requests.file).combine_chunks())

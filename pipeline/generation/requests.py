@@ -1,7 +1,7 @@
-"""A table of what is asked for: its rows checked and filled in, and which of them a sample id belongs to.
+"""Request tables: check the rows, fill in defaults, and map sample ids to requests.
 
-Request r has the ids from the sum of the counts before it on, so ids are a function of the table. Pure: rows come from
-`pipeline.generation.request_table`.
+The ids of a request begin at the sum of the counts of all earlier requests, so ids depend only on the table. Pure:
+`pipeline.generation.request_table` does the reading.
 """
 
 import json
@@ -22,44 +22,44 @@ from pipeline.config.generation import SAMPLERS
 from pipeline.errors import DataError
 from pipeline.schema import REQUESTS
 
-__all__ = ["REQUIRED", "BadRow", "RequestRules", "Requests", "Row", "normalised"]
+__all__ = ["REQUIRED", "BadRow", "RequestRules", "Requests", "Row", "normalise_requests"]
 
 Int64Array = npt.NDArray[np.int64]
 MAX_LISTED = 1000
 CHUNK_ROWS = 65_536
 REQUIRED = ("request_id", "count")
-"""Columns that a table must have; label, guidance, seed, steps and sampler may be there, others are carried along."""
+"""Required columns. Optional: label, guidance, seed, steps, sampler. All others become JSON in the samples."""
 _NO_LABEL = -1
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that could not even be read."""
+    """A row that could not be parsed."""
 
     reason: str
 
 
 Row = Mapping[str, Any] | BadRow
-"""Column to value; None and missing are alike."""
+"""Column to value; None means missing."""
 
 
 @dataclass(frozen=True)
 class RequestRules:
-    """What a row may ask for, and what it gets where it does not say. guidance_refusal: why there can be none."""
+    """Limits and defaults for the rows. guidance_error: why the model cannot be guided, None when it can."""
 
     num_classes: int | None
     num_timesteps: int
-    guidance_refusal: str | None
+    guidance_error: str | None
     sampler: str
     steps: int
     seed: int
     guidance: float | None
 
 
-def normalised(rows: Iterable[tuple[int, Row]], unit: str, rules: RequestRules) -> pa.Table:
+def normalise_requests(rows: Iterable[tuple[int, Row]], unit: str, rules: RequestRules) -> pa.Table:
     """Rows (number in the source, values) -> a table of schema REQUESTS.
 
-    unit: what the numbers count ("line" or "row"). Raises DataError listing every bad row with its number and reason.
+    unit: "line" or "row", for messages. Raises DataError that lists every bad row with number and reason.
     """
     reader, chunks, numbers = _Reader(rules), [], []
     rows = iter(rows)
@@ -68,39 +68,39 @@ def normalised(rows: Iterable[tuple[int, Row]], unit: str, rules: RequestRules) 
         values = [reader.read(number, row) for number, row in part]
         chunks.append(pa.Table.from_pylist(values, schema=REQUESTS))
     if not chunks:
-        raise DataError("no request in the table")
+        raise DataError("the table has no requests")
     table, bad = pa.concat_tables(chunks), reader.bad
     for number, reason in _duplicates(table, np.concatenate(numbers), unit):
         bad[number] = f"{bad[number]}; {reason}" if number in bad else reason
     if bad:
         lines = [f"{unit} {number}: {reason}" for number, reason in sorted(bad.items())[:MAX_LISTED]]
         more = [f"... and {len(bad) - MAX_LISTED:,} more"] if len(bad) > MAX_LISTED else []
-        raise DataError("\n".join([f"{len(bad):,} of {table.num_rows:,} requests cannot be met:", *lines, *more]))
+        raise DataError("\n".join([f"{len(bad):,} of {table.num_rows:,} requests are invalid:", *lines, *more]))
     total = sum(table["count"].to_pylist())
     if total >= 2**63:
-        raise DataError(f"the requests ask for {total:,} samples; ids have 64 bits")
+        raise DataError(f"the requests add up to {total:,} samples; ids have 64 bits")
     return table
 
 
 def _duplicates(table: pa.Table, numbers: Int64Array, unit: str) -> Iterator[tuple[int, str]]:
-    """Rows whose request_id an earlier row has. Codes are given in order of appearance: a new id is a new maximum."""
+    """Rows that repeat a request_id. Dictionary codes follow first appearance, so a new id is a new maximum."""
     codes = table["request_id"].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
     highest = np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]
     first = np.flatnonzero(codes > highest)
     for row in np.flatnonzero((codes <= highest) & (codes >= 0)):
         name = table["request_id"][int(row)].as_py()
-        yield int(numbers[row]), f"request_id {name!r} is that of {unit} {numbers[first[codes[row]]]}"
+        yield int(numbers[row]), f"request_id {name!r} repeats {unit} {numbers[first[codes[row]]]}"
 
 
 @dataclass
 class _Reader:
-    """Rows one by one; `bad`: number -> reason of those that cannot be used."""
+    """Checks rows one by one. bad: row number -> reason, for invalid rows."""
 
     rules: RequestRules
     bad: dict[int, str] = field(default_factory=dict)
 
     def read(self, number: int, row: Row) -> dict[str, Any]:
-        """The columns of REQUESTS. Of a bad row only request_id, if it has one, so that duplicates are found."""
+        """The columns of REQUESTS. An invalid row keeps only its request_id, so that duplicates are found."""
         if isinstance(row, BadRow):
             self.bad[number] = row.reason
             return {}
@@ -126,7 +126,7 @@ class _Reader:
 
 
 def _integer(value: Any) -> int:
-    """A whole number however it is written: 3, 3.0 or '3'. Raises ValueError."""
+    """Accepts 3, 3.0 and '3'. Raises ValueError."""
     if isinstance(value, str):
         value = value.strip()
         if not value.lstrip("-").isdecimal():
@@ -172,8 +172,8 @@ def _guidance(value: Any, rules: RequestRules) -> float | None:
         guidance = math.nan
     if not (math.isfinite(guidance) and guidance >= 0):
         raise ValueError(f"must be a finite number, at least 0 (got {value!r})")
-    if rules.guidance_refusal is not None:
-        raise ValueError(f"{guidance:g}: {rules.guidance_refusal}")
+    if rules.guidance_error is not None:
+        raise ValueError(f"{guidance:g}: {rules.guidance_error}")
     return guidance
 
 
@@ -210,14 +210,14 @@ _COLUMNS: dict[str, Callable[[Any, RequestRules], Any]] = {
 
 
 def _extra(row: Mapping[str, Any]) -> str | None:
-    """The other columns as one JSON object, keys sorted; dates and decimals as text. Raises ValueError."""
+    """All other columns as one JSON object, keys sorted, dates and decimals as text. Raises ValueError."""
     extra = {name: value for name, value in row.items() if name not in _COLUMNS}
     if not extra:
         return None
     try:
         return json.dumps(extra, sort_keys=True, default=_plain, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"columns {', '.join(sorted(extra))} cannot be carried as JSON: {error}") from error
+        raise ValueError(f"columns {', '.join(sorted(extra))} cannot be stored as JSON: {error}") from error
 
 
 def _plain(value: Any) -> str:
@@ -231,13 +231,13 @@ def _plain(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Requests:
-    """table: of schema REQUESTS, as `normalised` gives it. Some 60 bytes a row besides ids and extra columns."""
+    """A checked table (schema REQUESTS). Takes some 60 bytes a row besides request ids and extra columns."""
 
     table: pa.Table
 
     @cached_property
     def starts(self) -> Int64Array:
-        """The first sample id of each request, and the end: int64 [R + 1]."""
+        """First sample id of each request, and the end: int64 [R + 1]."""
         return np.concatenate([[0], np.cumsum(self._numpy("count"))]).astype(np.int64)
 
     @property
@@ -246,7 +246,10 @@ class Requests:
 
     @cached_property
     def bounds(self) -> Int64Array:
-        """First ids of the runs of requests with equal sampler, steps and guidance, and the end: int64 [S + 1]."""
+        """First sample id of each segment, and the end: int64 [S + 1].
+
+        A segment is a run of consecutive requests with equal sampler, steps and guidance.
+        """
         sampler = self.table["sampler"].combine_chunks().dictionary_encode().indices.to_numpy()
         settings = (sampler, self._numpy("steps"), self._numpy("guidance", -1.0))
         changes = np.logical_or.reduce([column[1:] != column[:-1] for column in settings])
@@ -255,15 +258,15 @@ class Requests:
 
     @cached_property
     def labels(self) -> Int64Array:
-        """int64 [R]; -1 where the request does not say."""
+        """int64 [R]; -1 without a label."""
         return self._numpy("label", _NO_LABEL).astype(np.int64)
 
     @cached_property
     def seeds(self) -> Int64Array:
         return self._numpy("seed")
 
-    def of(self, ids: range) -> Int64Array:
-        """The request (0, 1, ...) of each sample: int64 [len(ids)]."""
+    def indices(self, ids: range) -> Int64Array:
+        """Index of the request of each sample: int64 [len(ids)]."""
         found: Int64Array = np.searchsorted(self.starts, np.arange(ids.start, ids.stop), side="right") - 1
         return found
 

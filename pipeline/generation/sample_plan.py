@@ -1,7 +1,7 @@
-"""What every sample of a job is to be: which shard it is in, its label, its seed, how it is drawn. Pure arithmetic.
+"""Sample id -> shard, label, seed, sampler settings. Pure arithmetic.
 
-Ids 0..N-1 are cut into segments, and each segment into shards from its first id on, so no shard spans two segments.
-Nothing is ever listed: shard to ids and id to shard are a bisection over the segments' bounds.
+Ids 0..N-1 are cut into segments, and each segment into shards, so no shard spans two segments. Nothing is listed:
+shard to ids and id to shard are bisections over the segments' bounds.
 """
 
 import math
@@ -19,26 +19,26 @@ from pipeline.config.generation import LabelMix
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.requests import Requests
 
-__all__ = ["Assignment", "Assignments", "Layout", "missing_shards", "mix_counts", "mixed_labels"]
+__all__ = ["PlannedSamples", "SampleSpecs", "ShardLayout", "missing_shards", "mix_counts", "mixed_labels"]
 
 Int64Array = npt.NDArray[np.int64]
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
-PART = 2**16
-"""Shard numbers that are held at a time while a listing comes in."""
+CHUNK = 2**16
+"""Shard numbers read from a listing at a time."""
 STRIDES = 64
-"""How far from the golden section a step is looked for."""
+"""Half-width of the search for a step near the golden section."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """bounds: int64 [S + 1], ascending: the first id of each of S segments, and the end."""
+class ShardLayout:
+    """Shards of S segments. bounds: int64 [S + 1], ascending: the first id of each segment, and the end."""
 
     bounds: Int64Array
     shard_size: int
 
     @cached_property
     def first_shards(self) -> Int64Array:
-        """The first shard of each segment, and the number of all: int64 [S + 1]."""
+        """The first shard of each segment, and the number of shards: int64 [S + 1]."""
         shards = -(-np.diff(self.bounds) // self.shard_size)
         return np.concatenate([[0], np.cumsum(shards)]).astype(np.int64)
 
@@ -58,34 +58,34 @@ class Layout:
         return int(self.first_shards[segment]) + (sample_id - int(self.bounds[segment])) // self.shard_size
 
     def batches(self, size: int) -> int:
-        """How many batches all shards have, the last one of each padded."""
+        """The number of batches of all shards, padded ones included."""
         rows = np.diff(self.bounds)
         whole, rest = rows // self.shard_size, rows % self.shard_size
         return int((whole * -(-self.shard_size // size) - (-rest // size)).sum())
 
     def rows(self, shards: Int64Array) -> int:
-        """How many samples some shards have together."""
+        """The number of samples in the given shards."""
         segment = np.searchsorted(self.first_shards, shards, side="right") - 1
         start = self.bounds[segment] + (shards - self.first_shards[segment]) * self.shard_size
         return int(np.minimum(self.shard_size, self.bounds[segment + 1] - start).sum())
 
 
 def missing_shards(num_shards: int, committed: Iterable[int] | Int64Array) -> Int64Array:
-    """Shards that are not committed, ascending: int64. One byte a shard is held, and eight for each that is missing."""
+    """Shards without a marker, ascending: int64. Takes one byte per shard and eight per missing shard."""
     done = np.zeros(num_shards, dtype=np.bool_)
-    for found in [committed] if isinstance(committed, np.ndarray) else _in_parts(committed):
+    for found in [committed] if isinstance(committed, np.ndarray) else _chunks(committed):
         done[found[found < num_shards]] = True
     return np.flatnonzero(~done).astype(np.int64, copy=False)
 
 
-def _in_parts(numbers: Iterable[int]) -> Iterator[Int64Array]:
+def _chunks(numbers: Iterable[int]) -> Iterator[Int64Array]:
     rest = iter(numbers)
-    while len(part := np.fromiter(islice(rest, PART), np.int64)):
+    while len(part := np.fromiter(islice(rest, CHUNK), np.int64)):
         yield part
 
 
 def mix_counts(count: int, weights: Sequence[float]) -> list[int]:
-    """`count` in proportion to weights, by largest remainder; equal remainders go to the earlier one first."""
+    """Split `count` in proportion to weights by largest remainder; of equal remainders the earlier class wins."""
     exact = [Fraction(weight) for weight in weights]
     total = sum(exact)
     shares = [count * weight / total for weight in exact]
@@ -97,10 +97,10 @@ def mix_counts(count: int, weights: Sequence[float]) -> list[int]:
 
 
 def mixed_labels(ids: range, first: int, count: int, mix: LabelMix) -> Int64Array:
-    """Labels of `ids` among the `count` samples from `first` on, which follow the mix exactly: int64 [len(ids)].
+    """Labels of `ids`: int64 [len(ids)]. The `count` samples from `first` on follow the mix exactly.
 
-    Sample first + k takes place k * step mod count of the classes laid side by side, so every place is taken once, and
-    any few consecutive ids already follow the mix.
+    The classes are laid side by side; sample first + k takes place k * step mod count. So every place is used once, and
+    even a few consecutive ids follow the mix.
     """
     step = _stride(count)
     ends = np.cumsum(mix_counts(count, [weight for _, weight in mix]))
@@ -110,14 +110,15 @@ def mixed_labels(ids: range, first: int, count: int, mix: LabelMix) -> Int64Arra
 
 @lru_cache(maxsize=1024)
 def _stride(count: int) -> int:
-    """A step without common divisor with `count`, whose multiples are spread evenly: of those near the golden section
-    the one whose continued fraction step / count has the smallest largest quotient."""
+    """A step coprime to `count` whose multiples spread evenly: near the golden section, the step whose continued
+    fraction step / count has the smallest maximum quotient."""
     near = max(1, int(count * GOLDEN))
     candidates = range(max(1, near - STRIDES), near + STRIDES)
     return min((step for step in candidates if math.gcd(step, count) == 1), key=lambda step: _roughness(step, count))
 
 
 def _roughness(a: int, b: int) -> int:
+    """The largest quotient of the continued fraction a / b."""
     largest = 0
     while a:
         largest, a, b = max(largest, b // a), b % a, a
@@ -125,10 +126,10 @@ def _roughness(a: int, b: int) -> int:
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """Samples of one shard. labels: int64 [N], None for a network without classes.
+class SampleSpecs:
+    """How to make some samples of one shard. labels: int64 [N], None for a network without classes.
 
-    request_ids, extras: of the request of each sample, None for a job without a request table.
+    request_ids, extras: of each sample's request, None without a request table.
     """
 
     ids: range
@@ -142,43 +143,43 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Assignments:
-    """All samples of a plan. requests: the plan's table, which a plan that names one cannot do without."""
+class PlannedSamples:
+    """All samples of a plan. requests: the table that plan.requests names, None if it names none."""
 
     plan: SamplePlan
     requests: Requests | None = None
 
     def __post_init__(self) -> None:
         if (self.requests is None) != (self.plan.requests is None):
-            raise ValueError("a plan of requests needs its table, and no other plan does")
+            raise ValueError("give the request table exactly when the plan names one")
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> ShardLayout:
         bounds = np.array([0, *self.plan.ends], np.int64)
-        return Layout(bounds if self.requests is None else self.requests.bounds, self.plan.shard_size)
+        return ShardLayout(bounds if self.requests is None else self.requests.bounds, self.plan.shard_size)
 
-    def of(self, ids: range) -> Assignment:
-        """What samples of one shard are to be."""
+    def specs(self, ids: range) -> SampleSpecs:
+        """How to make samples `ids`, all of one shard."""
         if self.requests is not None:
             return self._requested(ids, self.requests)
         plan = self.plan
         seeds = np.full(len(ids), plan.seed, np.int64)
-        return Assignment(ids, self._labels(ids), seeds, plan.sampler, plan.steps, plan.guidance)
+        return SampleSpecs(ids, self._labels(ids), seeds, plan.sampler, plan.steps, plan.guidance)
 
-    def _requested(self, ids: range, requests: Requests) -> Assignment:
-        rows = requests.of(ids)
-        told = requests.table.take(rows)
-        first = told.slice(0, 1).to_pylist()[0]  # sampler, steps and guidance are those of the whole shard
-        labels, turns = requests.labels[rows], self._labels(ids)
-        return Assignment(
+    def _requested(self, ids: range, requests: Requests) -> SampleSpecs:
+        rows = requests.indices(ids)
+        table = requests.table.take(rows)
+        first = table.slice(0, 1).to_pylist()[0]  # sampler, steps and guidance are equal within a shard
+        labels, defaults = requests.labels[rows], self._labels(ids)
+        return SampleSpecs(
             ids=ids,
-            labels=None if turns is None else np.where(labels < 0, turns, labels),
+            labels=None if defaults is None else np.where(labels < 0, defaults, labels),
             seeds=requests.seeds[rows],
             sampler=first["sampler"],
             steps=first["steps"],
             guidance=first["guidance"],
-            request_ids=tuple(told["request_id"].to_pylist()),
-            extras=tuple(told["extra"].to_pylist()),
+            request_ids=tuple(table["request_id"].to_pylist()),
+            extras=tuple(table["extra"].to_pylist()),
         )
 
     def _labels(self, ids: range) -> Int64Array | None:

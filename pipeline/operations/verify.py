@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config.root import Config, StorageConfig
 from pipeline.errors import DataError, VerificationFailed
 from pipeline.generation.commit import MANIFEST, PLAN
-from pipeline.generation.merged import MERGED, verify_merged
+from pipeline.generation.merge import MERGED, verify_merged
 from pipeline.generation.verify import verify_samples
 from pipeline.images.png import decode_pixels
 from pipeline.ingest.verify import verify_dataset

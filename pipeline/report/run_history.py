@@ -33,7 +33,7 @@ def training_work(name: str, curves: pa.Table) -> Work:
 
 
 def generation_work(name: str, shards: pa.Table) -> Work:
-    """From SHARD_LOG: time that actors spent in sampling."""
+    """From SHARD_METRICS: time that actors spent in sampling."""
     rows = int(np.asarray(shards["rows"]).sum())
     return Work(f"Generation, {name}", float(np.asarray(shards["seconds"]).sum()) / 3600.0, rows)
 
@@ -77,7 +77,7 @@ def starts_table(name: str, attempts: Sequence[Mapping[str, Any]]) -> Table | No
 
 
 def shard_table(name: str, shards: pa.Table) -> Table | None:
-    """SHARD_LOG by node, with stragglers and shards generated more than once; None without shards."""
+    """SHARD_METRICS by node, with stragglers and shards generated more than once; None without shards."""
     if not len(shards):
         return None
     pace = np.asarray(shards["seconds"]) / np.maximum(np.asarray(shards["rows"]), 1)

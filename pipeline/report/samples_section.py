@@ -11,7 +11,7 @@ from pipeline.evaluation.results import Evaluation, read_evaluations
 from pipeline.evaluation.stored_images import encoded_images, read_usable
 from pipeline.generation.commit import read_sealed
 from pipeline.generation.manifest import SampleManifest, SamplePlan
-from pipeline.generation.shard_log import SHARD_LOG_KEY
+from pipeline.generation.shard_metrics import SHARD_METRICS_KEY
 from pipeline.ingest.dataset import read_dataset
 from pipeline.model_store.load_model import parse_checkpoint_uri
 from pipeline.report.curves import generation_rates
@@ -92,7 +92,7 @@ def _datasets_of(plan: SamplePlan, samples: Store) -> Iterator[Store]:
 
 def _shard_log(store: Store) -> pa.Table | None:
     try:
-        return pq.read_table(pa.BufferReader(store.read(SHARD_LOG_KEY)))
+        return pq.read_table(pa.BufferReader(store.read(SHARD_METRICS_KEY)))
     except NotFound:
         return None
 

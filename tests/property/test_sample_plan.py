@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.generation.requests import RequestRules, Requests, normalised
-from pipeline.generation.sample_plan import Layout, missing_shards, mix_counts, mixed_labels
+from pipeline.generation.requests import RequestRules, Requests, normalise_requests
+from pipeline.generation.sample_plan import ShardLayout, missing_shards, mix_counts, mixed_labels
 
 pytestmark = pytest.mark.property
 
@@ -17,7 +17,7 @@ RULES = RequestRules(3, 100, None, "ddim", 10, 7, None)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(COUNTS, st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**62))
 def test_shards_are_a_partition_of_the_ids(counts, size, batch, offset):
-    cut = Layout(np.concatenate([[offset], offset + np.cumsum(counts)]).astype(np.int64), size)
+    cut = ShardLayout(np.concatenate([[offset], offset + np.cumsum(counts)]).astype(np.int64), size)
     shards = [cut.ids(shard) for shard in range(cut.num_shards)]
     assert [i for ids in shards for i in ids] == list(range(offset, offset + sum(counts)))
     assert all(1 <= len(ids) <= size for ids in shards)
@@ -56,9 +56,9 @@ def test_a_shard_has_one_kind_of_request(asked, data):
         {"request_id": i, "count": count, "sampler": sampler, "guidance": guidance}
         for i, (count, sampler, guidance) in enumerate(asked)
     ]
-    requests = Requests(normalised(enumerate(rows, 1), "row", RULES))
-    cut = Layout(requests.bounds, data.draw(st.integers(1, 8)))
+    requests = Requests(normalise_requests(enumerate(rows, 1), "row", RULES))
+    cut = ShardLayout(requests.bounds, data.draw(st.integers(1, 8)))
     owner = [i for i, (count, *_) in enumerate(asked) for _ in range(count)]
-    assert requests.of(range(len(owner))).tolist() == owner
+    assert requests.indices(range(len(owner))).tolist() == owner
     for shard in range(cut.num_shards):
         assert len({asked[owner[i]][1:] for i in cut.ids(shard)}) == 1

@@ -23,8 +23,8 @@ from pipeline.errors import ConfigError, DataError, Transient, VerificationFaile
 from pipeline.generation import driver as stage
 from pipeline.generation.commit import commit_shard, committed_shards, create_plan, read_manifest, read_plan
 from pipeline.generation.driver import generate
-from pipeline.generation.sample_plan import Assignments
-from pipeline.generation.shard_log import SHARD_LOG
+from pipeline.generation.sample_plan import PlannedSamples
+from pipeline.generation.shard_metrics import SHARD_METRICS
 from pipeline.images.png import decode_pixels
 from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.diffusers_format import model_files
@@ -72,7 +72,7 @@ def test_the_result_and_what_is_at_rest(one_actor):
     assert (counts["samples"], counts["failed"], counts["unnamed"]) == (80, 0, 0)
     assert len({sha256 for _, sha256 in hashes(uri)}) == 80
     log = pq.read_table(f"{uri}/metrics/shards.parquet")
-    assert log.schema.equals(SHARD_LOG)
+    assert log.schema.equals(SHARD_METRICS)
     assert log["shard"].to_pylist() == [0, 1, 2, 3, 4]
     assert log["rows"].to_pylist() == [16] * 5
 
@@ -115,7 +115,7 @@ def test_only_missing_shards_are_made(model, one_actor, tmp_path):
     plan = create_plan(job, read_plan(source))
     for shard in (1, 3):
         table = read_parquet(source, read_manifest(source).shards[0])
-        ids = pa.array(list(Assignments(plan).layout.ids(shard)), pa.int64())
+        ids = pa.array(list(PlannedSamples(plan).layout.ids(shard)), pa.int64())
         commit_shard(job, plan, shard, table.set_column(0, SAMPLES.field(0), ids), "stranger")
     result = generate(config(ray={"workers": 2}), model, job.uri)
     assert result["images"] == 48

@@ -105,8 +105,8 @@ def test_bad_rows_are_listed_before_anything_is_made(model, tmp_path):
     with pytest.raises(DataError) as caught:
         generate(config(), model, out, requests=str(tmp_path / "bad.csv"))
     lines = str(caught.value).splitlines()
-    assert lines[0] == "2 of 7 requests cannot be met:"
-    assert lines[1] == "line 7: request_id 'ones' is that of line 2"
+    assert lines[0] == "2 of 7 requests are invalid:"
+    assert lines[1] == "line 7: request_id 'ones' repeats line 2"
     for reason in ("count must be at least 1", "label 7 is unknown", "guidance must be a finite", "sampler 'euler'"):
         assert reason in lines[2]
     assert not (tmp_path / "samples").exists()
@@ -116,7 +116,7 @@ def test_a_model_without_label_dropout_is_not_guided(tmp_path):
     uri = str(tmp_path / "run")
     write_model(uri, config(model={"num_classes": 3}))
     (tmp_path / "a.csv").write_text("request_id,count,guidance\na,1,2\n")
-    with pytest.raises(DataError, match=r"line 2: guidance 2: .* was trained with every label"):
+    with pytest.raises(DataError, match=r"line 2: guidance 2: .* was trained without label dropout"):
         generate(config(), uri, str(tmp_path / "samples"), requests=str(tmp_path / "a.csv"))
     with pytest.raises(ConfigError, match="a request table has the labels"):
         generate(config(generate={"labels": "0:1"}), uri, str(tmp_path / "s"), requests=str(tmp_path / "a.csv"))

@@ -12,7 +12,7 @@ from tiny_model import write_model
 from pipeline.config.root import StorageConfig
 from pipeline.generation.commit import read_manifest
 from pipeline.generation.driver import generate
-from pipeline.generation.shard_log import SHARD_LOG
+from pipeline.generation.shard_metrics import SHARD_METRICS
 from pipeline.images.png import decode_pixels
 from pipeline.storage.files import read_parquet
 from pipeline.storage.store import resolve
@@ -50,7 +50,7 @@ def test_a_large_job_is_foretold_logged_and_counted(tmp_path, caplog):
     pngs = [row["image"]["bytes"] for row in read_parquet(job, manifest.shards[3]).to_pylist()]
     assert told["bytes_per_image"] == pytest.approx(np.mean([len(png) for png in pngs]), rel=0.2)
     log = pq.read_table(job.path("metrics/shards.parquet"))
-    assert log.schema.equals(SHARD_LOG)
+    assert log.schema.equals(SHARD_METRICS)
     shard = log.to_pylist()[3]
     pixels = np.stack([decode_pixels(png, 64) for png in pngs])
     assert shard["pixel_mean"] == pytest.approx(pixels.mean(), rel=1e-9)

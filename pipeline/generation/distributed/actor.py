@@ -16,27 +16,33 @@ from numpy.typing import NDArray
 
 from pipeline.errors import VerificationFailed
 from pipeline.generation.commit import commit_shard, marker_key
-from pipeline.generation.generator import Images, ShardGenerator, sample_table
+from pipeline.generation.generator import GeneratedImages, ShardGenerator, sample_table
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.request_table import load_requests
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.images.png import encode_png
 from pipeline.log import collect
 from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.cpu import compute_on_one_core
 from pipeline.storage.store import Store
 
-__all__ = ["COMMITTED", "ERROR", "MEASURED", "ROW", "THERE", "WORKING", "GenerateShards"]
+__all__ = ["ALREADY_COMMITTED", "COMMITTED", "ERROR", "MEASURED", "ROW", "WORKING", "GenerateShards"]
 
 HEARTBEAT_SECONDS = 30.0
 """A shard may take hours; Ray Data gives up on a job that says nothing for half an hour."""
 MEASURED_BATCHES = 2
 """After one to warm up; from the speed of the first actor comes the job's forecast."""
-WORKING, MEASURED, COMMITTED, THERE, ERROR = "working", "measured", "committed", "there", "error"
+WORKING, MEASURED, COMMITTED, ALREADY_COMMITTED, ERROR = (
+    "working",
+    "measured",
+    "committed",
+    "already committed",
+    "error",
+)
 ROW = pa.schema(
     [
         pa.field("shard", pa.int64()),
-        pa.field("state", pa.string()),  # THERE: committed by another attempt
+        pa.field("state", pa.string()),  # ALREADY_COMMITTED: by another attempt
         pa.field("rows", pa.int64()),  # images; those finished so far when WORKING
         pa.field("bytes", pa.int64()),  # of the file; MEASURED: of so many images as PNG
         pa.field("failed", pa.int64()),
@@ -62,15 +68,15 @@ class GenerateShards:
     two shards are in memory: the one being made and the one being committed.
     """
 
-    def __init__(self, job: Store, plan: SamplePlan, model_uri: str, use_gpu: bool) -> None:
-        self._job, self._plan, self._model_uri = job, plan, model_uri
+    def __init__(self, folder: Store, plan: SamplePlan, model_uri: str, use_gpu: bool) -> None:
+        self._folder, self._plan, self._model_uri = folder, plan, model_uri
         self._device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
             compute_on_one_core()
         self._warnings = collect(actor=f"{platform.node()}:{os.getpid()}")
         self._side = ThreadPoolExecutor(1, "commit")
         self._speed = _Speed()
-        self._assignments: Assignments | None = None
+        self._planned: PlannedSamples | None = None
         self._generator: ShardGenerator | None = None
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -90,17 +96,17 @@ class GenerateShards:
 
     def _made(self, shard: int) -> Generator[pa.Table, None, Any]:
         """Make a shard; what is left to do for it, as a function that returns its row."""
-        if self._job.exists(marker_key(shard)):
-            return lambda: {"shard": shard, "state": THERE}
+        if self._folder.exists(marker_key(shard)):
+            return lambda: {"shard": shard, "state": ALREADY_COMMITTED}
         generator = self._loaded()
-        ids = self._assigned().layout.ids(shard)
+        ids = self._planned_samples().layout.ids(shard)
         started, clock = time.time(), time.monotonic()
         told, steps = clock, generator.steps(ids)
         while True:
             try:
                 step = next(steps)
             except StopIteration as end:
-                images: Images = end.value
+                images: GeneratedImages = end.value
                 seconds = time.monotonic() - clock
                 return lambda: self._committed(shard, images, started, seconds)
             if step.pixels is not None and (measured := self._speed.after(step.pixels)) is not None:
@@ -109,16 +115,16 @@ class GenerateShards:
                 told = time.monotonic()
                 yield self._table({"shard": shard, "state": WORKING, "rows": step.done})
 
-    def _committed(self, shard: int, images: Images, started: float, seconds: float) -> Row:
+    def _committed(self, shard: int, images: GeneratedImages, started: float, seconds: float) -> Row:
         attempt = uuid.uuid4().hex
         try:
             table = sample_table(self._plan, images)
-            marker = commit_shard(self._job, self._plan, shard, table, attempt, images.work.ids)
+            marker = commit_shard(self._folder, self._plan, shard, table, attempt, images.specs.ids)
         except Exception as error:
             return _error_row(shard, error)
         return {
             "shard": shard,
-            "state": COMMITTED if marker.attempt == attempt else THERE,
+            "state": COMMITTED if marker.attempt == attempt else ALREADY_COMMITTED,
             "rows": marker.rows,
             "failed": marker.failed,
             "started": started,
@@ -132,18 +138,18 @@ class GenerateShards:
 
     def _loaded(self) -> ShardGenerator:
         if self._generator is None:
-            config = self._job.config
+            config = self._folder.config
             found = find_model(self._model_uri, self._plan.weights, config)
             if found.digest != self._plan.model_digest:
-                raise VerificationFailed(f"{found.uri} is another model now than when {self._job.uri} was planned")
-            requests = self._assigned().requests
+                raise VerificationFailed(f"{found.uri} is another model now than when {self._folder.uri} was planned")
+            requests = self._planned_samples().requests
             self._generator = ShardGenerator(load_unet(found, config), self._plan, self._device, requests)
         return self._generator
 
-    def _assigned(self) -> Assignments:
-        if self._assignments is None:
-            self._assignments = Assignments(self._plan, load_requests(self._job, self._plan))
-        return self._assignments
+    def _planned_samples(self) -> PlannedSamples:
+        if self._planned is None:
+            self._planned = PlannedSamples(self._plan, load_requests(self._folder, self._plan))
+        return self._planned
 
     def _table(self, row: Row) -> pa.Table:
         """A row for the driver, with the warnings that this actor logged since the row before."""

@@ -20,11 +20,11 @@ from pipeline.errors import PipelineError, Transient
 from pipeline.generation.commit import committed_shards
 from pipeline.generation.distributed.actor import COMMITTED, ERROR, MEASURED, WORKING, GenerateShards
 from pipeline.generation.distributed.prometheus import Telemetry
-from pipeline.generation.forecast import Forecast, remarks
+from pipeline.generation.forecast import Forecast, progress_note
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.request_table import load_requests
-from pipeline.generation.sample_plan import Assignments, missing_shards
-from pipeline.generation.shard_log import ShardLog
+from pipeline.generation.sample_plan import PlannedSamples, missing_shards
+from pipeline.generation.shard_metrics import ShardMetrics
 from pipeline.log import replay
 from pipeline.progress import Progress
 from pipeline.storage.retry import retry
@@ -60,23 +60,23 @@ class ShardDispatcher:
     def __init__(
         self,
         config: Config,
-        job: Store,
+        folder: Store,
         plan: SamplePlan,
         model_uri: str,
         actor: type[GenerateShards] = GenerateShards,
     ) -> None:
         self._actor = actor
-        self._ray, self._job, self._plan, self._model_uri = config.ray, job, plan, model_uri
+        self._ray, self._folder, self._plan, self._model_uri = config.ray, folder, plan, model_uri
         self._price = config.generate.price_per_hour
-        self._layout = Assignments(plan, load_requests(job, plan)).layout
-        self._log = ShardLog(job)
+        self._layout = PlannedSamples(plan, load_requests(folder, plan)).layout
+        self._log = ShardMetrics(folder)
         self._working: dict[int, int] = {}  # images finished in shards that are not
         # Of the shards whose rows arrived; those of a block that was restarted may not.
         self._images, self._first_start, self._last_end = 0, float("inf"), 0.0
         self._done, self._failed, self._failures = 0, 0, 0
         self._speeds: dict[str, float] = {}  # of each actor's last shard, img/s
         self._forecast: Forecast | None = None
-        self._telemetry = Telemetry(job.uri)
+        self._telemetry = Telemetry(folder.uri)
 
     def finish(self) -> dict[str, Any]:
         """Returns figures. Raises the error that used up ray.max_failures, or one that no repetition can cure."""
@@ -102,7 +102,7 @@ class ShardDispatcher:
             # A restarted block repeats rows that Ray drops as known, so only markers tell which shards are done.
             left = len(self._missing())
             if left:
-                raise Transient(f"{left} shards of {self._job.uri} were not committed")
+                raise Transient(f"{left} shards of {self._folder.uri} were not committed")
         finally:
             self._log.flush()
 
@@ -117,7 +117,7 @@ class ShardDispatcher:
         return float(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
 
     def _missing(self) -> Shards:
-        return missing_shards(self._plan.num_shards, committed_shards(self._job))
+        return missing_shards(self._plan.num_shards, committed_shards(self._folder))
 
     def _made_before(self, missing: Shards) -> int:
         return self._plan.num_samples - self._layout.rows(missing)
@@ -155,7 +155,7 @@ class ShardDispatcher:
         rows = dataset.map_batches(
             self._actor,
             fn_constructor_kwargs={
-                "job": self._job,
+                "folder": self._folder,
                 "plan": self._plan,
                 "model_uri": self._model_uri,
                 "use_gpu": self._ray.use_gpu,
@@ -173,7 +173,7 @@ class ShardDispatcher:
     def _settle(self, row: dict[str, Any]) -> None:
         shard = row["shard"]
         if row["state"] == MEASURED:
-            self._foretell(row)
+            self._make_forecast(row)
         elif row["state"] == WORKING:
             self._working[shard] = row["rows"]
         else:
@@ -183,7 +183,7 @@ class ShardDispatcher:
             self._log.add(row)
             self._count(row)
         done = self._done + sum(self._working.values())
-        self._progress.update(done, remarks(self._failed, self._speeds))
+        self._progress.update(done, progress_note(self._failed, self._speeds))
         self._telemetry.at(done, self._plan.num_samples, self._progress.rate)
 
     def _count(self, row: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ class ShardDispatcher:
         self._speeds[row["actor"]] = row["img_s"]
         self._telemetry.committed(row["rows"], row["failed"])
 
-    def _foretell(self, row: dict[str, Any]) -> None:
+    def _make_forecast(self, row: dict[str, Any]) -> None:
         """Once a job, from whichever actor is first."""
         if self._forecast is None and self._large:
             left = self._plan.num_samples - self._done

@@ -161,4 +161,4 @@ def test_the_verb_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert main([*words, "--mode", "frechet"]) == 2
     assert "needs --dataset" in capsys.readouterr().err
     assert main([*words, "--mode", "progressive", "--dataset", "d"]) == 2
-    assert "looks at no dataset" in capsys.readouterr().err
+    assert "uses no dataset" in capsys.readouterr().err

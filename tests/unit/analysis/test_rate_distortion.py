@@ -10,7 +10,7 @@ from tiny_explorer import CPU, MODEL, network
 from tiny_model import write_model
 
 from jobs.__main__ import main
-from pipeline.analysis.rate_distortion import Coder
+from pipeline.analysis.rate_distortion import ProgressiveCoder
 from pipeline.config.generation import GenerateConfig
 from pipeline.config.root import Config, DiffusionConfig
 from pipeline.errors import DataError
@@ -31,7 +31,7 @@ def coder(unet=None):
     unet = network() if unet is None else unet
     diffusion = DiffusionConfig(num_timesteps=T, beta_end=0.4)
     found = StoredModel("m", "ema", "0" * 64, MODEL, diffusion, 8, 1)
-    return Coder(unet, make_plan(GenerateConfig(num_samples=64, seed=5), found), CPU)
+    return ProgressiveCoder(unet, make_plan(GenerateConfig(num_samples=64, seed=5), found), CPU)
 
 
 def test_the_code_is_a_mean_over_images_whatever_the_batches():

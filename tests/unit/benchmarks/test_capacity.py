@@ -9,7 +9,7 @@ from synthetic import marker_of, plan_of
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.root import StorageConfig
 from pipeline.generation.commit import committed_shards, create_plan, marker_key, seal
-from pipeline.generation.sample_plan import Assignments, missing_shards
+from pipeline.generation.sample_plan import PlannedSamples, missing_shards
 from pipeline.ingest import map_tasks, phases
 from pipeline.ingest.sorted_runs import RunFormat
 from pipeline.storage.documents import to_json
@@ -38,7 +38,7 @@ COSTS = MeasuredCosts(
 def test_shards_are_those_of_the_plan(samples, shard_size):
     plan = plan_of(1, shard_size).model_copy(update={"num_samples": samples})
     needs = generation_needs(samples, shard_size, COSTS, cores_a_node=32, hours=24)
-    assert needs.shards == plan.num_shards == Assignments(plan).layout.num_shards
+    assert needs.shards == plan.num_shards == PlannedSamples(plan).layout.num_shards
 
 
 def test_nodes_finish_in_time_and_one_less_would_not():

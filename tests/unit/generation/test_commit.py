@@ -20,7 +20,7 @@ from pipeline.generation.commit import (
     read_plan,
     seal,
 )
-from pipeline.generation.shard_log import SHARD_LOG, ShardLog
+from pipeline.generation.shard_metrics import SHARD_METRICS, ShardMetrics
 from pipeline.storage.files import parquet_bytes, read_parquet
 from pipeline.storage.store import Store
 
@@ -177,22 +177,22 @@ def test_a_zombie_that_wakes_after_the_collection_changes_nothing(store):
 
 def test_the_log_of_shards_survives_several_invocations(store):
     row = {"rows": 4, "failed": 0, "started": 1.5, "seconds": 2.0, "img_s": 2.0, "node": "n", "state": "ignored"}
-    first = ShardLog(store)
+    first = ShardMetrics(store)
     first.flush()
     assert keys(store) == []
     first.add({**row, "shard": 2})
     first.flush()
-    second = ShardLog(store)
+    second = ShardMetrics(store)
     second.add({**row, "shard": 0})
     second.flush()
-    third = ShardLog(store)
+    third = ShardMetrics(store)
     third.add({**row, "shard": 1})
     third.flush()
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(store.read("metrics/shards.parquet")))
-    assert table.schema.equals(SHARD_LOG)
+    assert table.schema.equals(SHARD_METRICS)
     assert table["shard"].to_pylist() == [0, 1, 2]
 
 
@@ -201,15 +201,15 @@ def test_a_log_of_an_older_program_goes_on(store):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    old = SHARD_LOG.empty_table().select(
-        [name for name in SHARD_LOG.names if "pixel" not in name and "satur" not in name]
+    old = SHARD_METRICS.empty_table().select(
+        [name for name in SHARD_METRICS.names if "pixel" not in name and "satur" not in name]
     )
     row = {"shard": 4, "rows": 4, "failed": 0, "started": 1.5, "seconds": 2.0, "img_s": 2.0, "node": "n"}
     store.put("metrics/shards.parquet", parquet_bytes(pa.Table.from_pylist([row], schema=old.schema), 10))
-    log = ShardLog(store)
+    log = ShardMetrics(store)
     log.add({**row, "shard": 5, "pixel_mean": 3.0})
     log.flush()
     table = pq.read_table(pa.BufferReader(store.read("metrics/shards.parquet")))
-    assert table.schema.equals(SHARD_LOG)
+    assert table.schema.equals(SHARD_METRICS)
     assert table["shard"].to_pylist() == [4, 5]
     assert table["pixel_mean"].to_pylist() == [None, 3.0]

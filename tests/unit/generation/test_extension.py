@@ -19,7 +19,7 @@ from pipeline.generation.commit import (
     read_sealed,
     seal,
 )
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.operations.verify import verify
 from pipeline.storage.files import read_parquet
 
@@ -50,9 +50,9 @@ def test_new_ids_begin_a_new_shard_and_nothing_old_is_touched(store):
     write_samples(store)
     before = contents(store)
     plan = extend(store, LARGE)
-    assert [list(Assignments(plan).layout.ids(s)) for s in range(2, 5)] == [[8, 9], [10, 11, 12, 13], [14]]
+    assert [list(PlannedSamples(plan).layout.ids(s)) for s in range(2, 5)] == [[8, 9], [10, 11, 12, 13], [14]]
     assert before.items() <= contents(store).items()
-    assert (plan.generation, plan.num_shards, plan.first_new_shard) == (1, 5, 3)
+    assert (plan.num_extensions, plan.num_shards, plan.first_new_shard) == (1, 5, 3)
     assert ids(store) == list(range(15))
     manifest = read_manifest(store)
     assert manifest.shards[:3] == read_manifest(store, 0).shards
@@ -64,7 +64,7 @@ def test_and_again(store):
     write_samples(store)
     extend(store, LARGE)
     plan = extend(store, HUGE)
-    assert (plan.generation, plan.num_shards) == (2, 6)
+    assert (plan.num_extensions, plan.num_shards) == (2, 6)
     assert ids(store) == list(range(16))
     assert verify(Config(), store.uri)["counts"]["samples"] == 16
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_an_extension_is_refused(store):
         create_plan(store, LARGE)
     seal(store, SMALL)
     for change in ({"num_samples": 9}, {"num_samples": 15, "seed": 4}, {"num_samples": 15, "batch_size": 4}):
-        with pytest.raises(ConfigError, match="another job"):
+        with pytest.raises(ConfigError, match="other samples"):
             create_plan(store, sample_plan(**change))
     create_plan(store, LARGE)
     with pytest.raises(ConfigError, match="before it is sealed"):
@@ -165,7 +165,7 @@ def edit(store, key, **changes):
     ("key", "changes", "finding"),
     [
         ("plan.json", {"seed": 4}, "is not the one that was extended"),
-        ("manifest.json", {"shards": []}, "counts 10 rows|names other shards"),
+        ("manifest.json", {"shards": []}, "counts 10 rows|has other shards"),
         ("plan-000001.json", {"earlier": [{"plan": "0" * 64, "num_samples": 10}]}, "not the one that was extended"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_broken_chain_is_found(store, key, changes, finding):
 def test_a_mix_of_labels_is_exact_in_each_part(store):
     small = sample_plan(num_classes=3, labels=((0, 1.0), (2, 1.0)))
     plan = small.extended(16)
-    old, new = Assignments(small).of(range(10)).labels, Assignments(plan).of(range(10, 16)).labels
-    assert Assignments(plan).of(range(10)).labels.tolist() == old.tolist()
+    old, new = PlannedSamples(small).specs(range(10)).labels, PlannedSamples(plan).specs(range(10, 16)).labels
+    assert PlannedSamples(plan).specs(range(10)).labels.tolist() == old.tolist()
     assert sorted(old.tolist()) == [0] * 5 + [2] * 5
     assert sorted(new.tolist()) == [0] * 3 + [2] * 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.generation.forecast import Forecast, remarks
+from pipeline.generation.forecast import Forecast, progress_note
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +27,6 @@ def test_without_a_price_there_is_no_cost():
 
 
 def test_remarks_name_failures_and_the_slowest_of_several_actors():
-    assert remarks(0, {}) == ""
-    assert remarks(0, {"a:1": 3.0}) == ""
-    assert remarks(1200, {"a:1": 3.0, "b:2": 1.25}) == "1,200 failed, slowest actor 1.2 img/s (b:2)"
+    assert progress_note(0, {}) == ""
+    assert progress_note(0, {"a:1": 3.0}) == ""
+    assert progress_note(1200, {"a:1": 3.0, "b:2": 1.25}) == "1,200 failed, slowest actor 1.2 img/s (b:2)"

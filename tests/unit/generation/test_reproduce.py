@@ -14,7 +14,7 @@ from pipeline.generation.commit import commit_shard, create_plan, read_manifest,
 from pipeline.generation.generator import ShardGenerator, sample_table
 from pipeline.generation.make_plan import make_plan
 from pipeline.generation.reproduce import reproduce
-from pipeline.generation.sample_plan import Assignments
+from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.images.png import decode_pixels, encode_png
 from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.schema import SAMPLES
@@ -47,7 +47,7 @@ def write(root, name, change=lambda table: table):
     plan = create_plan(job, make_plan(CONFIG.generate, found))
     generator = ShardGenerator(load_unet(found, StorageConfig()), plan, torch.device("cpu"))
     for shard in range(plan.num_shards):
-        table = sample_table(plan, generator.shard(Assignments(plan).layout.ids(shard)))
+        table = sample_table(plan, generator.shard(PlannedSamples(plan).layout.ids(shard)))
         commit_shard(job, plan, shard, change(table), "attempt")
     seal(job, plan)
     return job
@@ -97,13 +97,13 @@ def test_a_difference_of_rounding_is_told_and_a_larger_one_is_a_contradiction(ro
 def test_a_row_that_says_something_else_than_its_plan(root, values):
     name = next(iter(values))
     write(root, name, edited(**values))
-    with pytest.raises(VerificationFailed, match=f"another {name} than its plan"):
+    with pytest.raises(VerificationFailed, match=f"differs from its plan in {name}"):
         reproduce(CONFIG, f"{root}/{name}", SPOILT)
 
 
 def test_a_failure_that_does_not_come_back_is_a_contradiction(root):
     write(root, "failed", edited(status="failed", image=None, sha256=None, error="NaN"))
-    with pytest.raises(VerificationFailed, match="then NaN, now an image"):
+    with pytest.raises(VerificationFailed, match="stored NaN, now an image"):
         reproduce(CONFIG, f"{root}/failed", SPOILT)
 
 
@@ -128,7 +128,7 @@ def test_the_model_may_have_moved_and_must_be_the_same(root, tmp_path):
     finally:
         (root / "elsewhere").rename(root / "run")
     write_model(str(tmp_path / "other"), CONFIG, step=2)
-    with pytest.raises(VerificationFailed, match="another model"):
+    with pytest.raises(VerificationFailed, match="is not the model"):
         reproduce(CONFIG, job.uri, 3, str(tmp_path / "other"))
 
 

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, DataError, VerificationFailed
 from pipeline.generation.commit import create_plan, join_plan, read_plan
 from pipeline.generation.manifest import RequestTable
 from pipeline.generation.request_table import load_requests, read_source, request_file
-from pipeline.generation.requests import BadRow, RequestRules, normalised
+from pipeline.generation.requests import BadRow, RequestRules, normalise_requests
 from pipeline.storage.files import parquet_bytes
 
 ROWS = [{"request_id": "a", "count": 3, "note": "x"}, {"request_id": "b", "count": 2, "note": "y, z"}]
@@ -37,7 +37,7 @@ def rows(store, name, content):
 
 def checked(store, name, content):
     source = read_source(put(store, name, content), store.config)
-    return normalised(source.rows(), source.unit, RULES)
+    return normalise_requests(source.rows(), source.unit, RULES)
 
 
 def test_the_three_formats_say_the_same(store):
@@ -64,8 +64,8 @@ def test_numbers_are_those_of_the_file(store):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.csv", "count,label\n1,0\n", "column request_id is missing; there are count, label"),
-        ("a.csv", "", "column request_id and count is missing; there are none"),
+        ("a.csv", "count,label\n1,0\n", "column request_id is missing; the columns are count, label"),
+        ("a.csv", "", "column request_id and count is missing; the columns are none"),
         ("a.csv", "request_id,count,count\na,1,1\n", "column count is there twice"),
         ("a.csv", b"request_id,count\n\xff\xfe,1\n", "cannot be read as csv"),
         ("a.csv", 'request_id,count\n"a,1\n', "cannot be read as csv"),
@@ -90,7 +90,7 @@ def test_a_file_that_is_not_there(store):
 def requested(store, content=None):
     """A plan of the requests, and the file that it names."""
     source = read_source(put(store, "a.jsonl", content or as_jsonl(ROWS)), store.config)
-    entry, data = request_file(normalised(source.rows(), source.unit, RULES))
+    entry, data = request_file(normalise_requests(source.rows(), source.unit, RULES))
     return sample_plan(
         num_samples=5, requests=RequestTable(source_sha256=source.sha256, rows=2, shards=2, file=entry)
     ), data

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.generation.requests import BadRow, RequestRules, Requests, normalised
+from pipeline.generation.requests import BadRow, RequestRules, Requests, normalise_requests
 from pipeline.schema import REQUESTS
 
 pytestmark = pytest.mark.unit
 
 RULES = RequestRules(
-    num_classes=3, num_timesteps=100, guidance_refusal=None, sampler="ddim", steps=10, seed=7, guidance=None
+    num_classes=3, num_timesteps=100, guidance_error=None, sampler="ddim", steps=10, seed=7, guidance=None
 )
 PLAIN = RequestRules(
-    num_classes=None, num_timesteps=100, guidance_refusal="no classes", sampler="ddim", steps=10, seed=7, guidance=None
+    num_classes=None, num_timesteps=100, guidance_error="no classes", sampler="ddim", steps=10, seed=7, guidance=None
 )
 
 
 def table(*rows, rules=RULES, unit="line"):
-    return normalised(enumerate(rows, start=2), unit, rules)
+    return normalise_requests(enumerate(rows, start=2), unit, rules)
 
 
 def refused(*rows, rules=RULES):
@@ -50,8 +50,8 @@ def test_other_columns_are_carried_as_json():
         "when": "2026-01-02",
         "tags": [1, {"x": None}],
     }
-    assert "cannot be carried" in refused({"request_id": "a", "count": 1, "blob": b"x"})[1]
-    assert "cannot be carried" in refused({"request_id": "a", "count": 1, "score": float("nan")})[1]
+    assert "cannot be stored" in refused({"request_id": "a", "count": 1, "blob": b"x"})[1]
+    assert "cannot be stored" in refused({"request_id": "a", "count": 1, "score": float("nan")})[1]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_other_columns_are_carried_as_json():
 )
 def test_a_bad_value_is_told_with_line_and_reason(values, reason):
     lines = refused({"request_id": "good", "count": 1}, {"request_id": "bad", "count": 1, **values})
-    assert lines[0] == "1 of 2 requests cannot be met:"
+    assert lines[0] == "1 of 2 requests are invalid:"
     assert lines[1].startswith(f"line 3: {reason}")
     assert len(lines) == 2
 
@@ -94,11 +94,11 @@ def test_every_bad_row_is_listed_in_order_and_every_fault_of_it():
         {"request_id": "a", "count": -5},
     )
     assert lines == [
-        "4 of 5 requests cannot be met:",
+        "4 of 5 requests are invalid:",
         "line 2: count must be at least 1 (got 0); label 9 is unknown: the classes of the model are 0..2",
         "line 4: is not JSON: oh",
-        "line 5: request_id 'b' is that of line 3",
-        "line 6: count must be at least 1 (got -5); request_id 'a' is that of line 2",
+        "line 5: request_id 'b' repeats line 3",
+        "line 6: count must be at least 1 (got -5); request_id 'a' repeats line 2",
     ]
 
 
@@ -110,7 +110,7 @@ def test_a_model_without_classes_or_dropout_says_why():
 
 
 def test_nothing_and_too_much_are_refused():
-    assert refused() == ["no request in the table"]
+    assert refused() == ["the table has no requests"]
     rows = [{"request_id": str(i), "count": 2**62} for i in range(2)]
     assert "ids have 64 bits" in refused(*rows)[0]
 
@@ -118,8 +118,8 @@ def test_nothing_and_too_much_are_refused():
 def test_ids_are_counted_up_over_the_rows():
     asked = Requests(table(*({"request_id": str(i), "count": c} for i, c in enumerate((3, 1, 2)))))
     assert asked.starts.tolist() == [0, 3, 4, 6]
-    assert asked.of(range(6)).tolist() == [0, 0, 0, 1, 2, 2]
-    assert asked.of(range(2, 5)).tolist() == [0, 1, 2]
+    assert asked.indices(range(6)).tolist() == [0, 0, 0, 1, 2, 2]
+    assert asked.indices(range(2, 5)).tolist() == [0, 1, 2]
     assert asked.bounds.tolist() == [0, 6]
 
 
@@ -141,8 +141,8 @@ def test_a_million_rows_are_checked_in_bounded_memory_and_time():
     """A tenth of a million here: Python holds a chunk of 65,536 at a time, the rest is Arrow's."""
     rows = ((i, {"request_id": f"r{i}", "count": 1 + i % 3, "label": i % 3}) for i in range(100_000))
     tracemalloc.start()
-    asked = Requests(normalised(rows, "row", RULES))
+    asked = Requests(normalise_requests(rows, "row", RULES))
     assert tracemalloc.get_traced_memory()[1] < 80e6
     tracemalloc.stop()
     assert asked.num_samples == int(np.sum(1 + np.arange(100_000) % 3))
-    assert asked.of(range(asked.num_samples - 1, asked.num_samples)).tolist() == [99_999]
+    assert asked.indices(range(asked.num_samples - 1, asked.num_samples)).tolist() == [99_999]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tiny_samples import sample_plan
 
-from pipeline.generation.sample_plan import PART, Assignments, Layout, missing_shards, mix_counts, mixed_labels
+from pipeline.generation.sample_plan import CHUNK, PlannedSamples, ShardLayout, missing_shards, mix_counts, mixed_labels
 
 pytestmark = pytest.mark.unit
 
 
 def layout(*bounds, size=4):
-    return Layout(np.array(bounds, np.int64), size)
+    return ShardLayout(np.array(bounds, np.int64), size)
 
 
 def test_a_shard_never_spans_two_segments():
@@ -46,7 +46,7 @@ def test_a_plan_of_a_billion_and_its_pending_set_take_seconds_and_little_memory(
     """The bar is 5 s and 500 MB; half of the shards have a marker, at random."""
     tracemalloc.start()
     began = time.process_time()
-    cut = Assignments(sample_plan(num_samples=10**9, shard_size=1024)).layout
+    cut = PlannedSamples(sample_plan(num_samples=10**9, shard_size=1024)).layout
     committed = np.random.default_rng(0).permutation(cut.num_shards)[: cut.num_shards // 2]
     missing = missing_shards(cut.num_shards, committed)
     left = cut.rows(missing)
@@ -61,7 +61,7 @@ def test_a_plan_of_a_billion_and_its_pending_set_take_seconds_and_little_memory(
 def test_missing_is_what_has_no_marker_whatever_the_order():
     assert missing_shards(5, iter([3, 0])).tolist() == [1, 2, 4]
     assert missing_shards(3, [0, 1, 2]).tolist() == []
-    many = 2 * PART + 5  # a listing that comes in three parts
+    many = 2 * CHUNK + 5  # a listing that comes in three parts
     assert missing_shards(many, iter(range(0, many, 2))).tolist() == list(range(1, many, 2))
     assert missing_shards(2, iter([1, 7])).tolist() == [0]  # a shard of a later part of the job is no business of this
 
@@ -103,11 +103,11 @@ def test_labels_of_a_huge_mix_are_found_without_a_list():
 
 
 def test_what_a_sample_is_to_be():
-    plain = Assignments(sample_plan()).of(range(4, 8))
+    plain = PlannedSamples(sample_plan()).specs(range(4, 8))
     assert (plain.labels, plain.guidance, plain.sampler, plain.steps) == (None, None, "ddim", 5)
     assert plain.seeds.tolist() == [3] * 4
-    assert Assignments(sample_plan(num_classes=3)).of(range(4, 8)).labels.tolist() == [1, 2, 0, 1]
-    mixed = Assignments(sample_plan(num_classes=3, labels=((2, 1.0),), guidance=2.5)).of(range(4, 8))
+    assert PlannedSamples(sample_plan(num_classes=3)).specs(range(4, 8)).labels.tolist() == [1, 2, 0, 1]
+    mixed = PlannedSamples(sample_plan(num_classes=3, labels=((2, 1.0),), guidance=2.5)).specs(range(4, 8))
     assert mixed.labels.tolist() == [2] * 4
     assert mixed.guidance == 2.5
 

@@ -12,7 +12,7 @@ from pipeline.config.root import StorageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.generation.commit import create_plan
 from pipeline.generation.driver import generate
-from pipeline.generation.make_plan import want_job
+from pipeline.generation.make_plan import plan_folder
 from pipeline.model_store.export import export
 from pipeline.model_store.load_model import find_model
 from pipeline.nightly.promote import promote, rollback
@@ -74,7 +74,7 @@ def test_an_alias_means_what_it_meant_when_the_job_was_planned(tmp_path, place):
     alias = f"{place}@champion"
     first = find_model(alias, "ema", StorageConfig())
     assert first.uri == f"{place}/v000001"
-    plan = create_plan(job, want_job(config().generate, job, first, None).plan)
+    plan = create_plan(job, plan_folder(config().generate, job, first, None).plan)
     assert (plan.model_uri, plan.model_digest) == (first.uri, first.digest)
     promote(config(), f"{place}@{tmp_path}/run-2", export, "newer", None)
     assert find_model(alias, "ema", StorageConfig()).uri == f"{place}/v000002"

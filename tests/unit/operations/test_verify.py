@@ -104,7 +104,7 @@ def test_manifest_must_name_every_shard_once(place):
     write_samples(place)
     shards = json.loads(place.read("manifest.json"))["shards"]
     edit(place, "manifest.json", shards=[shards[0], shards[2], shards[2]])
-    fails(place, "must name shards 0..2 once each", "gaps [1]", "counts 10 rows, its shards 8")
+    fails(place, "must list shards 0..2 once each", "lacks [1]", "counts 10 rows, its shards 8")
 
 
 def test_counts_and_ranges(place):
@@ -125,7 +125,7 @@ def test_the_order_of_the_seal(place):
     write_samples(place, sealed=False)
     fails(place, "not sealed: 3 of 3 shards")
     place.put("_SUCCESS", b"")
-    fails(place, "_SUCCESS is there without manifest.json")
+    fails(place, "_SUCCESS exists without manifest.json")
     place.delete("_SUCCESS")
     write_samples(place)
     place.delete("_SUCCESS")
@@ -153,7 +153,7 @@ def test_a_damaged_file(place, damage):
         (lambda t: column(t, "sample_id", [4, 5, 5, 7]), "does not hold samples 4..7 in order"),
         (lambda t: column(t, "sample_id", [4, 6, 5, 7]), "does not hold samples 4..7 in order"),
         (lambda t: replace(t, "image", 1, {"bytes": sample_png(0), "path": None}), "sample 5 in"),
-        (lambda t: replace(t, "sha256", 2, "0" * 64), "another sha256 than its row"),
+        (lambda t: replace(t, "sha256", 2, "0" * 64), "whose sha256 differs from its row"),
         (lambda t: replace(t, "image", 2, None), "status 'ok' and no image"),
         (lambda t: replace(t, "status", 2, "failed"), "failed, but has an image"),
         (lambda t: replace(t, "seed", 0, 9), "column seed"),
@@ -566,7 +566,7 @@ def test_labels_must_be_those_of_the_plan(place):
     write_samples(place, sample_plan(num_classes=3))
     check(place)
     rewrite(place, 1, lambda table: replace(table, "label", 0, 2))
-    fails(place, "column label is not what the plan says")
+    fails(place, "column label differs from the plan")
 
 
 def test_an_unconditional_job_has_no_labels(place):

@@ -222,8 +222,8 @@ def test_the_card_says_how_many_what_made_them_and_how_to_read_them(tmp_path):
     card = sample_card(plan, manifest)
     for text in (
         "10 generated images",
-        "1 could not be made",
-        "| files | 3 of ",
+        "Failed samples: 1 ",
+        "| files | 3, ",
         "| guidance | 2 at timesteps 10 to 90",
     ):
         assert text in card

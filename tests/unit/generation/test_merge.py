@@ -9,8 +9,7 @@ from tiny_samples import sample_plan, write_samples
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError, DataError, VerificationFailed
 from pipeline.generation.commit import read_manifest
-from pipeline.generation.merge import merge
-from pipeline.generation.merged import MERGED, copy_part, merge_plan, part_store, read_merged
+from pipeline.generation.merge import MERGED, copy_part, merge, part_store, plan_merge, read_merged
 from pipeline.operations.verify import verify
 from pipeline.storage.store import Store, resolve
 
@@ -56,7 +55,7 @@ class Dying(Store):
 def test_half_a_merge_is_none_and_the_same_command_finishes_it(tmp_path):
     store = resolve(str(tmp_path), Config().storage)
     first, other, both = jobs(store)
-    plan = merge_plan(both, [first, other])
+    plan = plan_merge(both, [first, other])
     target = part_store(both, plan.parts[0])
     with pytest.raises(KeyboardInterrupt):
         copy_part(first, Dying(target.uri, target.config), lambda rows: None)
@@ -75,7 +74,7 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_copied(store):
     for key, data in contents(first).items():
         extended.put(key, data)
     cases = [
-        ([first.uri], ConfigError, "two jobs or more"),
+        ([first.uri], ConfigError, "at least two samples folders"),
         ([first.uri, first.uri], ConfigError, "share samples"),
         ([first.uri, other.uri, extended.uri], ConfigError, "share samples"),
         ([first.uri, unsealed.uri], DataError, "not sealed"),
@@ -86,7 +85,7 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_copied(store):
         with pytest.raises(error, match=reason):
             merge(Config(), both.uri, uris)
     assert contents(both) == {}
-    assert "16 samples of 2 jobs" in merge(Config(), both.uri, [first.uri, other.uri], dry_run=True)["summary"]
+    assert "16 samples of 2 folders" in merge(Config(), both.uri, [first.uri, other.uri], dry_run=True)["summary"]
     assert contents(both) == {}
 
 
@@ -98,7 +97,7 @@ def test_a_folder_of_something_else_is_left_alone(store):
     for uris in ([first.uri, third.uri], [other.uri, first.uri]):
         with pytest.raises(ConfigError, match="choose another --out"):
             merge(Config(), both.uri, uris)
-    with pytest.raises(ConfigError, match="which is no part of this merge"):
+    with pytest.raises(ConfigError, match="which is not part of this merge"):
         merge(Config(), first.uri, [other.uri, third.uri])
     assert contents(both) == before
 
