@@ -1,8 +1,8 @@
-"""Logging: one logger `ddpm` with one handler on stderr, and the way of a worker's warnings to the driver.
+"""Logging: one logger `ddpm` with one handler on stderr, and forwarding of workers' warnings to the driver.
 
-A driver calls `configure` once; every module logs to `logging.getLogger("ddpm.<folder>")`. What Ray's workers write to
-stderr goes to files of their nodes, so a worker calls `collect` and sends its warnings along with what it returns
-anyway; the driver logs them again with `replay`.
+Every module logs to `logging.getLogger("ddpm.<folder>")`, and the driver calls `configure`. The stderr of a Ray worker
+is a file on its node. So a worker also calls `collect`, which gathers its warnings; they travel to the driver with the
+worker's results, and the driver logs them with `replay`.
 """
 
 import json
@@ -44,12 +44,16 @@ class Entry(NamedTuple):
 # --- formats ---------------------------------------------------------------------------------------------------------
 
 
+_origin: dict[str, str | int] = {}
+"""Node, and rank, actor or task of this process; empty on the driver."""
+
+
 class _TextFormatter(logging.Formatter):
-    """For people: a notice as it is, `warning: ...`, `error: ...`; a traceback stands before its error."""
+    """Notices as plain lines, else `warning: ...` or `error: ...`; a traceback stands before its error."""
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = PREFIXES.get(record.levelname, f"{record.levelname.lower()}: ")
-        origin = ", ".join(f"{key} {value}" for key, value in getattr(record, "origin", {}).items())
+        origin = ", ".join(f"{key} {value}" for key, value in getattr(record, "origin", _origin).items())
         prefix += f"[{origin}] " if origin else ""
         traceback = [self.formatException(record.exc_info)] if record.exc_info else []
         return "\n".join([*traceback, *(prefix + line for line in record.getMessage().splitlines())])
@@ -64,7 +68,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "origin", {}),
+            **getattr(record, "origin", _origin),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
@@ -72,7 +76,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.Handler):
-    """Whole lines on the present `sys.stderr`; a progress bar gives way to them."""
+    """Writes whole lines to the current `sys.stderr`, clear of a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -82,7 +86,8 @@ class _StderrHandler(logging.Handler):
 
 
 def configure(level: str = "info", style: str = "text") -> None:
-    """Set up stderr: `level` is one of LEVELS, `style` one of FORMATS. A call replaces the setting of the last one."""
+    """Set up stderr. level: one of LEVELS; style: one of FORMATS. Replaces any earlier setup of this process."""
+    _origin.clear()
     _replace(_StderrHandler, _stderr_handler(style))
     logger.setLevel(level.upper())
     progress.allow_bars(style == "text" and logger.isEnabledFor(logging.INFO))
@@ -106,19 +111,19 @@ def _replace(kind: type[logging.Handler], handler: logging.Handler) -> None:
 
 
 class _RepeatLimit:
-    """In REPEAT_SECONDS no message twice, and at most LIKE_MESSAGES of one template."""
+    """Admits a message once in REPEAT_SECONDS, and at most LIKE_MESSAGES of the same logger and template."""
 
     def __init__(self) -> None:
-        self._windows: dict[str, tuple[float, set[str]]] = {}  # start and messages by template
+        self._windows: dict[tuple[str, str], tuple[float, set[str]]] = {}  # (start, messages) by (logger, template)
 
-    def admits(self, template: str, message: str) -> bool:
-        now = time.monotonic()
-        start, messages = self._windows.get(template, (now, set()))
+    def admits(self, name: str, template: str, message: str) -> bool:
+        now, key = time.monotonic(), (name, template)
+        start, messages = self._windows.get(key, (now, set()))
         if now - start >= REPEAT_SECONDS:
             start, messages = now, set()
         if message in messages or len(messages) >= LIKE_MESSAGES:
             return False
-        self._windows[template] = (start, messages | {message})
+        self._windows[key] = (start, messages | {message})
         return True
 
     def clear(self) -> None:
@@ -126,24 +131,24 @@ class _RepeatLimit:
 
 
 _forwarded = _RepeatLimit()
-"""Of records that `replay` logs: an outage of the store is one line, not one from each of 64 workers."""
+"""Limits what `replay` logs: a store outage seen by 64 workers takes a few lines."""
 
 
 class WarningCollector(logging.Handler):
-    """Keeps WARNING and above of this process for the driver, within _RepeatLimit, or hands each to `send`."""
+    """Gathers records of level WARNING and above within _RepeatLimit, or passes each to `send`."""
 
     def __init__(self, send: Callable[[Entry], object] | None, origin: Mapping[str, str | int]) -> None:
         super().__init__(logging.WARNING)
         self._send = send
-        self._origin = {"node": platform.node(), **origin}
+        self.origin = origin
         self._pending: deque[Entry] = deque(maxlen=MAX_PENDING)
         self._limit = _RepeatLimit()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
-            if self._limit.admits(record.msg, message):
-                entry = Entry(record.created, record.levelno, record.name, record.msg, message, self._origin)
+            if self._limit.admits(record.name, record.msg, message):
+                entry = Entry(record.created, record.levelno, record.name, record.msg, message, self.origin)
                 (self._send or self._pending.append)(entry)
         except Exception:
             self.handleError(record)
@@ -154,22 +159,23 @@ class WarningCollector(logging.Handler):
 
 
 def collect(send: Callable[[Entry], object] | None = None, **origin: str | int) -> WarningCollector:
-    """Begin to collect in this worker; a later call replaces the collector. origin: rank, actor or task.
+    """Start to gather warnings in this worker; a later call replaces the collector. origin: rank, actor or task.
 
-    All records from INFO on also go to this process's stderr, which Ray keeps in a file of the node.
+    Records of level INFO and above also go, as JSON, to the process's stderr, which Ray keeps in a file on the node.
     """
-    collector = WarningCollector(send, origin)
+    collector = WarningCollector(send, {"node": platform.node(), **origin})
     _replace(WarningCollector, collector)
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        configure()
+    if _origin or not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):  # not on a driver
+        configure(style="json")
+        _origin.update(collector.origin)
     return collector
 
 
 def replay(entries: Iterable[Entry]) -> None:
-    """Log records of workers on the driver, with their time and origin, within _RepeatLimit."""
+    """On the driver: log the records of workers with their time and origin, within _RepeatLimit."""
     for entry in entries:
         target = logging.getLogger(entry.name)
-        if target.isEnabledFor(entry.level) and _forwarded.admits(entry.template, entry.message):
+        if target.isEnabledFor(entry.level) and _forwarded.admits(entry.name, entry.template, entry.message):
             record = logging.LogRecord(entry.name, entry.level, "", 0, entry.message, None, None)
             record.created, record.origin = entry.created, entry.origin
             target.handle(record)

@@ -23,7 +23,9 @@ def fresh():
     handlers, level = list(logger.handlers), logger.level
     logger.handlers.clear()
     log._forwarded.clear()
+    log._origin.clear()
     yield
+    log._origin.clear()
     logger.handlers[:] = handlers
     logger.setLevel(level)
     progress.allow_bars(True)
@@ -115,12 +117,24 @@ def test_a_worker_s_warning_arrives_with_its_origin(capsys):
     warnings = collect(actor="node-1:42")
     child.info("stays")
     child.warning("%s is away", "s3://b")
+    own = [json.loads(line) for line in capsys.readouterr().err.splitlines()]  # the worker's file on its node
+    assert [(line["message"], line["actor"]) for line in own] == [
+        ("stays", "node-1:42"),
+        ("s3://b is away", "node-1:42"),
+    ]
     entries = pickle.loads(pickle.dumps(warnings.take()))
     assert [(entry.message, entry.origin["actor"]) for entry in entries] == [("s3://b is away", "node-1:42")]
     assert warnings.take() == []
-    capsys.readouterr()
+    configure()
     replay(entries)
     assert f"warning: [node {entries[0].origin['node']}, actor node-1:42] s3://b is away" in capsys.readouterr().err
+
+
+def test_a_driver_that_collects_keeps_its_own_setting(capsys):
+    configure()
+    collect(task="x")
+    child.warning("plain")
+    assert capsys.readouterr().err == "warning: plain\n"
 
 
 def test_json_has_rank_and_time_of_the_worker(capsys):
@@ -135,6 +149,7 @@ def test_json_has_rank_and_time_of_the_worker(capsys):
 
 
 def test_an_outage_that_64_workers_see_is_few_lines(capsys, monkeypatch):
+    configure()
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
 
