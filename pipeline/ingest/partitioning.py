@@ -10,9 +10,9 @@ duplicates of an image fall into one slot. The number of images kept in the slot
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ __all__ = [
     "Slots",
     "is_heldout",
     "keep_mask",
+    "pieces",
     "rows_per_shard",
     "shard_groups",
     "shuffle_key",
@@ -145,17 +146,32 @@ class ShardGroup:
     skip: int
 
 
+class Piece(NamedTuple):
+    """Rows first..stop-1 of some parts end to end. The rows lie in `parts`, behind `skip` rows of the first of them."""
+
+    first: int
+    stop: int
+    parts: range
+    skip: int
+
+
+def pieces(rows: Sequence[int] | Int64Array, size: int) -> Iterator[Piece]:
+    """Cut parts with these numbers of rows, put end to end, into pieces of `size` rows."""
+    ends = np.concatenate([[0], np.cumsum(np.asarray(rows, np.int64))])
+    total = int(ends[-1])
+    for first in range(0, total, size):
+        stop = min(first + size, total)
+        low = int(np.searchsorted(ends, first, side="right")) - 1
+        high = int(np.searchsorted(ends, stop, side="left"))
+        yield Piece(first, stop, range(low, high), first - int(ends[low]))
+
+
 def shard_groups(in_slots: Int64Array, slots: Slots, shard_rows: int, shards_a_group: int) -> Iterator[ShardGroup]:
     """Every shard of both splits, once. in_slots: int64 [slots.count], number of images kept in each slot."""
     parts: tuple[tuple[Split, int, int], ...] = (("train", 0, slots.train), ("heldout", slots.train, slots.count))
     before = 0
     for split, begin, end in parts:
-        ends = np.concatenate([[0], np.cumsum(in_slots[begin:end])])
-        total = int(ends[-1])
-        for first in range(0, total, shard_rows * shards_a_group):
-            stop = min(first + shard_rows * shards_a_group, total)
-            low = int(np.searchsorted(ends, first, side="right")) - 1
-            high = int(np.searchsorted(ends, stop, side="left"))
-            found = range(begin + low, begin + high)
-            yield ShardGroup(split, before, first // shard_rows, first, stop, found, first - int(ends[low]))
-        before += total
+        for first, stop, found, skip in pieces(in_slots[begin:end], shard_rows * shards_a_group):
+            slots_found = range(begin + found.start, begin + found.stop)
+            yield ShardGroup(split, before, first // shard_rows, first, stop, slots_found, skip)
+        before += int(in_slots[begin:end].sum())

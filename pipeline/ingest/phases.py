@@ -17,7 +17,7 @@ from pipeline.ingest.dataset import read_dataset_version, write_dataset
 from pipeline.ingest.journal import DeduplicatedSlots, PreparedPartition, WorkFolder
 from pipeline.ingest.manifest import DatasetManifest, ShardEntry, channel_statistics
 from pipeline.ingest.map_tasks import MapContext, partition_name, prepare_partition
-from pipeline.ingest.partitioning import ShardGroup, rows_per_shard, shard_groups
+from pipeline.ingest.partitioning import ShardGroup, pieces, rows_per_shard, shard_groups
 from pipeline.ingest.reduce_tasks import (
     ReduceContext,
     RejectChunk,
@@ -129,13 +129,11 @@ def _prepare(context: IngestContext) -> list[PreparedPartition]:
 def _write_rejects(work: WorkFolder, prepared: Sequence[PreparedPartition]) -> tuple[FileEntry, ...]:
     """Files of rejects in source order. They do not depend on how the source was cut into partitions."""
     files = [part.rejects for part in prepared if part.rejects is not None]
-    ends = np.cumsum([0, *(sum(part.reject_counts.values()) for part in prepared if part.rejects is not None)]).tolist()
-    chunks = []
-    for number, first in enumerate(range(0, ends[-1], REJECTS_A_FILE)):
-        stop = min(first + REJECTS_A_FILE, ends[-1])
-        low = int(np.searchsorted(ends, first, side="right")) - 1
-        high = int(np.searchsorted(ends, stop, side="left"))
-        chunks.append((RejectChunk(number, tuple(files[low:high]), first - ends[low], stop - ends[low]),))
+    rows = [sum(part.reject_counts.values()) for part in prepared if part.rejects is not None]
+    chunks = (
+        (RejectChunk(number, tuple(files[p.parts.start : p.parts.stop]), p.skip, p.stop - p.first),)
+        for number, p in enumerate(pieces(rows, REJECTS_A_FILE))
+    )
     return tuple(sorted(fan_out(write_rejects, work, chunks), key=lambda entry: entry.key))
 
 

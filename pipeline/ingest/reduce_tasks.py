@@ -189,18 +189,18 @@ def _shard_table(context: WriteContext, found: SlotContents, rows: Int64Array, f
 
 
 class RejectChunk(NamedTuple):
-    """Rejects first..stop-1 of the concatenated `files`."""
+    """One file of rejects: `rows` rejects of the concatenated `files`, behind the first `skip`."""
 
     number: int
     files: tuple[FileEntry, ...]
-    first: int
-    stop: int
+    skip: int
+    rows: int
 
 
 def write_rejects(work: WorkFolder, chunk: RejectChunk) -> FileEntry:
     """Write a file of rejects in source order."""
     tables = [pq.read_table(pa.BufferReader(work.dataset.read(file.key))) for file in chunk.files]
-    table = pa.concat_tables(tables).slice(chunk.first, chunk.stop - chunk.first)
+    table = pa.concat_tables(tables).slice(chunk.skip, chunk.rows)
     return put_hashed(
         work.dataset, f"rejects/{work.plan.generation:06d}-{chunk.number:06d}", parquet_bytes(table, 1000)
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from pipeline.ingest.sources.labels import label_from_path
 from pipeline.ingest.sources.read import new_files, read_images, visible_files
@@ -23,14 +24,9 @@ class FolderSource:
     files: tuple[SourceFile, ...] | None = None
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
-        group: list[SourceFile] = []
-        for file in new_files(self.store, self.files, known):
-            group.append(file)
-            if len(group) == self.partition_rows:
-                yield Partition(group[0].key, tuple(group))
-                group = []
-        if group:
-            yield Partition(group[0].key, tuple(group))
+        files = new_files(self.store, self.files, known)
+        while group := tuple(islice(files, self.partition_rows)):
+            yield Partition(group[0].key, group)
 
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
         images = read_images(((self.store, file) for file in partition.files), self.max_bytes)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any, Final
 
 import pyarrow as pa
@@ -45,20 +46,12 @@ class UriListSource:
     classes: tuple[str, ...] | None
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
-        files: list[SourceFile] = []
-        labels: list[str | None] = []
-        first = 0
-        for number, (file, label) in enumerate(_entries(self.store, self.file, self.config)):
-            if file.fingerprint in known:
-                continue
-            first = first if files else number
-            files.append(file)
-            labels.append(label)
-            if len(files) == self.config.partition_rows:
-                yield Partition(f"{self.file.key}[{first}:{number + 1}]", tuple(files), None, tuple(labels))
-                files, labels = [], []
-        if files:
-            yield Partition(f"{self.file.key}[{first}:]", tuple(files), None, tuple(labels))
+        entries = enumerate(_entries(self.store, self.file, self.config))
+        new = ((number, file, label) for number, (file, label) in entries if file.fingerprint not in known)
+        while group := tuple(islice(new, self.config.partition_rows)):
+            numbers, files, labels = zip(*group, strict=True)
+            stop = numbers[-1] + 1 if len(group) == self.config.partition_rows else ""
+            yield Partition(f"{self.file.key}[{numbers[0]}:{stop}]", files, None, labels)
 
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
         found = [self._locate(file) for file in partition.files]

@@ -46,18 +46,18 @@ def _rows(archive: str, sample: Iterator[Member]) -> Iterator[SourceRow]:
     texts: dict[str, bytes] = {}
     others: list[str] = []
     broken: UnusableFile | None = None
-    for member in _until_broken(sample):
-        if isinstance(member, UnusableFile):
-            broken = member
-            break
-        extension = _split(member.name)[1].rpartition(".")[2].lower()
-        if extension in ("cls", "json", "txt") and isinstance(member.data, bytes):
-            texts.setdefault(extension, member.data)
-            others.append(member.name)
-        elif isinstance(member.data, Reject) or extension in _IMAGES or _is_image_or_archive(member.data):
-            images.append(member)
-        else:
-            others.append(member.name)
+    try:
+        for member in sample:
+            extension = _split(member.name)[1].rpartition(".")[2].lower()
+            if extension in ("cls", "json", "txt") and isinstance(member.data, bytes):
+                texts.setdefault(extension, member.data)
+                others.append(member.name)
+            elif isinstance(member.data, Reject) or extension in _IMAGES or _is_image_or_archive(member.data):
+                images.append(member)
+            else:
+                others.append(member.name)
+    except UnusableFile as error:
+        broken = error  # raised below, so that the members before the damage are not lost
     if others and not images:
         reject = Reject("not-an-image", f"a sample without an image: {', '.join(others[:5])}")
         yield SourceRow(f"{archive}!{others[0]}", reject)
@@ -66,14 +66,6 @@ def _rows(archive: str, sample: Iterator[Member]) -> Iterator[SourceRow]:
         yield SourceRow(f"{archive}!{name}", data, label)
     if broken is not None:
         raise broken
-
-
-def _until_broken(sample: Iterator[Member]) -> Iterator[Member | UnusableFile]:
-    """The members; an error comes as the last value, so that the members before it are not lost."""
-    try:
-        yield from sample
-    except UnusableFile as error:
-        yield error
 
 
 def _split(name: str) -> tuple[str, str]:
