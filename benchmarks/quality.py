@@ -59,12 +59,12 @@ class Judge:
     def of(cls, images: Pixels, labels: NDArray[np.int64], epochs: int) -> Self:
         extractor = train_classifier(images, labels, EvaluateConfig(classifier_epochs=epochs))
         empty = Moments.empty(fingerprint_of(extractor, "train"))
-        return cls(extractor, empty.update(extractor.answer(images).features))
+        return cls(extractor, empty.update(extractor.extract(images).features))
 
     def fd(self, images: Pixels) -> float:
         """FD-class-cnn of uint8 [N, H, W, C] against the training images."""
         empty = Moments.empty(self.reference.fingerprint)
-        return float(frechet(empty.update(self.extractor.answer(images).features), self.reference).value)
+        return float(frechet(empty.update(self.extractor.extract(images).features), self.reference).value)
 
 
 def drawn(unet: UNet, config: Config, shape: tuple[int, int, int], how: Sampler, ids: range) -> Pixels:

@@ -132,7 +132,7 @@ def costs(folder: str, weights: bytes, rows: int, rounds: int) -> dict[str, floa
     pngs = [encode_png(image) for image in images]
     forwards = []
     for number in range(rounds + 1):
-        forward, _ = seconds(lambda: extractor.answer(images))
+        forward, _ = seconds(lambda: extractor.extract(images))
         sketching, sketch = seconds(lambda: sketched(extractor, context))
         scoring, _ = seconds(partial(scored, reference, sketch))
         decoding, _ = seconds(lambda: [decode_pixels(png, SIZE * SIZE) for png in pngs])

@@ -20,7 +20,8 @@ from pipeline.generation.manifest import SampleManifest, SamplePlan
 from pipeline.ingest.dataset import read_dataset
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.metrics.classifier import CLASS_CNN, ROTATION_CNN
-from pipeline.metrics.feature_stats import CONSTANTS, FeatureStats, merge_feature_stats
+from pipeline.metrics.feature_stats import CONSTANTS, FeatureStats
+from pipeline.metrics.moments import merge_all
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["MAX_CLASSIFIER_IMAGES", "MEASURED", "REFERENCE", "EvaluationContext", "ImageSet", "Side", "open_context"]
@@ -149,7 +150,7 @@ class EvaluationContext:
 
     def stored_stats(self, side: Side) -> FeatureStats:
         """The stored feature statistics of one side, merged."""
-        return merge_feature_stats(read_feature_stats((one.store, one.key) for one in self.image_sets(side)))
+        return merge_all(read_feature_stats((one.store, one.key) for one in self.image_sets(side)))
 
 
 def open_context(config: Config, samples: str, dataset: str) -> EvaluationContext:

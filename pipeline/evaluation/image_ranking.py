@@ -14,9 +14,8 @@ from pipeline.evaluation.results import (
     read_feature_stats,
     stored_feature_stats,
 )
-from pipeline.metrics.feature_stats import merge_feature_stats
 from pipeline.metrics.features import Extractor
-from pipeline.metrics.moments import Moments
+from pipeline.metrics.moments import Moments, merge_all
 from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store
 
@@ -53,12 +52,12 @@ def training_moments(dataset: Store, record: ExtractorRecord) -> Moments:
     """Moments of the training split's features, as stored by `evaluate`. Raises DataError when they are missing."""
     folder = extractor_folder(record.id)
     keys = sorted(key for key in stored_feature_stats(dataset, folder) if key.startswith(f"{folder}/train-"))
-    return merge_feature_stats(read_feature_stats((dataset, key) for key in keys)).moments
+    return merge_all(read_feature_stats((dataset, key) for key in keys)).moments
 
 
 def features_of(extractor: Extractor, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Features float32 [N, D] of images uint8 [N, H, W, C]."""
-    return extractor.answer(pixels).features
+    return extractor.extract(pixels).features
 
 
 def _distances(dataset: Store, record: ExtractorRecord, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

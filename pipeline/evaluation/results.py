@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.metrics.classifier import Classifier
 from pipeline.metrics.feature_stats import FeatureStats, Kind, Score
 from pipeline.metrics.features import Extractor
-from pipeline.metrics.pretrained import TRAINED_HERE, load_extractor
+from pipeline.metrics.pretrained import TRAINED_EXTRACTORS, load_extractor
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.create_once import create_or_read, create_or_read_document, create_or_read_file, try_create
@@ -164,7 +164,7 @@ def keep_pretrained(dataset: Store, record: ExtractorRecord, weights: bytes) -> 
 
 
 def _weights_key(extractor_id: str, name: str) -> str:
-    return f"{extractor_folder(extractor_id)}.{'safetensors' if name in TRAINED_HERE else 'weights'}"
+    return f"{extractor_folder(extractor_id)}.{'safetensors' if name in TRAINED_EXTRACTORS else 'weights'}"
 
 
 def read_record(dataset: Store, extractor_id: str) -> ExtractorRecord | None:

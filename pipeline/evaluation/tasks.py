@@ -14,7 +14,7 @@ from pipeline.evaluation.results import ExtractorRecord, cached_extractor, extra
 from pipeline.evaluation.stored_images import Pixels, decode_column, read_usable
 from pipeline.log import collect
 from pipeline.metrics.feature_stats import FeatureStats, Kind, Score
-from pipeline.metrics.features import Answer, Extractor, fingerprint_of
+from pipeline.metrics.features import Extractor, ExtractorOutput, fingerprint_of
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reference_images import blurred, noise_images
 from pipeline.metrics.scoring import score
@@ -50,10 +50,10 @@ def feature_stats_of(
         return block
 
     with ThreadPoolExecutor(1, "decode") as decoder:
-        answers = [extractor.answer(block) for block in decoder.map(decode, range(0, len(images), _BLOCK_ROWS))]
+        answers = [extractor.extract(block) for block in decoder.map(decode, range(0, len(images), _BLOCK_ROWS))]
     features = np.concatenate([answer.features for answer in answers])
     probabilities = [answer.probabilities for answer in answers if answer.probabilities is not None]
-    answer = Answer(features, np.concatenate(probabilities) if probabilities else None)
+    answer = ExtractorOutput(features, np.concatenate(probabilities) if probabilities else None)
     return FeatureStats.of(fingerprint, context.config.evaluate.seed, ids, images, answer)
 
 

@@ -1,7 +1,7 @@
-"""Pixels as they are stored, shown, and given to a model: PNG, sheets, and the range [-1, 1].
+"""Conversion between stored pixels and model tensors, and contact sheets of images.
 
-Everything is a pure function, so real images and samples cannot be handled in two different ways.
-Pixels are uint8 [H, W, C] in 0..255; the model's range is [-1, 1] with x = u / 127.5 - 1.
+Pixels are uint8 [H, W, C] in 0..255; model tensors are x = u / 127.5 - 1 in [-1, 1]. Training images and samples use
+the same functions.
 """
 
 from typing import Final
@@ -18,14 +18,14 @@ _GAP_LEVEL: Final = 255
 
 def to_model(images: Pixels) -> torch.Tensor:
     """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]."""
-    tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy: rows of Ray are read-only
+    tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy: Ray's arrays are read-only
     return tensor.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def to_uint8(x: torch.Tensor) -> Pixels:
     """float32 [B, C, H, W] to uint8 [B, H, W, C]: clamped to [-1, 1], rounded to the nearest level.
 
-    Inverse of `to_model` on all 256 levels. Raises ValueError on NaN, which would become a level by chance.
+    Inverse of `to_model` on all 256 levels. Raises ValueError on NaN, whose conversion to uint8 is undefined.
     """
     if bool(torch.isnan(x).any()):
         raise ValueError("NaN in samples")
@@ -34,7 +34,7 @@ def to_uint8(x: torch.Tensor) -> Pixels:
 
 
 def grid(images: Pixels, columns: int, scale: int, gap: int) -> Pixels:
-    """uint8 [N, H, W, C] on one sheet, row by row: each pixel `scale` x `scale`, `gap` white pixels between.
+    """One sheet of images uint8 [N, H, W, C], row by row, enlarged `scale` times, with `gap` white pixels between them.
 
     Result uint8 [rows * H * scale + (rows - 1) * gap, columns * W * scale + (columns - 1) * gap, C].
     """

@@ -1,4 +1,4 @@
-"""Bytes of a file to an image, under limits: what is refused, and why."""
+"""Decodes image files under limits on size, frames and format; every failure has a reject reason."""
 
 import io
 from typing import Final
@@ -7,21 +7,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError
-from pipeline.images.file_types import HEAD_BYTES, kind_of, shown
+from pipeline.images.file_types import HEAD_BYTES, describe_head, kind_of
 from pipeline.images.reject_reasons import Reason, Reject
 
 __all__ = ["FORMATS", "BadImage", "decode", "decode_checked"]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Raster formats that decode inside this process; Pillow would hand EPS to Ghostscript."""
+"""Accepted raster formats, all decoded inside this process; for EPS, Pillow would start Ghostscript."""
 
-_ANIMATED: Final = ("PNG", "WEBP", "GIF", "TIFF")  # further frames of a JPEG are previews and gain maps
-_ORIENTED: Final = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow finds an orientation
+_ANIMATED: Final = ("PNG", "WEBP", "GIF", "TIFF")  # not JPEG: its further frames are previews and gain maps
+_ORIENTED: Final = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # image.info keys of an orientation
 _CONTAINERS: Final = ("zip", "tar", "gzip", "archive", "parquet")
 
 
 class BadImage(DataError):
-    """One image cannot be used; `reason` is one of `refusals.REASONS`, the message has the details."""
+    """An image that cannot be used: `reason` is one of `reject_reasons.REASONS`, `message` gives the details."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(f"{reason}: {message}")
@@ -32,20 +32,20 @@ class BadImage(DataError):
         return type(self), (self.reason, self.message)
 
     @property
-    def refusal(self) -> Reject:
+    def reject(self) -> Reject:
         return Reject(self.reason, self.message)
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """The decoded first frame of an image file, upright by its EXIF orientation, in its own mode.
+    """The first frame of an image file in its own mode, rotated upright by its EXIF orientation.
 
-    The size is checked before pixels are decompressed. Raises BadImage, MemoryError.
+    The pixel count is checked before pixels are decompressed. Raises BadImage, MemoryError.
     """
     return _decoded(data, max_pixels, None)
 
 
 def decode_checked(data: bytes, config: IngestConfig) -> Image.Image:
-    """`decode` for an input of `ingest`: its limits on bytes, sides and frames are checked first as well."""
+    """`decode` for ingest: also checks the configured limits on bytes, sides and frames before decompression."""
     if len(data) > config.max_image_bytes:
         raise BadImage("too-many-bytes", f"{len(data)} bytes are more than {config.max_image_bytes}")
     return _decoded(data, config.max_image_pixels, config)
@@ -66,8 +66,8 @@ def _decoded(data: bytes, max_pixels: int, config: IngestConfig | None) -> Image
         return _upright(image)
     except (BadImage, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged input
-        raise _refusal(error, data) from error
+    except Exception as error:  # on damaged input, decoders raise exceptions of any type
+        raise _bad_image(error, data) from error
 
 
 def _check(image: Image.Image, config: IngestConfig) -> None:
@@ -87,36 +87,36 @@ def _frames(image: Image.Image) -> int:
         return int(getattr(image, "n_frames", 1))
     except MemoryError:
         raise
-    except Exception:  # a later frame is damaged; the first, which is what we use, tells of itself when it is loaded
+    except Exception:  # a later frame is damaged; only the first frame is used, and its decoding reports its own damage
         return 1
 
 
-def _refusal(error: Exception, data: bytes) -> BadImage:
+def _bad_image(error: Exception, data: bytes) -> BadImage:
     if isinstance(error, Image.DecompressionBombError):
         return BadImage("too-large", str(error))
     if isinstance(error, UnidentifiedImageError):
         head = data[:HEAD_BYTES]
         kind = kind_of(head)
         if kind in _CONTAINERS:
-            return BadImage("nested-archive", f"{shown(head)} in place of an image")
+            return BadImage("nested-archive", f"{describe_head(head)} in place of an image")
         if kind == "image" or _is_cut(head):
             return BadImage("truncated", f"the header is cut or damaged ({len(data)} bytes in all)")
-        return BadImage("not-an-image", f"{shown(head)}, none of {', '.join(FORMATS)}")
+        return BadImage("not-an-image", f"{describe_head(head)}, none of {', '.join(FORMATS)}")
     cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
     return BadImage("truncated" if cut else "decode-error", str(error))
 
 
 def _is_cut(head: bytes) -> bool:
-    """True for the first few bytes of a PNG, JPEG or GIF."""
+    """True if `head` is the incomplete signature of a PNG, JPEG or GIF."""
     return any(signature.startswith(head) for signature in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a"))
 
 
 def _upright(image: Image.Image) -> Image.Image:
     if image.format != "TIFF" and not any(name in image.info for name in _ORIENTED):
-        return image  # Pillow would look through the file once more, and copy the pixels
+        return image  # skips exif_transpose, which reads the file again and copies the pixels
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # the pixels are good, only the EXIF block is damaged: take them as they lie
+    except Exception:  # only the EXIF block is damaged: keep the pixels without rotation
         return image

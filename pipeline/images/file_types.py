@@ -1,14 +1,14 @@
-"""What a file is, by how it begins: names lie, first bytes seldom do."""
+"""Detects the type of a file from its first bytes; file names are not used."""
 
 import zlib
 from typing import Final, Literal
 
-__all__ = ["HEAD_BYTES", "Kind", "kind_of", "shown"]
+__all__ = ["HEAD_BYTES", "Kind", "describe_head", "kind_of"]
 
 Kind = Literal["empty", "image", "parquet", "tar", "zip", "idx", "idx-labels", "gzip", "archive", "text", "unknown"]
 
 HEAD_BYTES: Final = 8192
-"""Enough of a file for `kind_of`."""
+"""Number of bytes that `kind_of` needs."""
 
 _IMAGES: Final = (
     b"\x89PNG\r\n\x1a\n",
@@ -38,7 +38,7 @@ _NAMES: Final[dict[Kind, str]] = {
 
 
 def kind_of(head: bytes) -> Kind:
-    """The kind of a file from its first `HEAD_BYTES` bytes (all of it if shorter); inside gzip, what is compressed."""
+    """The kind of a file from its first `HEAD_BYTES` bytes; for gzip, the kind of the compressed data if known."""
     if not head:
         return "empty"
     if head.startswith(b"\x1f\x8b"):
@@ -65,8 +65,8 @@ def _kind(head: bytes) -> Kind:
     return "text" if _is_text(head) else "unknown"
 
 
-def shown(head: bytes) -> str:
-    """What to call it in a message."""
+def describe_head(head: bytes) -> str:
+    """A noun phrase for the content of a file, for messages."""
     kind = kind_of(head)
     return _NAMES.get(kind, f"something that begins with {head[:8]!r}" if head else "an empty file")
 
@@ -76,7 +76,7 @@ def _space(head: bytes) -> bool:
 
 
 def _is_tar(head: bytes) -> bool:
-    """A header block sums to its checksum: true of all tar dialects, the oldest have no other mark."""
+    """True if the first block is a tar header with a valid checksum; the oldest tar formats have no signature."""
     if len(head) < _TAR_BLOCK or not head[:1].strip(b"\0"):
         return False
     block = head[:_TAR_BLOCK]
@@ -93,7 +93,7 @@ def _is_text(head: bytes) -> bool:
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        return error.start >= len(head) - 3 and error.start > 0  # the head may cut a character
+        return error.start >= len(head) - 3 and error.start > 0  # the head may end inside a character
     return True
 
 

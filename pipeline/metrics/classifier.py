@@ -1,9 +1,9 @@
-"""The small network that this pipeline trains for itself, as an extractor.
+"""A small classifier, trained on the dataset's training split, as feature extractor.
 
-The network is a plain classifier of the real training split (three 3x3 convolutions, global average pooling).
-Without labels it learns to tell by how many quarter turns an image was rotated (Gidaris et al. 2018). Its
-features have no scale in common with any other network, hence names like FD-class-cnn and never FID.
-Runs on one CPU thread and is a function of (data, settings, seed) alone.
+The network has three 3x3 convolutions and global average pooling. With labels it learns the classes; without labels it
+learns by how many quarter turns an image was rotated (Gidaris et al. 2018). Its features are not comparable with those
+of other networks, so scores have names such as FD-class-cnn, never FID. Training runs on one CPU thread and depends on
+(data, settings, seed) alone.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.errors import DataError
-from pipeline.metrics.features import Answer, Pixels, in_batches, one_thread
+from pipeline.metrics.features import ExtractorOutput, Pixels, in_batches, one_thread
 from pipeline.metrics.serialization import pack, unpack
 
 __all__ = ["CLASS_CNN", "ROTATION_CNN", "Classifier", "EpochRecord", "train_classifier"]
@@ -28,7 +28,7 @@ __all__ = ["CLASS_CNN", "ROTATION_CNN", "Classifier", "EpochRecord", "train_clas
 CLASS_CNN: Final = "class-cnn"
 ROTATION_CNN: Final = "rotation-cnn"
 
-# Part of the two extractors' definition, like their layers; changing one of these is a new extractor name.
+# Part of the definition of the two extractors, like their layers: a change needs a new extractor name.
 _TRAIN_BATCH: Final = 128
 _LEARNING_RATE: Final = 3e-3
 _WEIGHT_DECAY: Final = 1e-2
@@ -39,7 +39,7 @@ Labels = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """After one epoch: mean loss in nats and share right, both over the training batches."""
+    """Training result of one epoch: mean loss in nats and accuracy (0..1), both over the training batches."""
 
     epoch: int
     num_epochs: int
@@ -71,7 +71,7 @@ class _Network(nn.Module):
 
 
 def _build(channels: int, width: int, num_outputs: int, generator: torch.Generator) -> _Network:
-    """A fresh network; made on `meta` first because torch's own initialisation would draw from the global RNG."""
+    """A new network, built on `meta` first: torch's own initialisation would draw from the global RNG."""
     with torch.device("meta"):
         network = _Network(channels, width, num_outputs)
     network.to_empty(device="cpu")
@@ -86,7 +86,7 @@ def _build(channels: int, width: int, num_outputs: int, generator: torch.Generat
 
 
 def _scaled(images: Pixels) -> Tensor:
-    """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1], channels last in memory: equal strides, equal kernels."""
+    """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1], channels last: equal strides select equal kernels."""
     flat = torch.from_numpy(np.ascontiguousarray(images)).reshape(-1)  # an axis of one element may have any stride
     return flat.view(images.shape).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
@@ -114,14 +114,14 @@ class Classifier:
     def preprocessing(self) -> str:
         return f"uint8 {'x'.join(map(str, self.image_shape))} / 127.5 - 1, no resize"
 
-    def answer(self, images: Pixels) -> Answer:
-        """Of uint8 [B, H, W, C]; a row's bits do not depend on the rest of the batch. Turns are no classes.
+    def extract(self, images: Pixels) -> ExtractorOutput:
+        """Output for uint8 [B, H, W, C]; the bits of a row do not depend on the rest of the batch.
 
-        Raises DataError on another image shape.
+        A rotation network gives no class probabilities. Raises DataError on another image shape.
         """
         if self.name == ROTATION_CNN:
-            return Answer(self.features(images), None)
-        return Answer(*self._in_batches(images, (self.feature_dim, self.num_outputs), self._both))
+            return ExtractorOutput(self.features(images), None)
+        return ExtractorOutput(*self._in_batches(images, (self.feature_dim, self.num_outputs), self._both))
 
     def features(self, images: Pixels) -> NDArray[np.float32]:
         """uint8 [B, H, W, C] to float32 [B, feature_dim]. Raises DataError."""
@@ -136,12 +136,12 @@ class Classifier:
         return features, self._network.head(features).softmax(dim=1)
 
     def evaluate_accuracy(self, images: Pixels, labels: Labels | None) -> float:
-        """Share right on images [N, H, W, C]; a rotation network is asked about all four turns of each image."""
+        """Accuracy (0..1) on images [N, H, W, C]; a rotation network classifies all four turns of each image."""
         if self.name == ROTATION_CNN:
             turns = np.repeat(np.arange(4), len(images))
             images, labels = _turned(np.concatenate([images] * 4), turns), turns
         if labels is None or len(labels) != len(images) or len(images) == 0:
-            raise DataError(f"{self.name} needs one label for each of {len(images)} images to state its accuracy")
+            raise DataError(f"the accuracy of {self.name} needs one label for each of {len(images)} images")
         return float((self.probabilities(images).argmax(axis=1) == labels).mean())
 
     def _in_batches(
@@ -180,9 +180,9 @@ def train_classifier(
     config: EvaluateConfig,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> Classifier:
-    """A classifier of images uint8 [N, H, W, C] and labels int [N] in 0..K-1; without labels, of rotations.
+    """Train on images uint8 [N, H, W, C] with labels int [N] in 0..K-1; labels None: train on rotations.
 
-    AdamW with a cosine schedule. Deterministic in (images, labels, config). Raises DataError on too little data.
+    AdamW with a cosine schedule. Deterministic in (images, labels, config). Raises DataError on unusable data.
     """
     _check_training_data(images, labels)
     generator = torch.Generator().manual_seed(config.seed)
@@ -220,7 +220,7 @@ def _batches_an_epoch(num_images: int) -> int:
 def _epoch_batches(
     images: Pixels, labels: Labels | None, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Equal batches of (x, targets) in a random order; what is left over waits for another epoch's order."""
+    """Batches (x, targets) of equal size in random order; an incomplete last batch is dropped."""
     order = torch.randperm(len(images), generator=generator).numpy()
     for index in range(_batches_an_epoch(len(images))):
         rows = order[index * _TRAIN_BATCH : (index + 1) * _TRAIN_BATCH]
@@ -232,7 +232,7 @@ def _epoch_batches(
 
 
 def _step(network: _Network, optimizer: torch.optim.Optimizer, batch: Tensor, targets: Tensor) -> tuple[float, float]:
-    """One optimiser step; (mean loss, share right) before it."""
+    """One optimiser step; returns (mean loss, accuracy) before the step."""
     logits = network(batch)
     loss = nn.functional.cross_entropy(logits, targets)
     optimizer.zero_grad(set_to_none=True)

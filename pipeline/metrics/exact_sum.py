@@ -1,9 +1,9 @@
-"""Sums that do not depend on order: numbers in fixed point, added as integers.
+"""Exact sums of products in fixed point, independent of the order of addition.
 
-Floating-point addition is not associative, so a sum over shards depends on who merged with whom. Here a value x becomes
-the integer q = round(x 2^26), and everything after that is exact: q = h 2^22 + l with |h|, |l| <= 2^21, so products
-are integers up to 2^42 and a float64 matrix product over at most 2^11 rows has no rounding at all (Ozaki et al. 2012).
-Totals are kept as two int64 words, `high` 2^48 + `low` with 0 <= low < 2^48.
+Floating-point addition is not associative, so a sum over shards would depend on the order of merging. Here a value x
+becomes the integer q = round(x 2^26), and all further arithmetic is exact: q = h 2^22 + l with |h|, |l| <= 2^21, so
+products are integers up to 2^42, and a float64 matrix product over at most 2^11 rows does not round (Ozaki et al.
+2012). A total is stored as two int64 words, `high` 2^48 + `low` with 0 <= low < 2^48.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 
-__all__ = ["LIMIT", "SCORE_UNIT", "UNIT", "Words", "fixed_sum", "gram", "joined", "outer_index", "removed"]
+__all__ = ["LIMIT", "SCORE_UNIT", "UNIT", "Words", "add", "fixed_sum", "gram", "outer_index", "subtract"]
 
 _FRACTION_BITS: Final = 26
 _LIMB_BITS: Final = 22
@@ -22,10 +22,10 @@ _LOW_BITS: Final = 48
 _LOW_MASK: Final = (1 << _LOW_BITS) - 1
 _BLOCK_ROWS: Final = 1 << 11
 LIMIT: Final = float(1 << (2 * _LIMB_BITS - 1 - _FRACTION_BITS))
-"""Largest magnitude that a value may have, 2^17; a float32 of at least 1/4 is represented exactly."""
+"""Upper bound of the magnitude of a value, 2^17; a float32 of magnitude 1/4 or more is represented exactly."""
 UNIT: Final = 2.0**-_FRACTION_BITS
 SCORE_UNIT: Final = 2.0**-36
-"""What sums of probabilities and their logarithms are counted in."""
+"""Unit of sums of probabilities and of p log p."""
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -38,7 +38,7 @@ class Words(NamedTuple):
     low: Int64
 
     def integers(self) -> NDArray[np.object_]:
-        """The same as Python integers."""
+        """The values as Python integers."""
         return np.asarray((self.high.astype(object) << _LOW_BITS) + self.low.astype(object), dtype=object)
 
 
@@ -49,23 +49,23 @@ def outer_index(dim: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def gram(rows: Float64) -> Words:
-    """Upper triangle of rows^T rows in units of 2^-52, rows float64 [N, D] rounded to multiples of 2^-26.
+    """Upper triangle of rows^T rows in units of 2^-52; `rows` float64 [N, D] is rounded to multiples of 2^-26 first.
 
-    Raises DataError on a magnitude above LIMIT, NaN or infinity.
+    Raises DataError on NaN, infinity, or a magnitude of LIMIT or more.
     """
     if not np.isfinite(rows).all():
         raise DataError("features hold NaN or infinity")
     if rows.size and np.abs(rows).max() >= LIMIT:
-        raise DataError(f"features reach {np.abs(rows).max():g}: sums are kept for magnitudes below {LIMIT:g}")
+        raise DataError(f"features reach {np.abs(rows).max():g}: exact sums need magnitudes below {LIMIT:g}")
     upper = outer_index(rows.shape[1])
     total = Words(np.zeros(len(upper[0]), np.int64), np.zeros(len(upper[0]), np.int64))
     for start in range(0, len(rows), _BLOCK_ROWS):
-        total = joined(total, _block(np.rint(rows[start : start + _BLOCK_ROWS] / UNIT), upper))
+        total = add(total, _block(np.rint(rows[start : start + _BLOCK_ROWS] / UNIT), upper))
     return total
 
 
 def _block(q: Float64, upper: tuple[NDArray[np.intp], NDArray[np.intp]]) -> Words:
-    """Of at most 2^11 rows of integers: every product and every partial sum is below 2^53."""
+    """`gram` of at most 2^11 rows of integers: every product and every partial sum stays below 2^53."""
     h = np.rint(q / (1 << _LIMB_BITS))
     rest = q - h * (1 << _LIMB_BITS)
     mixed = h.T @ rest
@@ -81,16 +81,16 @@ def _carried(high: Int64, low: Int64) -> Words:
     return Words(high + (low >> _LOW_BITS), low & _LOW_MASK)
 
 
-def joined(a: Words, b: Words) -> Words:
+def add(a: Words, b: Words) -> Words:
     """a + b, exactly."""
     return _carried(a.high + b.high, a.low + b.low)
 
 
-def removed(a: Words, b: Words) -> Words:
+def subtract(a: Words, b: Words) -> Words:
     """a - b, exactly."""
     return _carried(a.high - b.high, a.low - b.low)
 
 
 def fixed_sum(values: Float64) -> Int64:
-    """Sums over the first axis in units of 2^-36, each value rounded to one: exact up to 10^8 values of magnitude 1."""
+    """Sum over the first axis in units of 2^-36, after rounding each value to a unit; holds 10^8 values of size 1."""
     return np.asarray(np.rint(values / SCORE_UNIT).astype(np.int64).sum(axis=0))

@@ -1,11 +1,10 @@
-"""All that the scores need of a set of images, without the images.
+"""Mergeable statistics of a set of images, from which all scores are computed.
 
-A sketch is the moments of every feature vector, a bounded random sample of the vectors, sums of class probabilities
-where the extractor has classes, and counts of grey levels. All are functions of the set of images: however it is cut
-into parts, and in whatever order and tree they are merged, the bytes are the same.
+`FeatureStats` holds the moments of the feature vectors, a bounded random sample of the vectors, sums of class
+probabilities (if the extractor has classes), and counts of pixel levels. The stored bytes depend only on the set of
+images, not on how the set was split into parts or in which order the parts were merged.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.base import Section
 from pipeline.errors import DataError
-from pipeline.metrics.features import Answer
+from pipeline.metrics.features import ExtractorOutput
 from pipeline.metrics.inception_score import SPLITS, ClassSums
 from pipeline.metrics.moments import Moments
 from pipeline.metrics.pixels import PixelCounts
@@ -22,13 +21,14 @@ from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reservoir import Reservoir
 from pipeline.metrics.serialization import pack, unpack
 
-__all__ = ["CONSTANTS", "LAYOUT", "FeatureStats", "Kind", "Score", "merge_feature_stats"]
+__all__ = ["CONSTANTS", "LAYOUT", "FeatureStats", "Kind", "Score"]
 
 Kind = Literal["samples", "floor", "blurred", "noise", "heldout"]
-"""`heldout`: of the model itself, on held-out images."""
+"""Scored images: `samples` of the model, `floor` held-out real images, `blurred` and `noise` the ceilings; `heldout`
+marks a score of the model itself on held-out images, such as bits/dim."""
 
 LAYOUT: Final = 2
-"""Of a sketch at rest. 1 had moments in floating point, and neither classes nor pixels."""
+"""Layout of the stored file. Layout 1 had moments in floating point, and neither classes nor pixels."""
 _RESERVOIR_ROWS: Final = 5_000
 NUM_SUBSETS: Final = 50
 SUBSET_ROWS: Final = 1_000
@@ -44,13 +44,13 @@ CONSTANTS: Final = {
     "subset_rows": SUBSET_ROWS,
     "neighbours": NEIGHBOURS,
 }
-"""What the figures depend on besides data and settings; another value is another protocol."""
+"""Constants that affect the scores; evaluations with other values have another protocol and are not comparable."""
 
 
 class Score(Section):
-    """One figure: `n` images of a kind against `reference_n` real ones (0: against none).
+    """One score of `n` images of a kind against `reference_n` real images (0: the score has no reference).
 
-    spread: standard deviation between subsets, splits or images; low, high: 95 % interval, where there is one.
+    spread: standard deviation between subsets, splits or images. low, high: 95 % interval. None: not defined.
     """
 
     metric: str
@@ -65,7 +65,7 @@ class Score(Section):
 
 @dataclass(frozen=True, eq=False)
 class FeatureStats:
-    """A value: methods return a new one."""
+    """Statistics of a set of images, immutable; methods return new statistics."""
 
     moments: Moments
     reservoir: Reservoir
@@ -74,21 +74,26 @@ class FeatureStats:
 
     @classmethod
     def of(
-        cls, fingerprint: Fingerprint, seed: int, ids: NDArray[np.int64], images: NDArray[np.uint8], answer: Answer
+        cls,
+        fingerprint: Fingerprint,
+        seed: int,
+        ids: NDArray[np.int64],
+        images: NDArray[np.uint8],
+        output: ExtractorOutput,
     ) -> "FeatureStats":
-        """Of images uint8 [B, H, W, C] with their `ids` [B] and the extractor's answer; `seed` chooses samples."""
-        probabilities = answer.probabilities
+        """Statistics of images uint8 [B, H, W, C] with `ids` [B]; `output` is the extractor's, `seed` picks samples."""
+        probabilities = output.probabilities
         return cls(
-            Moments.empty(fingerprint).update(answer.features),
-            Reservoir.empty(fingerprint, _RESERVOIR_ROWS, seed).update(ids, answer.features),
+            Moments.empty(fingerprint).update(output.features),
+            Reservoir.empty(fingerprint, _RESERVOIR_ROWS, seed).update(ids, output.features),
             PixelCounts.of(images),
             None if probabilities is None else ClassSums.of(seed, ids, probabilities),
         )
 
     def merge(self, other: "FeatureStats") -> "FeatureStats":
-        """Of both sets of images. Raises DataError on different protocols."""
+        """The statistics of both sets of images. Raises DataError when the protocols differ."""
         if (self.classes is None) != (other.classes is None):
-            raise DataError("a sketch with classes and one without are not of one extractor")
+            raise DataError("feature statistics with and without class probabilities come from different extractors")
         return FeatureStats(
             self.moments.merge(other.moments),
             self.reservoir.merge(other.reservoir),
@@ -97,7 +102,7 @@ class FeatureStats:
         )
 
     def to_bytes(self) -> bytes:
-        """A safetensors file; equal sketches give equal bytes."""
+        """A safetensors file; equal statistics give equal bytes."""
         parts = {"moments": self.moments.to_bytes(), "reservoir": self.reservoir.to_bytes()}
         arrays = {name: np.frombuffer(data, np.uint8) for name, data in parts.items()}
         classes = {} if self.classes is None else {f"{_CLASSES}{k}": v for k, v in vars(self.classes).items()}
@@ -105,11 +110,11 @@ class FeatureStats:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "FeatureStats":
-        """Inverse of `to_bytes`, bit for bit. Raises DataError, also on another layout."""
+        """Inverse of `to_bytes`, bit for bit. Raises DataError on damaged bytes or another layout."""
         header, parts = unpack("sketch", data)
         layout = header.get("layout", 1)
         if layout != LAYOUT:
-            raise DataError(f"this sketch has layout {layout}, not {LAYOUT}: delete it, and evaluate makes it again")
+            raise DataError(f"feature statistics have layout {layout}, not {LAYOUT}: delete it and evaluate again")
         classes = {name.removeprefix(_CLASSES): a for name, a in parts.items() if name.startswith(_CLASSES)}
         return cls(
             Moments.from_bytes(parts["moments"].tobytes()),
@@ -117,13 +122,3 @@ class FeatureStats:
             PixelCounts(parts["pixels"]),
             ClassSums(**classes) if classes else None,
         )
-
-
-def merge_feature_stats(parts: Iterable[FeatureStats]) -> FeatureStats:
-    """All of them, one at a time; in any order the bits are the same. Raises DataError without any."""
-    merged: FeatureStats | None = None
-    for part in parts:
-        merged = part if merged is None else merged.merge(part)
-    if merged is None:
-        raise DataError("there are no sketches to merge")
-    return merged

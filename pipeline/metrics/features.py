@@ -1,4 +1,4 @@
-"""Images to features: the one protocol of every extractor, and how its results are named."""
+"""The interface of feature extractors, and helpers that make their results reproducible bit for bit."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from pipeline.metrics.protocol import Fingerprint
 
-__all__ = ["Answer", "Extractor", "Pixels", "fingerprint_of", "in_batches", "one_thread"]
+__all__ = ["Extractor", "ExtractorOutput", "Pixels", "fingerprint_of", "in_batches", "one_thread"]
 
 Pixels = NDArray[np.uint8]
 
 
-class Answer(NamedTuple):
-    """features float32 [B, feature_dim]; probabilities float32 [B, num_classes], None of a network without classes."""
+class ExtractorOutput(NamedTuple):
+    """features float32 [B, feature_dim]; class probabilities float32 [B, num_classes], None without classes."""
 
     features: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
 
 
 class Extractor(Protocol):
-    """Anything that turns uint8 images into features under a name, a weights hash and a stated preprocessing."""
+    """A network that turns uint8 images into features, identified by name, weights hash and preprocessing."""
 
     @property
     def name(self) -> str: ...
@@ -35,13 +35,13 @@ class Extractor(Protocol):
     @property
     def feature_dim(self) -> int: ...
 
-    def answer(self, images: Pixels) -> Answer:
-        """Of uint8 [B, H, W, C]; a row depends on its own image only, bit for bit. Raises DataError."""
+    def extract(self, images: Pixels) -> ExtractorOutput:
+        """Output for uint8 [B, H, W, C]; a row depends on its own image only, bit for bit. Raises DataError."""
         ...
 
 
 def fingerprint_of(extractor: Extractor, reference: str) -> Fingerprint:
-    """The protocol "features of `extractor`, measured against the real images `reference`"."""
+    """The fingerprint of features of `extractor`, measured against the real images `reference`."""
     return Fingerprint(
         extractor.name, extractor.weights_sha256, extractor.preprocessing, extractor.feature_dim, reference
     )
@@ -49,7 +49,7 @@ def fingerprint_of(extractor: Extractor, reference: str) -> Fingerprint:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums are split by thread count, so a result that must repeat on any machine runs on one."""
+    """Run torch on one thread: the order of additions, and so the bits, depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -61,9 +61,9 @@ def one_thread() -> Iterator[None]:
 def in_batches(
     images: Pixels, batch: int, widths: tuple[int, ...], function: Callable[[Pixels], tuple[Tensor, ...]]
 ) -> list[NDArray[np.float32]]:
-    """float32 [N, width] for every width; `function` gets uint8 [batch, H, W, C] always, the last one padded.
+    """float32 [N, width] for every width; `function` gets uint8 [batch, H, W, C], the last batch padded with zeros.
 
-    Kernels may round differently for other batch shapes, so a row meets the same shape wherever it comes.
+    Kernels may round differently for other batch shapes, so every call has the same shape.
     """
     out = [np.empty((len(images), width), np.float32) for width in widths]
     with one_thread(), torch.inference_mode():

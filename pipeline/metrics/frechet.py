@@ -2,8 +2,8 @@
 
     d^2 = |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))
 
-S_a S_b is not symmetric, but has the eigenvalues of the symmetric S_a^(1/2) S_b S_a^(1/2), so the last trace
-is the sum of square roots of that matrix's eigenvalues: real, never complex, and exact for singular covariances.
+S_a S_b has the same eigenvalues as the symmetric S_a^(1/2) S_b S_a^(1/2), so the last trace is the sum of the square
+roots of that matrix's eigenvalues. They are real, also for singular covariances.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.protocol import Fingerprint
 
-__all__ = ["FrechetDistance", "FrechetTo", "Gaussian", "frechet"]
+__all__ = ["FrechetDistance", "FrechetReference", "Gaussian", "frechet"]
 
 
 class Gaussian(Protocol):
-    """What a distance needs of a set of features: `Moments` are one."""
+    """A Gaussian fitted to a set of features, such as `Moments`."""
 
     @property
     def fingerprint(self) -> Fingerprint: ...
@@ -35,7 +35,7 @@ class Gaussian(Protocol):
 
 @dataclass(frozen=True)
 class FrechetDistance:
-    """`value` is the squared distance, as every published FID; `name` says on whose features."""
+    """`value` is the squared distance, as in every published FID; `name` holds the extractor."""
 
     name: str
     value: float
@@ -45,22 +45,22 @@ class FrechetDistance:
 
     @property
     def rank_deficient(self) -> bool:
-        """A side has no more images than features: its covariance is singular and the value biased far upward."""
+        """True if a side has at most as many images as features: singular covariance, value biased far upward."""
         return min(self.n_a, self.n_b) <= self.feature_dim
 
 
-class FrechetTo:
-    """Distances to one reference, whose square root is taken once."""
+class FrechetReference:
+    """Distances to one reference; the matrix square root of its covariance is computed once."""
 
     def __init__(self, reference: Gaussian) -> None:
-        """Raises DataError below two images."""
+        """Raises DataError if the reference has fewer than two images."""
         self.reference = reference
         self._covariance = reference.covariance
         eigenvalues, vectors = np.linalg.eigh(self._covariance)
         self._root = (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
 
     def distance(self, a: Gaussian) -> FrechetDistance:
-        """It falls with n, so compare only values at equal n.
+        """Distance of `a`. The estimate falls with n, so compare only values at equal n.
 
         Raises DataError on different fingerprints or fewer than two images.
         """
@@ -70,11 +70,11 @@ class FrechetTo:
         cross = np.sqrt(np.clip(np.linalg.eigvalsh((product + product.T) / 2), 0.0, None)).sum()
         delta = a.mean - self.reference.mean
         value = float(delta @ delta + np.trace(covariance) + np.trace(self._covariance) - 2 * cross)
-        value = max(value, 0.0)  # equal sides may round to a hair below zero
+        value = max(value, 0.0)  # rounding may give a tiny negative value for equal sides
         return FrechetDistance(a.fingerprint.frechet_name, value, a.n, self.reference.n, a.fingerprint.feature_dim)
 
 
 def frechet(a: Gaussian, b: Gaussian) -> FrechetDistance:
-    """Distance between two sets of features. Raises DataError as `FrechetTo.distance` does."""
+    """Distance between two sets of features. Raises DataError as `FrechetReference.distance` does."""
     a.fingerprint.require_same(b.fingerprint)
-    return FrechetTo(b).distance(a)
+    return FrechetReference(b).distance(a)

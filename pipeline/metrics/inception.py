@@ -1,13 +1,13 @@
-"""Inception-v3 as the Frechet Inception Distance knows it: the network, its weights' layout, its preprocessing.
+"""The Inception-v3 network of the Frechet Inception Distance, as feature extractor.
 
-The network of Szegedy et al. 2015 as TensorFlow published it on 2015-12-05, under the layer names of its PyTorch ports
-(`pt_inception-2015-12-05-6726825d.pth`). It is not torchvision's: average pooling leaves the padding out of its counts,
-the last block (Mixed_7c) has a maximum where others have an average, and there are 1008 outputs.
+The network is Szegedy et al. 2015 as TensorFlow published it on 2015-12-05, with the layer names of its PyTorch ports
+(`pt_inception-2015-12-05-6726825d.pth`). It differs from torchvision's: average pooling excludes the padding, the last
+block (Mixed_7c) has max pooling instead of average pooling, and there are 1008 outputs.
 
-Images meet it as in TensorFlow 1: bilinear to 299 x 299 with the corner, not the centre, of a pixel as its place
-(source = destination * in / out), without antialiasing, then (u - 128) / 128. Other resizing moves an FID by points
-(Parmar et al. 2022). Features: the average of the last 8 x 8 cells, 2048. Class probabilities, for the Inception Score:
-softmax of the 1008 outputs without their bias (Salimans et al. 2016).
+Preprocessing is that of TensorFlow 1: bilinear resize to 299 x 299 without antialiasing, with pixel positions at
+corners, not centres (source = destination * in / out), then (u - 128) / 128. Another resize shifts an FID by points
+(Parmar et al. 2022). Features: the mean over the last 8 x 8 cells, 2048 values. Class probabilities for the Inception
+Score: softmax of the 1008 outputs without bias (Salimans et al. 2016).
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import DataError
-from pipeline.metrics.features import Answer, Pixels, in_batches
-from pipeline.metrics.pretrained_weights import fit, tensors_of
+from pipeline.metrics.features import ExtractorOutput, Pixels, in_batches
+from pipeline.metrics.pretrained_weights import load_weights, read_state_dict
 
 __all__ = ["INCEPTION", "Inception", "InceptionNetwork", "resized_as_tensorflow_1"]
 
@@ -55,7 +55,7 @@ def _tall(a: int, b: int, n: int) -> _Conv:
 
 
 class _Mixed(nn.Module):
-    """Paths of convolutions beside each other, and one that pools first; a pair of names at a path's end forks it."""
+    """Parallel paths of convolutions and a pooling path, concatenated; a pair of names ends a path in two branches."""
 
     def __init__(self, pool: str, paths: tuple[Path, ...], **layers: _Conv) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class InceptionNetwork(nn.Module):
 
 
 def resized_as_tensorflow_1(x: Tensor, side: int) -> Tensor:
-    """float32 [B, C, H, W] to [B, C, side, side], bilinear, source = destination * in / out, edges repeated."""
+    """Bilinear, float32 [B, C, H, W] to [B, C, side, side], source = destination * in / out, edges repeated."""
     for dim in (3, 2):
         size = x.shape[dim]
         place = torch.arange(side, dtype=torch.float32) * (size / side)
@@ -197,7 +197,7 @@ def resized_as_tensorflow_1(x: Tensor, side: int) -> Tensor:
 
 
 class Inception:
-    """The extractor: the only one whose scores are called FID, KID and IS."""
+    """Inception-v3 with given weights; only its scores are named FID, KID and IS."""
 
     name = INCEPTION
     preprocessing = (
@@ -207,18 +207,18 @@ class Inception:
     feature_dim = _FEATURES
 
     def __init__(self, data: bytes, what: str = "the weights") -> None:
-        """Of a weights file; `weights_sha256` is the hash of its bytes. Raises DataError naming `what`."""
+        """`data`: the bytes of a weights file; `what` names the file in errors. Raises DataError."""
         self.weights_sha256 = hashlib.sha256(data).hexdigest()
         with torch.device("meta"):
             self._network = InceptionNetwork()
-        fit(self._network, tensors_of(data, what), what)
+        load_weights(self._network, read_state_dict(data, what), what)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def answer(self, images: Pixels) -> Answer:
-        """Of uint8 [B, H, W, 1 or 3]. Raises DataError."""
+    def extract(self, images: Pixels) -> ExtractorOutput:
+        """Output for uint8 [B, H, W, 1 or 3]. Raises DataError."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
             raise DataError(f"{self.name} reads uint8 [N, H, W, 1 or 3], got {images.dtype} {list(images.shape)}")
-        return Answer(*in_batches(images, _BATCH, (_FEATURES, _CLASSES), self._forward))
+        return ExtractorOutput(*in_batches(images, _BATCH, (_FEATURES, _CLASSES), self._forward))
 
     def _forward(self, images: Pixels) -> tuple[Tensor, Tensor]:
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()

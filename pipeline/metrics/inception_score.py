@@ -1,9 +1,9 @@
-"""Inception Score: how sure a classifier is of each image, and how varied its answers are (Salimans et al. 2016).
+"""Inception Score: confidence of a classifier on each image and diversity of its classes (Salimans et al. 2016).
 
     score = exp(E KL(p(y|x) || p(y))) = exp(mean_x sum_y p log p - sum_y m log m),   m = mean_x p(y|x)
 
-Published is the mean over ten splits of the images, with the deviation between them. Here an image's split follows from
-its id and the sums of a split are exact, so the score of a union of shards is the same bits however it was merged.
+The published score is the mean over ten splits of the images, with the standard deviation between splits. Here the
+split of an image follows from its id, and the sums of a split are exact, so merging order does not change the bits.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pipeline.metrics.reservoir import mixed_keys
 __all__ = ["SPLITS", "ClassScore", "ClassSums", "split_of"]
 
 SPLITS: Final = 10
-_STREAM: Final = 1 << 32  # apart from the streams of a reservoir's subsets
+_STREAM: Final = 1 << 32  # differs from all streams of reservoir subsets
 _TINY: Final = 1e-30
 
 Int64 = NDArray[np.int64]
@@ -27,7 +27,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Mean over the `splits` that have images; `spread` is the deviation between them (ddof 0, as published)."""
+    """Mean over `splits` non-empty splits; `spread` is their standard deviation (ddof 0, as published)."""
 
     value: float
     spread: float
@@ -35,13 +35,13 @@ class ClassScore:
 
 
 def split_of(ids: Int64, seed: int) -> Int64:
-    """int64 [n] in 0..SPLITS-1, a function of (id, seed)."""
+    """Split of each image, int64 [n] in 0..SPLITS-1, a function of (id, seed)."""
     return (mixed_keys(ids, seed, _STREAM) % np.uint64(SPLITS)).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassSums:
-    """Per split: images int64 [S], sum of p int64 [S, K] and of sum_y p log p int64 [S], both in units of 2^-36."""
+    """For each split: images int64 [S]; sums of p int64 [S, K] and of sum_y p log p int64 [S], in units of 2^-36."""
 
     images: Int64
     probabilities: Int64
@@ -49,7 +49,7 @@ class ClassSums:
 
     @classmethod
     def of(cls, seed: int, ids: Int64, probabilities: NDArray[np.float32]) -> "ClassSums":
-        """Of class probabilities float32 [B, K] of images `ids` [B]."""
+        """The sums of class probabilities float32 [B, K] of images `ids` [B]."""
         p, splits = probabilities.astype(np.float64), split_of(ids, seed)
         entropy = (p * np.log(np.maximum(p, _TINY))).sum(axis=1)
         groups = [splits == split for split in range(SPLITS)]
@@ -60,10 +60,10 @@ class ClassSums:
         )
 
     def merge(self, other: "ClassSums") -> "ClassSums":
-        """Of both sets. Raises DataError on another number of classes."""
+        """The sums of both sets. Raises DataError when the numbers of classes differ."""
         if self.probabilities.shape != other.probabilities.shape:
             shapes = self.probabilities.shape[1], other.probabilities.shape[1]
-            raise DataError(f"probabilities of {shapes[0]} and of {shapes[1]} classes are not of one network")
+            raise DataError(f"probabilities of {shapes[0]} and {shapes[1]} classes come from different networks")
         return ClassSums(
             self.images + other.images,
             self.probabilities + other.probabilities,
@@ -71,7 +71,7 @@ class ClassSums:
         )
 
     def score(self) -> ClassScore:
-        """Raises DataError without an image."""
+        """The score of the images so far. Raises DataError if there are none."""
         there = self.images > 0
         if not there.any():
             raise DataError("a class score needs at least one image")

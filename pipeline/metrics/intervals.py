@@ -1,8 +1,9 @@
-"""How sure a score is at its n, and what it would be at infinite n. Everything is a function of the ids measured.
+"""Confidence intervals of scores, and extrapolation of Frechet distances to infinitely many images.
 
-Frechet distances: the delete-group jackknife (Shao & Wu 1989). G groups of d images each, chosen by id, are taken out
-of the n in turn; the variance is (n - d) / (d G) sum_g (F_g - mean F)^2. It tells the scatter at this n, not the bias.
-Kernel distances: each group has an unbiased distance of its own; their mean has a Student t interval.
+Frechet distances: the delete-group jackknife (Shao & Wu 1989). G groups of d images each, chosen by id, are left out of
+the n images in turn; the variance is (n - d) / (d G) sum_g (F_g - mean F)^2. The interval covers the scatter at this n,
+not the bias. Kernel distances: each group gives an unbiased distance; their mean has a Student t interval. All results
+depend on the set of ids only, not on their order.
 """
 
 import math
@@ -11,14 +12,22 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.frechet import FrechetTo
+from pipeline.metrics.frechet import FrechetReference
 from pipeline.metrics.inception_score import ClassScore
-from pipeline.metrics.kid import one_sided
+from pipeline.metrics.kid import one_sided_mmd
 from pipeline.metrics.moments import Moments
 from pipeline.metrics.paired_difference import student_quantile
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["CONFIDENCE", "GROUPS", "Extrapolation", "Interval", "class_interval", "extrapolated", "frechet_interval"]
+__all__ = [
+    "CONFIDENCE",
+    "GROUPS",
+    "Extrapolation",
+    "Interval",
+    "class_interval",
+    "extrapolate_frechet",
+    "frechet_interval",
+]
 __all__ += ["kernel_interval", "mean_interval"]
 
 CONFIDENCE: Final = 0.95
@@ -31,14 +40,14 @@ Float64 = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Two-sided, of CONFIDENCE."""
+    """Two-sided confidence interval at level CONFIDENCE."""
 
     low: float
     high: float
 
 
 class Extrapolation(NamedTuple):
-    """`value` at infinite n; `error`: standard error of the intercept from the residuals of the line."""
+    """`value` at infinite n; `error`: standard error of the line's intercept; `sizes`: numbers of images used."""
 
     value: float
     error: float
@@ -50,10 +59,10 @@ def _around(value: float, error: float, freedom: int) -> Interval:
     return Interval(value - half, value + half)
 
 
-def frechet_interval(to: FrechetTo, moments: Moments, sample: Reservoir) -> Interval | None:
-    """Of the distance of `moments`, a random `sample` of whose rows make the groups. None for too few images.
+def frechet_interval(to: FrechetReference, moments: Moments, sample: Reservoir) -> Interval | None:
+    """Interval of the distance of `moments`; the groups come from `sample`, a random sample of the same images.
 
-    The reference counts as fixed.
+    The reference is taken as fixed. None for too few images.
     """
     size = len(sample.ids) // GROUPS
     if size < _GROUP_ROWS:
@@ -66,17 +75,17 @@ def frechet_interval(to: FrechetTo, moments: Moments, sample: Reservoir) -> Inte
 
 
 def kernel_interval(value: float, sample: Reservoir, reference: Reservoir) -> Interval | None:
-    """Around a kernel distance `value`. None for too few images. The reference counts as fixed."""
+    """Interval around a kernel distance `value`; the reference is taken as fixed. None for too few images."""
     if len(sample.ids) // GROUPS < _GROUP_ROWS:
         return None
     real = reference.features.astype(np.float64)
     parts = np.array_split(sample.features.astype(np.float64), GROUPS)
-    values = [one_sided(part, real) for part in parts]
+    values = [one_sided_mmd(part, real) for part in parts]
     return _around(value, float(np.std(values, ddof=1)) / math.sqrt(GROUPS), GROUPS - 1)
 
 
 def class_interval(score: ClassScore) -> Interval | None:
-    """Of a mean over splits, each of which counts as one draw. None below two splits."""
+    """Interval of a mean over splits, with each split as one independent draw. None for fewer than two splits."""
     if score.splits < 2:
         return None
     low, high = _around(score.value, score.spread / math.sqrt(score.splits - 1), score.splits - 1)
@@ -84,18 +93,18 @@ def class_interval(score: ClassScore) -> Interval | None:
 
 
 def mean_interval(values: Float64) -> Interval | None:
-    """Of the mean of independent values float64 [n]. None below two."""
+    """Interval of the mean of independent values float64 [n]. None for fewer than two values."""
     if len(values) < 2:
         return None
     return _around(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1)
 
 
-def extrapolated(to: FrechetTo, moments: Moments, sample: Reservoir) -> Extrapolation | None:
-    """The distance at infinite n: intercept of a line through distances against 1 / n (Chong & Forsyth 2020).
+def extrapolate_frechet(to: FrechetReference, moments: Moments, sample: Reservoir) -> Extrapolation | None:
+    """The distance at infinite n: intercept of a line through distance against 1 / n (Chong & Forsyth 2020).
 
-    Nested subsets, the first rows of a random `sample` in sizes equally far apart from a tenth of it upward, and all n.
-    Sizes that do not exceed the number of features lie on no line: they are left out, and below four there is None.
-    The reference stays at its own n.
+    The points are nested subsets of the random `sample`, equally spaced from a tenth of its size upward, and all n
+    images. Subsets with no more images than features do not follow the line and are left out. None for fewer than four
+    points. The reference keeps its own n.
     """
     rows, least = len(sample.ids), moments.fingerprint.feature_dim + 2
     sizes = (

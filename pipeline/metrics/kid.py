@@ -3,7 +3,7 @@
     k(x, y) = (x.y / D + 1)^3
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-Unbiased at every n (so it may be negative), hence the score to use where a Frechet distance has too few images.
+The estimate is unbiased at every n and may be negative. Use it where a Frechet distance has too few images.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["KernelDistance", "kernel", "kernel_distance", "kernel_distances", "one_sided", "polynomial_mmd"]
+__all__ = ["KernelDistance", "kernel", "kernel_distance", "kernel_distances", "one_sided_mmd", "polynomial_mmd"]
 
 Float64 = NDArray[np.float64]
 Name = TypeVar("Name", bound=str)
@@ -35,22 +35,22 @@ class KernelDistance:
 
 def polynomial_mmd(x: Float64, y: Float64) -> float:
     """Unbiased squared MMD of float64 [m, D] and [n, D], m and n >= 2."""
-    return one_sided(x, y) + _mean_within(y)
+    return one_sided_mmd(x, y) + _mean_within(y)
 
 
-def one_sided(x: Float64, real: Float64) -> float:
-    """MMD^2 without the term of the real images alone: float64 [m, D] and [n, D]."""
+def one_sided_mmd(x: Float64, real: Float64) -> float:
+    """MMD^2 of float64 [m, D] and [n, D] without the constant term of the real images."""
     return _mean_within(x) - 2 * float(kernel(x, real).mean())
 
 
 def _mean_within(x: Float64) -> float:
-    """Mean kernel of two different rows."""
+    """Mean kernel over pairs of different rows."""
     m, matrix = len(x), kernel(x, x)
     return float((matrix.sum() - np.trace(matrix)) / (m * (m - 1)))
 
 
 def kernel(x: Float64, y: Float64) -> Float64:
-    """float64 [m, n] of rows float64 [m, D] and [n, D]."""
+    """Kernel matrix float64 [m, n] of rows float64 [m, D] and [n, D]."""
     base = x @ y.T
     base /= x.shape[1]
     base += 1
@@ -60,16 +60,16 @@ def kernel(x: Float64, y: Float64) -> Float64:
 
 
 def kernel_distance(a: Reservoir, b: Reservoir, num_subsets: int, subset_size: int) -> KernelDistance:
-    """As `kernel_distances`, of one side."""
+    """`kernel_distances` of a single side."""
     return kernel_distances({"": a}, b, num_subsets, subset_size)[""]
 
 
 def kernel_distances(
     sides: Mapping[Name, Reservoir], real: Reservoir, num_subsets: int, subset_size: int
 ) -> dict[Name, KernelDistance]:
-    """Of every side: the mean MMD^2 over `num_subsets` pairs of random subsets of `subset_size` images.
+    """For every side: mean MMD^2 over `num_subsets` pairs of random subsets of `subset_size` images.
 
-    Subsets are chosen by image id, so the values do not depend on how the work was split.
+    Image ids decide the subsets, so the values do not depend on how the work was split.
     Raises DataError on different protocols or when a side has fewer than `subset_size` images.
     """
     for side in sides.values():
@@ -81,7 +81,7 @@ def kernel_distances(
         y = real.subset(j, subset_size)
         among_real = _mean_within(y)
         for name, side in sides.items():
-            values[name].append(one_sided(side.subset(j, subset_size), y) + among_real)
+            values[name].append(one_sided_mmd(side.subset(j, subset_size), y) + among_real)
     label = real.fingerprint.kernel_name
     return {
         name: KernelDistance(label, float(np.mean(v)), float(np.std(v)), num_subsets, subset_size)

@@ -1,20 +1,19 @@
-"""Which samples are near-copies of training images, by a rule that unseen real images calibrate.
+"""Finds samples that are near-copies of training images, by a rule calibrated on held-out images.
 
-An image's relative distance is its distance to the nearest training image over the mean distance to the 2nd to k-th
-nearest: 1 where the first is nothing special, 0 for a copy. (Carlini et al. 2023 divide by half the mean
-distance within a neighbourhood of 50 training images; Yoon et al. 2023 by the distance to the 2nd nearest, which a
-training set with duplicates or mirror images hides copies from.)
+The relative distance of an image is its distance to the nearest training image divided by the mean distance to the 2nd
+to k-th nearest: about 1 for an unremarkable image, 0 for a copy. (Carlini et al. 2023 divide by half the mean distance
+within a neighbourhood of 50 training images. Yoon et al. 2023 divide by the distance to the 2nd nearest image; that
+misses copies of a training image that has a duplicate or a mirror image.)
 
-    a sample is a near-copy   when its relative distance is at most `closeness` times the median relative distance of
-                              held-out images of the same dataset; distance 0 always is one
+    near-copy: a sample with relative distance <= `closeness` x median relative distance of held-out images of the same
+    dataset; a sample at distance 0 always is a near-copy
 
-The median makes the rule one for any space and dataset: how near unseen real images come to the training images is
-where the scale begins. The share of held-out images that the same rule calls near-copies is the baseline: that many a
-sampler without any memory has, since datasets hold images that are much alike. Shares of samples mean something
-against it, and only against it.
+The held-out median adapts the rule to every space and dataset. The share of held-out images that the rule calls
+near-copies is the baseline: datasets contain similar images, so a sampler without memorisation reaches that share too.
+Compare a share of samples with the baseline only.
 """
 
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,16 @@ from numpy.typing import NDArray
 from pipeline.config.base import Section
 from pipeline.metrics.nearest import Nearest
 
-__all__ = ["QUANTILES", "RULE", "Distribution", "Share", "Space", "SpaceResult", "compare", "relative_distances"]
+__all__ = [
+    "QUANTILES",
+    "RULE",
+    "Distribution",
+    "Share",
+    "Space",
+    "SpaceResult",
+    "find_near_copies",
+    "relative_distances",
+]
 
 Space = Literal["pixel", "feature"]
 Float64 = NDArray[np.float64]
@@ -42,7 +50,7 @@ class Share(Section):
 
     @classmethod
     def of(cls, flags: NDArray[np.bool_]) -> "Share":
-        """Of bool [n], n >= 1."""
+        """The share of True in bool [n], n >= 1."""
         n, count = len(flags), int(flags.sum())
         p, z2 = count / n, _Z**2 / n
         centre = (p + z2 / 2) / (1 + z2)
@@ -56,7 +64,7 @@ class Share(Section):
 
 
 class Distribution(Section):
-    """Values at QUANTILES: of distances to the nearest training image, and of relative distances."""
+    """Quantiles at QUANTILES of distances to the nearest training image and of relative distances."""
 
     distance: tuple[float, ...]
     relative: tuple[float, ...]
@@ -70,31 +78,39 @@ class Distribution(Section):
 
 
 class SpaceResult(Section):
-    """What the rule says in one space. `threshold` is closeness times the held-out median of relative distances."""
+    """Result of the rule in one space. `threshold` is closeness times the held-out median of relative distances."""
 
     space: Space
-    unit: str  # of distances
+    unit: str  # unit of distances
     threshold: float
-    near_copies: Share  # of samples
-    baseline: Share  # of held-out images, by the same threshold
+    near_copies: Share  # share of samples
+    baseline: Share  # share of held-out images with the same threshold
     exact_copies: int  # samples at distance 0
     samples: Distribution
     heldout: Distribution
 
 
+class NearCopies(NamedTuple):
+    """`result` in one space; relative distances float64 [S] of the samples; bool [S], True for a near-copy."""
+
+    result: SpaceResult
+    relative: Float64
+    is_near_copy: NDArray[np.bool_]
+
+
 def relative_distances(distances: Float64) -> Float64:
-    """float64 [Q] of ascending distances [Q, k], k >= 2: the first over the mean of the others; 0 for 0 / 0."""
+    """float64 [Q] for ascending distances [Q, k], k >= 2: the first divided by the mean of the others; 0 for 0 / 0."""
     first, others = distances[:, 0], distances[:, 1:].mean(axis=1)
     out: Float64 = np.divide(first, others, out=np.zeros(len(first)), where=others > 0)
     return out
 
 
-def compare(
+def find_near_copies(
     space: Space, unit: str, scale: float, closeness: float, samples: Nearest, heldout: Nearest
-) -> tuple[SpaceResult, Float64, NDArray[np.bool_]]:
-    """(result, relative distances [S] of the samples, bool [S] which of them are near-copies).
+) -> NearCopies:
+    """Apply the rule to the nearest training images of samples and held-out images.
 
-    Neighbours are complete (no NO_ROW among them); a distance is `scale` times the root of a squared one.
+    Every image has k neighbours (no NO_ROW); a distance is `scale` times the root of a squared distance.
     """
     distances = {"samples": scale * np.sqrt(samples.squared), "heldout": scale * np.sqrt(heldout.squared)}
     relative = {kind: relative_distances(of) for kind, of in distances.items()}
@@ -110,4 +126,4 @@ def compare(
         samples=Distribution.of(distances["samples"][:, 0], relative["samples"]),
         heldout=Distribution.of(distances["heldout"][:, 0], relative["heldout"]),
     )
-    return result, relative["samples"], flags["samples"]
+    return NearCopies(result, relative["samples"], flags["samples"])

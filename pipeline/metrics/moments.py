@@ -1,24 +1,24 @@
-"""Count, mean and scatter of features, mergeable in any order without reading an image again.
+"""Count, mean and covariance of features, mergeable in any order.
 
-For rows x_1..x_n: mean = sum x_i / n and scatter M2 = sum (x_i - mean)(x_i - mean)^T. The moments keep the
-exact sums of products of (x, 1) with itself (`pipeline.metrics.exact_sum`), so parts may be merged in any order and
-any tree, or be taken out again, and the bits are the same. From integers the scatter is one exact subtraction,
+For rows x_1..x_n: mean = sum x_i / n and scatter M2 = sum (x_i - mean)(x_i - mean)^T. `Moments` stores the exact sums
+of products of (x, 1) with itself (`pipeline.metrics.exact_sum`), so merging parts in any order, or removing rows again,
+gives the same bits. In integers the scatter is one exact subtraction,
 
     n M2 = n sum x x^T - (sum x)(sum x)^T
 
-and loses no digits however large the mean is.
+without cancellation, also for a large mean.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.metrics.exact_sum import UNIT, Words, gram, joined, outer_index, removed
+from pipeline.metrics.exact_sum import UNIT, Words, add, gram, outer_index, subtract
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.serialization import pack, unpack
 
@@ -27,13 +27,24 @@ __all__ = ["Moments", "merge_all"]
 Float64 = NDArray[np.float64]
 
 
+class Mergeable(Protocol):
+    """Statistics of a set of images that merge in any order."""
+
+    def merge(self, other: Self) -> Self:
+        """The statistics of both sets."""
+        ...
+
+
+M = TypeVar("M", bound=Mergeable)
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """n rows seen and the exact sums of their products; a value, methods return a new one."""
+    """Number of rows and the exact sums of their products; immutable, methods return new moments."""
 
     fingerprint: Fingerprint
     n: int
-    products: Words  # upper triangle of [D + 1, D + 1], the last column that of the constant 1
+    products: Words  # upper triangle of [D + 1, D + 1]; the last column belongs to the constant 1
 
     @classmethod
     def empty(cls, fingerprint: Fingerprint) -> "Moments":
@@ -41,12 +52,12 @@ class Moments:
 
     @cached_property
     def mean(self) -> Float64:
-        """float64 [D]; zeros without rows."""
+        """float64 [D]; zeros if there are no rows."""
         return np.array([float(s) for s in self._sums()]) * UNIT / max(self.n, 1)
 
     @cached_property
     def scatter(self) -> Float64:
-        """float64 [D, D], symmetric; each entry correct to the last digit or two."""
+        """M2, float64 [D, D], symmetric; each entry is correct to the last digit or two."""
         dim = self.fingerprint.feature_dim
         sums, scatter, start = self._sums(), np.zeros((dim, dim)), 0
         for row in range(dim):
@@ -58,7 +69,7 @@ class Moments:
 
     @property
     def covariance(self) -> Float64:
-        """Unbiased covariance M2 / (n - 1), float64 [D, D]. Raises DataError below two rows."""
+        """Unbiased covariance M2 / (n - 1), float64 [D, D]. Raises DataError for fewer than two rows."""
         if self.n < 2:
             raise DataError(f"a covariance needs at least 2 images, got {self.n}")
         return self.scatter / (self.n - 1)
@@ -74,21 +85,24 @@ class Moments:
         return np.asarray(words // round(1 / UNIT), dtype=object)
 
     def update(self, features: NDArray[Any]) -> "Moments":
-        """With the rows of `features` [B, D] added. Raises DataError on a wrong width, NaN, infinity, or above 2^17."""
+        """Moments with the rows of `features` [B, D] added.
+
+        Raises DataError on a wrong width, NaN, infinity, or a magnitude of 2^17 or more.
+        """
         if features.ndim != 2 or features.shape[1] != self.fingerprint.feature_dim:
             raise DataError(f"need features [B, {self.fingerprint.feature_dim}], got {list(features.shape)}")
         rows = np.concatenate([features.astype(np.float64), np.ones((len(features), 1))], axis=1)
-        return Moments(self.fingerprint, self.n + len(rows), joined(self.products, gram(rows)))
+        return Moments(self.fingerprint, self.n + len(rows), add(self.products, gram(rows)))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Both parts together. Raises DataError naming the field when the fingerprints differ."""
+        """Moments of both sets. Raises DataError naming the field when the fingerprints differ."""
         self.fingerprint.require_same(other.fingerprint)
-        return Moments(self.fingerprint, self.n + other.n, joined(self.products, other.products))
+        return Moments(self.fingerprint, self.n + other.n, add(self.products, other.products))
 
     def without(self, features: NDArray[Any]) -> "Moments":
-        """As if the rows `features` [B, D], which were added once, had not been."""
+        """Moments without the rows `features` [B, D], which must have been added before."""
         part = Moments.empty(self.fingerprint).update(features)
-        return Moments(self.fingerprint, self.n - part.n, removed(self.products, part.products))
+        return Moments(self.fingerprint, self.n - part.n, subtract(self.products, part.products))
 
     def to_bytes(self) -> bytes:
         """A safetensors file; equal moments give equal bytes."""
@@ -104,16 +118,16 @@ class Moments:
         expected = len(outer_index(fingerprint.feature_dim + 1)[0])
         if {len(words.high), len(words.low)} != {expected}:
             raise DataError(
-                f"moments of {fingerprint.feature_dim} features have {expected} sums: this is an old layout"
+                f"moments of {fingerprint.feature_dim} features need {expected} sums: the file has an old layout"
             )
         return cls(fingerprint, header["n"], words)
 
 
-def merge_all(parts: Iterable[Moments]) -> Moments:
-    """All parts; in whatever order, the bits are the same. Raises DataError without any part."""
-    merged: Moments | None = None
+def merge_all(parts: Iterable[M]) -> M:
+    """Merge all parts; the result has the same bits in every order. Raises DataError without any part."""
+    merged: M | None = None
     for part in parts:
         merged = part if merged is None else merged.merge(part)
     if merged is None:
-        raise DataError("there are no moments to merge")
+        raise DataError("there are no parts to merge")
     return merged

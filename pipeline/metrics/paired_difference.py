@@ -1,11 +1,11 @@
-"""How sure the difference of two models' kernel distances is, when both drew the same sample ids.
+"""Confidence interval of the difference of two models' kernel distances, for samples with equal ids.
 
     d = MMD^2(a, real) - MMD^2(b, real) = [mean k(a, a') - 2 mean k(a, real)] - [mean k(b, b') - 2 mean k(b, real)]
 
-over all pairs of different ids, so unbiased; what a noise or a label does to both models alike falls out of it. The
-ids are cut into disjoint groups at random (by their keys) and each group is left out in turn: the delete-group
-jackknife (Shao & Wu 1989) of d, which is too wide rather than too narrow where both models are as good as real
-images. The interval is Student's t. Real images count as fixed.
+over all pairs of different ids, so the estimate is unbiased. Equal ids have equal noise and labels, so their common
+effect on both models cancels. The ids are split into disjoint random groups (by their keys), and each group is left out
+in turn: the delete-group jackknife (Shao & Wu 1989) of d, with a Student t interval. If both models are as good as real
+images, the interval is too wide rather than too narrow. Real images are taken as fixed.
 """
 
 import math
@@ -29,7 +29,7 @@ Float64 = NDArray[np.float64]
 
 
 class PairedDifference(NamedTuple):
-    """value: over all ids; low, high: its two-sided interval from leaving out each of `groups` in turn."""
+    """value: difference over all ids; low, high: its two-sided interval from leaving out each of `groups` groups."""
 
     value: float
     low: float
@@ -38,14 +38,14 @@ class PairedDifference(NamedTuple):
 
 
 def paired_difference(a: Reservoir, b: Reservoir, real: Reservoir, confidence: float) -> PairedDifference:
-    """Kernel distance of `a` minus that of `b`, both from `real`; below 0, `a` is the better one.
+    """Kernel distance of `a` to `real` minus that of `b`; negative if `a` is better. `confidence` in (0, 1).
 
-    Raises DataError on different protocols, other ids in a than in b, or fewer than 2 groups of 8 images.
+    Raises DataError on different protocols, different ids in a and b, or fewer than 2 groups of 8 images.
     """
     a.fingerprint.require_same(real.fingerprint)
     b.fingerprint.require_same(real.fingerprint)
     if not np.array_equal(a.ids, b.ids):
-        raise DataError("the two models' samples have other ids: generate both with the same seed and number")
+        raise DataError("the samples of the two models have different ids: generate both with equal seed and number")
     groups = min(MOST_GROUPS, len(a.ids) // GROUP_ROWS)
     if groups < 2:
         raise DataError(f"{len(a.ids)} samples are too few for an interval: {2 * GROUP_ROWS} are needed")
@@ -54,7 +54,7 @@ def paired_difference(a: Reservoir, b: Reservoir, real: Reservoir, confidence: f
     reference = real.features.astype(np.float64)
     (pairs_a, cross_a), (pairs_b, cross_b) = (_sums(side, reference, starts) for side in (a, b))
     pairs, cross = pairs_a - pairs_b, cross_a - cross_b
-    left = pairs.sum() - 2 * pairs.sum(axis=0) + pairs.diagonal()  # pairs of which neither is in the group
+    left = pairs.sum() - 2 * pairs.sum(axis=0) + pairs.diagonal()  # pairs with no image in the group
     without = _difference(left, cross.sum() - cross, sizes.sum() - sizes)
     error = math.sqrt((groups - 1) / groups * ((without - without.mean()) ** 2).sum())
     value = float(_difference(pairs.sum(), cross.sum(), sizes.sum()))
@@ -63,9 +63,9 @@ def paired_difference(a: Reservoir, b: Reservoir, real: Reservoir, confidence: f
 
 
 def _sums(side: Reservoir, real: Float64, starts: NDArray[np.int64]) -> tuple[Float64, Float64]:
-    """[G, G]: kernels of different images, by their groups; [G]: mean kernels with real images, summed by group.
+    """[G, G]: sums of kernels of different images by group; [G]: mean kernels with real images, summed by group.
 
-    starts: int [G + 1], the first row of every group and the number of rows. A group is compared with all at a time.
+    starts: int [G + 1], the first row of every group, then the number of rows.
     """
     features = side.features.astype(np.float64)
     pairs, cross = [], []
@@ -79,12 +79,12 @@ def _sums(side: Reservoir, real: Float64, starts: NDArray[np.int64]) -> tuple[Fl
 
 
 def _difference(pairs: Float64, cross: Float64, n: Float64) -> Float64:
-    """From sums over `n` images, elementwise."""
+    """The difference from sums over `n` images, elementwise."""
     return np.asarray(pairs / (n * (n - 1)) - 2 * cross / n)
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """Of Student's t, 0.5 < share < 1: by bisection of its distribution, so exact for every number of groups."""
+    """Quantile of Student's t with `freedom` degrees of freedom, 0.5 < share < 1, by bisection of its distribution."""
     low, high = 0.0, NormalDist().inv_cdf(share) + 1.0
     while _student_share(high, freedom) < share:
         low, high = high, 2 * high

@@ -1,4 +1,4 @@
-"""How often each grey level occurs, per channel: mean, deviation, saturation and the distance of two histograms."""
+"""Histograms of pixel levels per channel: mean, standard deviation, saturation, and the distance of two histograms."""
 
 from dataclasses import dataclass
 
@@ -16,20 +16,20 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """counts int64 [C, 256]: pixels of each level. Integers, so any order of merging gives the same bits."""
+    """counts int64 [C, 256]: number of pixels of each level; integers, so merging order does not change the bits."""
 
     counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> "PixelCounts":
-        """Of images uint8 [N, H, W, C]."""
+        """The counts of images uint8 [N, H, W, C]."""
         channels = np.moveaxis(images, 3, 0)
         return cls(np.stack([np.bincount(c.reshape(-1), minlength=_LEVELS) for c in channels]).astype(np.int64))
 
     def merge(self, other: "PixelCounts") -> "PixelCounts":
-        """Of both sets. Raises DataError on another number of channels."""
+        """The counts of both sets. Raises DataError when the numbers of channels differ."""
         if self.counts.shape != other.counts.shape:
-            raise DataError(f"pixels of {len(self.counts)} and of {len(other.counts)} channels are not of one set")
+            raise DataError(f"pixels of {len(self.counts)} and {len(other.counts)} channels cannot be merged")
         return PixelCounts(self.counts + other.counts)
 
     @property
@@ -53,7 +53,7 @@ class PixelCounts:
 
 
 def histogram_distance(a: PixelCounts, b: PixelCounts) -> float:
-    """Wasserstein-1 distance of the two sides' levels, in levels, mean over channels: 0 for equal histograms."""
+    """Wasserstein-1 distance of two histograms, in levels, mean over channels: 0 for equal histograms."""
     if a.counts.shape != b.counts.shape:
-        raise DataError(f"pixels of {len(a.counts)} and of {len(b.counts)} channels are not compared")
+        raise DataError(f"pixels of {len(a.counts)} and {len(b.counts)} channels cannot be compared")
     return float(np.abs(np.cumsum(a._shares() - b._shares(), axis=1)).sum(axis=1).mean())

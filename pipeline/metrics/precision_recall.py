@@ -1,12 +1,12 @@
-"""Fidelity and diversity apart: precision, recall, density and coverage.
+"""Separate scores of fidelity and diversity: precision, recall, density and coverage.
 
 Precision and recall follow Kynkaanniemi et al. 2019, density and coverage Naeem et al. 2020.
-Every point carries a ball that reaches to its k-th nearest neighbour on its own side.
+Every point has a ball with radius its distance to the k-th nearest neighbour on its own side (real or generated).
     precision   share of generated points inside some real ball
     recall      share of real points inside some generated ball
-    density     real balls around a generated point, on average, divided by k (may exceed 1)
-    coverage    share of real balls that hold a generated point
-Distances are made in blocks of rows, so memory is linear in the number of points.
+    density     mean number of real balls around a generated point, divided by k (may exceed 1)
+    coverage    share of real balls that contain a generated point
+Distances are computed in blocks of rows, so memory is linear in the number of points.
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,8 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NeighbourScores:
+    """The four scores with k neighbours, for `num_real` and `num_generated` points."""
+
     precision: float
     recall: float
     density: float
@@ -38,7 +40,7 @@ class NeighbourScores:
 
 
 def _squared_distances(rows: Float64, points: Float64) -> Iterator[tuple[slice, Float64]]:
-    """Blocks (rows covered, squared distances [b, n]) of all pairs between `rows` and `points`."""
+    """Blocks (slice of `rows`, squared distances [b, n]) of all pairs between `rows` and `points`."""
     norms = np.einsum("nd,nd->n", points, points)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
@@ -60,7 +62,7 @@ def scores_of_features(real: Float64, generated: Float64, k: int) -> NeighbourSc
     """Scores of float64 [R, D] against [G, D]. Raises DataError unless both sides have more than k points."""
     if not 1 <= k < min(len(real), len(generated)):
         raise DataError(f"{k} neighbours need more points than {len(real)} real and {len(generated)} generated")
-    centre = real.mean(axis=0)  # distances are the same, and |x|^2 + |y|^2 - 2 x.y loses fewer digits
+    centre = real.mean(axis=0)  # a shift leaves distances unchanged, and |x|^2 + |y|^2 - 2 x.y loses fewer digits
     real, generated = real - centre, generated - centre
     real_radii, generated_radii = _squared_radii(real, k), _squared_radii(generated, k)
     inside, num_balls = 0, 0

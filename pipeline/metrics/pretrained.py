@@ -1,4 +1,4 @@
-"""An extractor at rest -> an extractor: what its name says, from the bytes of its weights."""
+"""Loads a feature extractor by name from the bytes of its weights."""
 
 from pipeline.errors import DataError
 from pipeline.metrics.classifier import CLASS_CNN, ROTATION_CNN, Classifier
@@ -6,15 +6,18 @@ from pipeline.metrics.efficientnet import EFFICIENTNET, EfficientNet
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.inception import INCEPTION, Inception
 
-__all__ = ["TRAINED_HERE", "load_extractor"]
+__all__ = ["TRAINED_EXTRACTORS", "load_extractor"]
 
-TRAINED_HERE = (CLASS_CNN, ROTATION_CNN)
-"""Names of extractors that this program trains; the others come with their weights."""
+TRAINED_EXTRACTORS = (CLASS_CNN, ROTATION_CNN)
+"""Names of extractors that this program trains; other extractors need a weights file."""
 
 
 def load_extractor(name: str, data: bytes, input_size: int | None = None, what: str = "the weights") -> Extractor:
-    """Raises DataError, naming `what`, when the weights are not of that network or no network has that name."""
-    if name in TRAINED_HERE:
+    """The extractor `name` with the weights `data`; input_size: efficientnet-lite0 only, pixels.
+
+    Raises DataError naming `what` when the weights do not fit the network, or the name is unknown.
+    """
+    if name in TRAINED_EXTRACTORS:
         return Classifier.from_bytes(data)
     if name == INCEPTION:
         return Inception(data, what)

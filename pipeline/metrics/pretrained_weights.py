@@ -1,4 +1,4 @@
-"""Weights that somebody else trained: read from a file without running code that is in it, and fitted to our layers."""
+"""Reads third-party weight files without executing code from them, and loads the weights into a network."""
 
 import io
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 
-__all__ = ["fit", "tensors_of"]
+__all__ = ["load_weights", "read_state_dict"]
 
 _SHOWN = 3
 
 
-def tensors_of(data: bytes, what: str) -> dict[str, Tensor]:
-    """A state dict, from safetensors or from a PyTorch file (tensors only). Raises DataError naming `what`."""
+def read_state_dict(data: bytes, what: str) -> dict[str, Tensor]:
+    """The state dict of a safetensors or PyTorch file (tensors only). Raises DataError naming `what`."""
     length = int.from_bytes(data[:8], "little")
     try:
         if data[8:9] == b"{" and 8 + length <= len(data):
             return safetensors.torch.load(data)
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle or archive fails in any way there is
+    except Exception as error:  # a damaged pickle or archive can raise any exception
         raise DataError(
-            f"{what}: {len(data):,} bytes that are neither safetensors nor a PyTorch file of tensors "
+            f"{what}: the {len(data):,} bytes are neither safetensors nor a PyTorch file of tensors "
             f"({type(error).__name__})"
         ) from error
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -31,10 +31,11 @@ def tensors_of(data: bytes, what: str) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def fit(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Give `network`, made on the meta device, these weights as float32. A batch norm's step counter may be missing.
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Load the weights into `network` (on the meta device) as float32, and set evaluation mode.
 
-    Raises one DataError that names missing and unknown layers and wrong shapes.
+    Step counters of batch norms may be missing. Raises one DataError that names missing layers, unknown layers and
+    wrong shapes.
     """
     wanted = {k: v.shape for k, v in network.state_dict().items() if not k.endswith(".num_batches_tracked")}
     given = {k: v for k, v in tensors.items() if not k.endswith(".num_batches_tracked")}

@@ -1,4 +1,4 @@
-"""Under which protocol features were made. Scores of different protocols are different quantities."""
+"""Fingerprint of an evaluation protocol: scores of different protocols are different quantities."""
 
 from dataclasses import dataclass, fields
 
@@ -9,10 +9,10 @@ __all__ = ["Fingerprint"]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Everything that must be equal before two sets of features may be merged or compared.
+    """Fields that must be equal for two sets of features to be merged or compared.
 
-    `reference` names the real images that the protocol measures against (dataset digest and split): it is
-    the same for the real and for the generated side of a comparison.
+    `reference` names the real images of the comparison (dataset digest and split); real and generated images of one
+    comparison have the same `reference`.
     """
 
     extractor: str
@@ -23,17 +23,17 @@ class Fingerprint:
 
     @property
     def frechet_name(self) -> str:
-        """How a Frechet distance on these features is called; only Inception-v3 gives an FID."""
+        """Name of a Frechet distance on these features: FID for Inception-v3, else FD-<extractor>."""
         return "FID" if self.extractor == "inception-v3" else f"FD-{self.extractor}"
 
     @property
     def kernel_name(self) -> str:
-        """How a kernel distance on these features is called."""
+        """Name of a kernel distance on these features: KID for Inception-v3, else KD-<extractor>."""
         return "KID" if self.extractor == "inception-v3" else f"KD-{self.extractor}"
 
     @property
     def class_name(self) -> str:
-        """How a score of class probabilities is called."""
+        """Name of a score of class probabilities: IS for Inception-v3, else class-score-<extractor>."""
         return "IS" if self.extractor == "inception-v3" else f"class-score-{self.extractor}"
 
     def require_same(self, other: "Fingerprint") -> None:

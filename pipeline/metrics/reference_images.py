@@ -1,4 +1,4 @@
-"""Images that a sound score must rank: real ones slightly blurred, and pure noise. The ceilings of every table."""
+"""The ceilings of every score table: slightly blurred real images and pure noise, both worse than good samples."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ Pixels = NDArray[np.uint8]
 
 
 def blurred(images: Pixels) -> Pixels:
-    """uint8 [N, H, W, C]: each pixel the mean of its 3x3 neighbourhood (edges repeated), rounded half up."""
+    """3x3 box blur of uint8 [N, H, W, C]: the mean of each pixel's neighbourhood (edges repeated), rounded half up."""
     height, width = images.shape[1:3]
     padded = np.pad(images.astype(np.uint16), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     total = sum(padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3))
@@ -22,7 +22,7 @@ def blurred(images: Pixels) -> Pixels:
 
 
 def noise_images(n: int, shape: tuple[int, int, int], seed: int, first: int = 0) -> Pixels:
-    """uint8 [n, H, W, C], each level equally likely; image k depends only on (seed, first + k)."""
+    """uint8 [n, H, W, C] with uniformly distributed levels; image k depends only on (seed, first + k)."""
     out = np.empty((n, *shape), dtype=np.uint8)
     for k in range(n):
         generator = np.random.Generator(np.random.Philox(key=[seed, first + k]))

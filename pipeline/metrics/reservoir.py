@@ -1,7 +1,7 @@
-"""A bounded random sample of features, keyed by image id: the sketch under KID and the neighbour scores.
+"""A bounded random sample of features, chosen by image id, for kernel distances and neighbour scores.
 
-Each id gets a pseudo-random 64-bit key; the sample is the `capacity` rows of smallest key. So it is a function
-of the set of ids alone: any split over workers, any order and any repeated delivery end in the same sample.
+Each id gets a pseudo-random 64-bit key; the sample holds the `capacity` rows with the smallest keys. So the sample
+depends on the set of ids alone, not on the split over workers, the order, or repeated updates with the same rows.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,14 +29,14 @@ def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def mixed_keys(ids: NDArray[np.int64], seed: int, stream: int) -> NDArray[np.uint64]:
-    """uint64 [n], distinct for distinct ids; another (seed, stream) is another order."""
+    """Pseudo-random keys uint64 [n], distinct for distinct ids; every (seed, stream) gives another order of ids."""
     salt = _mixed(_mixed(np.array([seed], np.uint64) + _GOLDEN) + np.array([stream], np.uint64) * _GOLDEN)
     return _mixed(ids.astype(np.uint64) * _GOLDEN + salt)
 
 
 @dataclass(frozen=True, eq=False)
 class Reservoir:
-    """ids int64 [n] and features float32 [n, D] in key order, n <= capacity. A value, methods return a new one."""
+    """ids int64 [n] and features float32 [n, D] in key order, n <= capacity; immutable, methods return a new sample."""
 
     fingerprint: Fingerprint
     capacity: int
@@ -50,7 +50,10 @@ class Reservoir:
         return cls(fingerprint, capacity, seed, np.empty(0, np.int64), np.empty((0, dim), np.float32))
 
     def update(self, ids: NDArray[np.int64], features: NDArray[Any]) -> "Reservoir":
-        """With rows `features` [B, D] of images `ids` [B] offered. Raises DataError on wrong shapes."""
+        """The sample after adding rows `features` [B, D] of images `ids` [B].
+
+        Raises DataError on wrong shapes, or if an id has two different feature vectors.
+        """
         if features.shape != (len(ids), self.fingerprint.feature_dim):
             raise DataError(f"need features [{len(ids)}, {self.fingerprint.feature_dim}], got {list(features.shape)}")
         all_ids = np.concatenate([self.ids, np.asarray(ids, np.int64)])
@@ -65,7 +68,7 @@ class Reservoir:
         return Reservoir(self.fingerprint, self.capacity, self.seed, all_ids[keep], rows[keep])
 
     def merge(self, other: "Reservoir") -> "Reservoir":
-        """The sample of both sets. Raises DataError when protocol, capacity or seed differ."""
+        """The sample of both sets together. Raises DataError when protocol, capacity or seed differ."""
         self.fingerprint.require_same(other.fingerprint)
         if (self.capacity, self.seed) != (other.capacity, other.seed):
             raise DataError(
@@ -75,7 +78,7 @@ class Reservoir:
         return self.update(other.ids, other.features)
 
     def subset(self, index: int, size: int) -> NDArray[np.float64]:
-        """float64 [size, D]: the `index`-th random subset, again chosen by id. Raises DataError if there are fewer."""
+        """The random subset number `index`, float64 [size, D], chosen by id. Raises DataError if there are too few."""
         if size > len(self.ids):
             raise DataError(f"a subset of {size} images needs at least as many, got {len(self.ids)}")
         chosen = np.argsort(mixed_keys(self.ids, self.seed, index + 1), kind="stable")[:size]

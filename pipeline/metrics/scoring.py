@@ -1,4 +1,4 @@
-"""Sketches to scores: every kind of images against the reference, with intervals where there are any."""
+"""Computes all scores from feature statistics: every kind of images against the reference, with intervals."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.metrics.feature_stats import NEIGHBOURS, NUM_SUBSETS, SUBSET_ROWS, FeatureStats, Kind, Score
-from pipeline.metrics.frechet import FrechetTo
+from pipeline.metrics.frechet import FrechetReference
 from pipeline.metrics.intervals import (
     Interval,
     class_interval,
-    extrapolated,
+    extrapolate_frechet,
     frechet_interval,
     kernel_interval,
     mean_interval,
@@ -28,9 +28,9 @@ Measured = Mapping[Kind, FeatureStats]
 
 
 def score(reference: FeatureStats, measured: Measured, extrapolate: bool = False) -> Iterator[Score]:
-    """Frechet distances first, then kernel distances, neighbour scores, class scores and pixels.
+    """Yield Frechet distances, then kernel distances, neighbour scores, class scores and pixel statistics.
 
-    Intervals are of samples and floor. Raises DataError below 2 images a side and on different protocols.
+    Only samples and floor have intervals. Raises DataError for fewer than 2 images a side or different protocols.
     """
     yield from _frechet(reference, measured, extrapolate)
     rows = min(len(sketch.reservoir.ids) for sketch in (reference, *measured.values()))
@@ -46,7 +46,7 @@ def _ends(interval: Interval | None) -> dict[str, float]:
 
 
 def _frechet(reference: FeatureStats, measured: Measured, extrapolate: bool) -> Iterator[Score]:
-    to = FrechetTo(reference.moments)
+    to = FrechetReference(reference.moments)
     name = reference.moments.fingerprint.frechet_name
     for kind, sketch in measured.items():
         distance = to.distance(sketch.moments)
@@ -54,7 +54,7 @@ def _frechet(reference: FeatureStats, measured: Measured, extrapolate: bool) -> 
         counts = {"n": distance.n_a, "reference_n": distance.n_b}
         yield Score(metric=name, kind=kind, value=distance.value, **counts, **ends)
     for kind in _WITH_INTERVAL if extrapolate else ():
-        if kind in measured and (found := extrapolated(to, measured[kind].moments, measured[kind].reservoir)):
+        if kind in measured and (found := extrapolate_frechet(to, measured[kind].moments, measured[kind].reservoir)):
             counts = {"n": measured[kind].moments.n, "reference_n": reference.moments.n}
             yield Score(metric=f"{name}-infinity", kind=kind, value=found.value, spread=found.error, **counts)
 
@@ -70,7 +70,7 @@ def _kernel(reference: FeatureStats, measured: Measured, subset_rows: int) -> It
 
 
 def _neighbours(reference: FeatureStats, measured: Measured, rows: int) -> Iterator[Score]:
-    """They depend on how many points there are, so both sides give their first `rows` of the random sample."""
+    """Neighbour scores depend on the number of points, so both sides use the first `rows` of their random sample."""
     real = _first(reference.reservoir, rows)
     by_kind: dict[Kind, dict[str, Any]] = {
         kind: vars(neighbour_scores(real, _first(sketch.reservoir, rows), NEIGHBOURS))
@@ -83,7 +83,7 @@ def _neighbours(reference: FeatureStats, measured: Measured, rows: int) -> Itera
 
 
 def _first(reservoir: Reservoir, rows: int) -> Reservoir:
-    """The sample that a reservoir of this capacity would have kept: its rows are in the order of their keys."""
+    """The sample of a reservoir with capacity `rows`: rows are in key order."""
     return Reservoir(reservoir.fingerprint, rows, reservoir.seed, reservoir.ids[:rows], reservoir.features[:rows])
 
 
@@ -99,7 +99,7 @@ def _classes(measured: Measured) -> Iterator[Score]:
 
 
 def _pixels(reference: FeatureStats, measured: Measured) -> Iterator[Score]:
-    """Means over channels, in levels 0..255 (saturation: a share), and how far the histogram is from the real one."""
+    """Distance of histograms, then means over channels of mean, std (levels 0..255) and saturated share."""
     for kind, sketch in measured.items():
         distance = histogram_distance(sketch.pixels, reference.pixels)
         counts = {"n": sketch.moments.n, "reference_n": reference.moments.n}
@@ -111,7 +111,7 @@ def _pixels(reference: FeatureStats, measured: Measured) -> Iterator[Score]:
 
 
 def bits_score(values: np.ndarray[Any, np.dtype[np.float64]]) -> Score:
-    """The variational bound of held-out images, float64 [n] bits per dimension: their mean."""
+    """Mean variational bound of held-out images, float64 [n] bits per dimension."""
     ends, spread = _ends(mean_interval(values)), float(values.std(ddof=1)) if len(values) > 1 else None
     mean = float(values.mean())
     return Score(metric=BITS_PER_DIM, kind="heldout", value=mean, spread=spread, n=len(values), reference_n=0, **ends)

@@ -1,4 +1,4 @@
-"""Named arrays and a small JSON header as one safetensors byte string: no pickle, equal input gives equal bytes."""
+"""Named arrays with a JSON header as one safetensors byte string, without pickle; equal input gives equal bytes."""
 
 import json
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ _METADATA_KEY: Final = "pipeline"  # one key only: safetensors writes several in
 
 
 def pack(kind: str, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Bytes holding `arrays` and the JSON `header` under the name `kind`, which `unpack` checks."""
+    """Serialise `arrays` and the JSON `header`; `unpack` checks `kind`."""
     text = json.dumps({"kind": kind, **header}, sort_keys=True)
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return safetensors.numpy.save(contiguous, {_METADATA_KEY: text})
 
 
 def unpack(kind: str, data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """(header, arrays) of `pack`. Raises DataError when the bytes are damaged or of another kind."""
+    """Inverse of `pack`: (header, arrays). Raises DataError when the bytes are damaged or of another kind."""
     try:
         arrays = safetensors.numpy.load(data)
         length = int.from_bytes(data[:8], "little")

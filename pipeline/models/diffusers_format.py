@@ -1,14 +1,14 @@
-"""A U-Net and its diffusion as the four files of a diffusers DDPMPipeline folder, and back. Bytes only, no I/O.
+"""Converts a U-Net and its diffusion settings to the four files of a diffusers DDPMPipeline folder, and back; no I/O.
 
-    model_index.json                              which classes
+    model_index.json                              class names
     unet/config.json                              constructor fields of UNet2DModel
-    unet/diffusion_pytorch_model.safetensors      weights, under the names both sides share
+    unet/diffusion_pytorch_model.safetensors      weights; both programs use the same names
     scheduler/scheduler_config.json               constructor fields of DDPMScheduler
 
-diffusers reads ours and we read theirs, 2022's attention names included. Fields that our U-Net cannot vary must hold
-the one value it implements; a folder is refused otherwise. `num_class_embeds` is num_classes + 1, the last row being
-"no label" (pipeline.models.unet); another's folder is read by the same rule. Whether that row was ever trained is said
-by `_label_dropout`, the share of images that it was trained on; diffusers ignores fields with an underscore.
+diffusers loads these folders, and `from_files` reads folders of diffusers, with the attention names of 2022 too. A
+field that this U-Net cannot vary must hold the one value that the U-Net implements, else the folder is refused.
+`num_class_embeds` is num_classes + 1: the last row is "no label" (pipeline.models.unet), in every folder.
+`_label_dropout` is the share of images that trained this last row; diffusers ignores fields with an underscore.
 """
 
 import json
@@ -43,7 +43,7 @@ _INDEX = {
     "unet": ["diffusers", "UNet2DModel"],
     "scheduler": ["diffusers", "DDPMScheduler"],
 }
-# Field: (the value our U-Net implements, what UNet2DModel takes when the field is absent).
+# Field: (the only value that this U-Net implements, UNet2DModel's default for an absent field).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "center_input_sample": (False, False),
     "time_embedding_type": ("positional", "positional"),
@@ -78,7 +78,7 @@ _NEW_NAME = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 
 class DiffusersModel(NamedTuple):
-    """What a folder holds. `state` is float32 and fits UNet(model, in_channels, out_channels, sample_size)."""
+    """Contents of a folder. `state` is float32 and fits UNet(model, in_channels, out_channels, sample_size)."""
 
     model: ModelConfig
     in_channels: int
@@ -101,11 +101,10 @@ class DiffusersModel(NamedTuple):
 def model_files(
     unet: UNet, diffusion: DiffusionConfig, betas: Sequence[float] | None = None, label_dropout: float = 0.0
 ) -> dict[str, bytes]:
-    """The four files, by path inside the folder; equal inputs give equal bytes.
+    """The four files by path inside the folder; equal inputs give equal bytes.
 
-    betas: float64 [T] of the schedule, needed when diffusers has no name for it (sigmoid). label_dropout: share of
-    images that the network was trained on without their label. Raises ConfigError for a diffusion that diffusers'
-    scheduler cannot run.
+    betas: float64 [T], needed for a schedule that diffusers has no name for (sigmoid). label_dropout: share of training
+    images without label. Raises ConfigError for settings that diffusers' scheduler cannot run.
     """
     dropout = {_DROPOUT: label_dropout} if label_dropout else {}
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
@@ -118,7 +117,7 @@ def model_files(
 
 
 def from_files(files: Mapping[str, bytes]) -> DiffusersModel:
-    """Reads the four files. Raises DataError naming the file and the field or tensor that does not fit."""
+    """Read the four files. Raises DataError naming the file and the field or tensor that does not fit."""
     index = _object(files, INDEX_FILE)
     for field, wanted in (("unet", {"UNet2DModel"}), ("scheduler", {"DDPMScheduler", "DDIMScheduler"})):
         entry = index.get(field)
@@ -132,7 +131,7 @@ def from_files(files: Mapping[str, bytes]) -> DiffusersModel:
     if out_channels != times * in_channels:
         raise DataError(
             f"{UNET_FILE}: out_channels is {out_channels}; {in_channels} in_channels and variance_type "
-            f"'{diffusion.variance}' make {times * in_channels}"
+            f"'{diffusion.variance}' need {times * in_channels}"
         )
     sample_size = _whole(fields, "sample_size")
     try:
@@ -152,7 +151,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
-        raise DataError(f"{name} is missing: a diffusers folder of a DDPMPipeline has it")
+        raise DataError(f"{name} is missing: every diffusers folder of a DDPMPipeline has this file")
     try:
         value = json.loads(files[name])
     except ValueError as error:
@@ -193,11 +192,11 @@ def _whole(fields: Mapping[str, Any], name: str) -> int:
 
 
 def _accepted(name: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Every way to write the one value of a fixed field."""
+    """All spellings of the one value of a fixed field."""
     widths = fields["block_out_channels"]
     also: dict[str, Any] = {"act_fn": "swish", "time_embedding_dim": 4 * widths[0]}
     also["attn_norm_num_groups"] = fields.get("norm_num_groups", 32)
-    # A head as wide as every level that attends is one head.
+    # A head width equal to the channels of every level with attention means one head.
     levels = [w for w, kind in zip(widths, fields["down_block_types"], strict=False) if kind == "AttnDownBlock2D"]
     if len({*levels, widths[-1]}) == 1:
         also["attention_head_dim"] = widths[-1]
@@ -215,11 +214,11 @@ def _model_config(fields: dict[str, Any]) -> ModelConfig:
             raise DataError(f"{UNET_FILE}: {name} is {value!r}; this network implements {accepted[0]!r} only")
     for name in fields.keys() - _FIXED.keys() - _OPTIONAL.keys() - _LISTS.keys() - {"sample_size"}:
         if fields[name] and not name.startswith("_"):
-            raise DataError(f"{UNET_FILE}: {name} ({fields[name]!r}) is a field this network does not know")
+            raise DataError(f"{UNET_FILE}: {name} ({fields[name]!r}) is a field this network does not support")
     down, up = fields["down_block_types"], fields["up_block_types"]
     if set(down) - {"DownBlock2D", "AttnDownBlock2D"} or len(down) != len(fields["block_out_channels"]):
         raise DataError(
-            f"{UNET_FILE}: down_block_types is {down!r}; a DownBlock2D or AttnDownBlock2D a level is needed"
+            f"{UNET_FILE}: down_block_types is {down!r}; every level needs a DownBlock2D or AttnDownBlock2D"
         )
     if up != [kind.replace("Down", "Up") for kind in reversed(down)]:
         raise DataError(f"{UNET_FILE}: up_block_types is {up!r}; it must mirror down_block_types")
@@ -244,7 +243,7 @@ def _weights(files: Mapping[str, bytes], expected: Mapping[str, Tensor]) -> dict
     for name in sorted(expected.keys() | state.keys()):
         if name not in state or name not in expected:
             raise DataError(f"{WEIGHTS_FILE}: tensor '{name}' is {'missing' if name in expected else 'not expected'}")
-        # A 1x1 convolution is how some of 2022's files write an attention projection.
+        # Some files of 2022 store an attention projection as a 1x1 convolution.
         shape, value = expected[name].shape, state[name]
         if value.shape[: len(shape)] != shape or value.numel() != expected[name].numel():
             raise DataError(f"{WEIGHTS_FILE}: tensor '{name}' is {list(value.shape)}, not {list(shape)}")

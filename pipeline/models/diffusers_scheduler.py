@@ -1,8 +1,8 @@
-"""The forward process in the words of diffusers' DDPMScheduler.
+"""Converts diffusion settings to and from the fields of diffusers' DDPMScheduler.
 
-What a scheduler has no field for (objective, loss weighting, the sigmoid schedule) is in `_diffusion`: diffusers skips
-keys that begin with an underscore. When it is there, the public fields must agree with it. How to sample (clipping,
-thresholding, spacing of steps) is a request's business, not the model's: those fields are not read.
+Settings without a scheduler field (objective, loss weighting, the sigmoid schedule) are in the key `_diffusion`:
+diffusers ignores keys with an underscore. If `_diffusion` is present, the public fields must agree with its values.
+Sampling fields (clipping, thresholding, spacing of steps) are not read: a generation request sets them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ SCHEDULER_FILE = "scheduler/scheduler_config.json"
 _SCHEDULES = {"linear": "linear", "quadratic": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 _PREDICTIONS = {"epsilon": "epsilon", "x_0": "sample", "v": "v_prediction"}
 _VARIANCES = {name: name for name in ("fixed_small", "fixed_large", "learned_range")}
-# What DDPMScheduler takes when a field is absent.
+# DDPMScheduler's defaults for absent fields.
 _DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -37,7 +37,7 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def validated(section: type[S], values: Any, file: str) -> S:
-    """The section with these values; the first one that does not fit is a DataError naming `file` and the field."""
+    """A `section` with these values. Raises DataError naming `file` and the first invalid field."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -46,14 +46,14 @@ def validated(section: type[S], values: Any, file: str) -> S:
 
 
 def scheduler_fields(diffusion: DiffusionConfig, betas: Sequence[float] | None) -> dict[str, Any]:
-    """DDPMScheduler's constructor fields. Raises ConfigError for a diffusion that it cannot run.
+    """DDPMScheduler's constructor fields. Raises ConfigError for settings that DDPMScheduler cannot run.
 
-    betas: float64 [T], needed only when diffusers has no name for the schedule.
+    betas: float64 [T], needed only for a schedule that diffusers has no name for.
     """
     if diffusion.prediction not in _PREDICTIONS:
         raise ConfigError(f"diffusion.prediction '{diffusion.prediction}': diffusers' scheduler has no such prediction")
     if diffusion.variance not in _VARIANCES:
-        raise ConfigError("diffusion.variance 'learned': diffusers' scheduler only learns 'learned_range'")
+        raise ConfigError("diffusion.variance 'learned': diffusers' scheduler supports only 'learned_range'")
     named = diffusion.schedule in _SCHEDULES
     if not named and (betas is None or len(betas) != diffusion.num_timesteps):
         raise ConfigError(f"diffusion.schedule '{diffusion.schedule}': diffusers has no name for it, so pass its betas")
@@ -75,7 +75,7 @@ def scheduler_fields(diffusion: DiffusionConfig, betas: Sequence[float] | None) 
 
 
 def diffusion_config(fields: dict[str, Any]) -> DiffusionConfig:
-    """Reads what `scheduler_fields` or diffusers wrote. Raises DataError naming the field."""
+    """The diffusion settings of a scheduler file from this program or diffusers. Raises DataError naming the field."""
     given = {name: fields.get(name, absent) for name, absent in _DEFAULTS.items()}
     if "_diffusion" in fields:
         diffusion = validated(DiffusionConfig, fields["_diffusion"], f"{SCHEDULER_FILE}: _diffusion")

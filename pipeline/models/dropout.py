@@ -1,13 +1,13 @@
-"""Dropout whose masks are a function of the sample, not of the batch.
+"""Dropout with masks that depend on the sample id, not on the batch.
 
-A mask bit depends on (key, sample id, step, layer, element) only, so a sample is treated alike in any batch, on any
-worker, after any restart, and again when gradient checkpointing recomputes its activations. No generator is involved.
+A mask bit depends on (key, sample id, step, layer, element) only. So a sample has the same mask in any batch, on any
+worker, after any restart, and when gradient checkpointing recomputes activations. No random generator is used.
 
 The hash has two levels. Per (sample, layer), once a step: a 64-bit finaliser (the multiply-xorshift rounds of
 splitmix64) over all the words gives an odd multiplier `a` and an offset `b`. Per pair of elements: a fixed table of
 hashed element indices goes through `(table ^ b) * a`, one xorshift and one more multiplication, all in int32; each
-half of the result decides one element. That is five passes over 2 bytes an element. Quality: enough for dropout
-(keep rate, and independence of samples, layers, steps and neighbours are tested); it is not a source of noise.
+half of the result decides one element. That is five passes over 2 bytes an element. The quality is enough for dropout
+(tests cover keep rate and independence of samples, layers, steps and neighbours), not for sampling noise.
 """
 
 import functools
@@ -43,17 +43,16 @@ def _signed(word: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _element_table(num_words: int, device: torch.device) -> Tensor:
-    """int32 [num_words]: fixed random-looking words, so that neighbouring elements share nothing."""
+    """Hashed element indices, int32 [num_words]: neighbouring elements get unrelated words."""
     index = torch.arange(num_words, dtype=torch.int64, device=device)
     return _shift_right(_mix((index + 1) * _GOLDEN), 32).to(torch.int32)
 
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """What the masks of one training step depend on.
+    """Inputs of the dropout masks of one training step; equal inputs give equal masks.
 
-    ids: int64 [B], global sample ids. key: two words naming the run and the stream. step: epoch or optimiser step;
-    masks repeat when all three repeat.
+    ids: int64 [B], global sample ids. key: two words that identify run and stream. step: epoch or optimiser step.
     """
 
     ids: Tensor

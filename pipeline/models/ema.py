@@ -1,14 +1,14 @@
-"""Averages of the weights over training, what samples are drawn from: shadow <- beta_n shadow + (1 - beta_n) weight.
+"""Moving averages of the weights, used for sampling: shadow <- beta_n shadow + (1 - beta_n) weight.
 
 Three kinds, by the decay beta_n of step n = 1, 2, ... of B images:
 
     decay              beta_n = d: exponential (Ho et al. 2020, appendix B: d = 0.9999)
-    half_life_images   beta_n = 0.5^(B / h): what a weight counts halves every h images (Karras et al. 2022,
+    half_life_images   beta_n = 0.5^(B / h): the influence of a weight halves every h images (Karras et al. 2022,
                        arXiv 2206.00364); with warm-up h is at most 0.05 of the images seen
-    relative_width     beta_n = (1 - 1/n)^(gamma + 1): the weight of step k is in proportion to k^gamma, so the profile
-                       stretches with the run, sigma_rel n wide (Karras et al. 2024, arXiv 2312.02696)
+    relative_width     beta_n = (1 - 1/n)^(gamma + 1): step k has a weight proportional to k^gamma, so the average
+                       covers a fixed share of the run, sigma_rel n wide (Karras et al. 2024, arXiv 2312.02696)
 
-All are functions of the step, so neither workers nor restarts enter.
+All decays depend on the step alone, not on workers or restarts.
 """
 
 import functools
@@ -24,7 +24,7 @@ from pipeline.errors import DataError
 
 __all__ = ["Ema", "ema_decay", "power_exponent"]
 
-_RAMP_UP = 0.05  # of the images seen: Karras et al. 2022, the training code that goes with the paper
+_RAMP_UP = 0.05  # share of the images seen, from the training code of Karras et al. 2022
 
 
 @functools.lru_cache
@@ -50,15 +50,15 @@ def ema_decay(config: EmaConfig, step: int, global_batch: int) -> float:
         if config.warmup:
             half_life = min(half_life, _RAMP_UP * (step - 1) * global_batch)
         return float(0.5 ** (global_batch / half_life)) if half_life > 0 else 0.0
-    # Early weights are forgotten quickly.
+    # Warm-up gives early weights little influence.
     return min(config.decay, (1 + step) / (10 + step)) if config.warmup else config.decay
 
 
 class Ema:
     """One average of the parameters of one model.
 
-    `shadow` is the whole state, named as the model names its parameters; it starts as a copy of the weights, and is
-    split over the workers where they are.
+    `shadow` is the whole state, by parameter name. It starts as a copy of the weights, and is sharded over the workers
+    if the weights are.
     """
 
     def __init__(self, model: nn.Module, config: EmaConfig, global_batch: int) -> None:
@@ -68,13 +68,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model's present weights; `step` counts the optimiser's from 1, so a resumed run goes on alike."""
+        """Add the current weights after optimiser step `step` (from 1; a resumed run continues the count)."""
         pull = 1.0 - ema_decay(self.config, step, self.global_batch)
         torch._foreach_lerp_(list(self.shadow.values()), list(self._weights.values()), pull)
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin again from the model's present weights."""
+        """Restart the average at the current weights."""
         for name, weight in self._weights.items():
             self.shadow[name].copy_(weight)
 
@@ -99,7 +99,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the averaged weights inside the block and its own again after it, whatever happens."""
+        """Inside the block the model holds the averaged weights; afterwards its own, also after an exception."""
         own = {name: weight.clone() for name, weight in self._weights.items()}
         with torch.no_grad():
             for name, weight in self._weights.items():

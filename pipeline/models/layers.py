@@ -1,7 +1,7 @@
-"""Building blocks of the U-Net, named and shaped as in diffusers so that weights move both ways.
+"""Building blocks of the U-Net, with parameter names and shapes of diffusers, so weights convert both ways.
 
 Activations are float [B, C, H, W], channels last in memory. `emb` is SiLU(time + class embedding), float [B, D], or
-[1, D] when the whole batch shares it. `words` are those of pipeline.models.dropout, None when nothing is dropped.
+[1, D] when the whole batch shares one embedding. `words` are hash words of pipeline.models.dropout, None: no dropout.
 """
 
 import math
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
-    """Position of each timestep: float32 [B, dim], sines then cosines (Vaswani et al. 2017, as in Ho et al. 2020).
+    """Position embedding of timesteps, float32 [B, dim]: sines, then cosines (Vaswani et al. 2017; Ho et al. 2020).
 
     t: [B], any number dtype, in 0..T-1. Frequencies fall from 1 to 1/10000, both ends included. An odd `dim` ends in 0.
     """
@@ -38,14 +38,14 @@ def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """SiLU(GroupNorm(x)); in place after the norm when no gradient will ask for the norm's output."""
+    """SiLU(GroupNorm(x)); SiLU runs in place unless gradients need the output of the norm."""
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps height and width, or doubles them first by nearest neighbour when `enlarge`.
 
-    `fast` allows Winograd's algorithm where it pays; False is torch's own convolution, always.
+    `fast` allows Winograd's algorithm where `winograd_pays`; with False, torch's convolution always runs.
     """
 
     def __init__(self, c_in: int, c_out: int, enlarge: bool = False) -> None:
@@ -54,7 +54,7 @@ class Conv3x3(nn.Conv2d):
         self.fast = True
 
     def forward(self, x: Tensor, emb: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """emb: [B or 1, c_out], added to every pixel; residual: [B, c_out, H', W'], added last."""
+        """Convolution of x; emb [B or 1, c_out] is added to every pixel, residual [B, c_out, H', W'] is added last."""
         bias = cast(Tensor, self.bias)
         if self.fast and winograd_pays(x, self.weight, self.enlarge):
             return winograd_conv(x, self.weight, bias[None] if emb is None else emb + bias, residual, self.enlarge)
@@ -84,7 +84,7 @@ class TimestepEmbedding(nn.Module):
 class ResnetBlock(nn.Module):
     """x + conv2(drop(SiLU(norm2(conv1(SiLU(norm1(x))) + projected time)))), with a 1x1 shortcut if channels change.
 
-    layer: index of this block in the network, which is what its dropout masks depend on.
+    layer: index of this block in the network; its dropout masks depend on the index.
     """
 
     def __init__(self, channels: tuple[int, int], emb_dim: int, groups: int, eps: float, dropout: float) -> None:

@@ -1,11 +1,11 @@
 """The U-Net of Ho et al. 2020 (appendix B), parameter-compatible with diffusers' UNet2DModel.
 
-Fixed choices, those of google/ddpm-cifar10-32: one attention head, self-attention at `attention_levels` and in the
-middle, time embedding of 4 * block_out_channels[0] with sines first, stride-2 convolutions padded right and bottom,
+Fixed choices, as in google/ddpm-cifar10-32: one attention head, self-attention at `attention_levels` and in the middle
+block, time embedding of 4 * block_out_channels[0] with sines first, stride-2 convolutions padded right and bottom,
 outputs of residual blocks not rescaled. The paper's CIFAR-10 network has 35,746,307 parameters.
 
-A class-conditional network has one class more than `num_classes`: `null_label`, the label of "no label", is what label
-dropout trains and what guidance needs.
+A class-conditional network has one class more than `num_classes`: the class `null_label` means "no label". Label
+dropout trains this class, and guidance uses it.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ __all__ = ["UNet", "init_weights"]
 
 
 BRANCH_ENDS = ("conv2", "to_out.0", "conv_out")
-"""The last layer of each residual branch, and of the network."""
+"""Names of the last layer of every residual branch and of the network; these layers start at 0."""
 
 
 @torch.no_grad()
@@ -40,9 +40,9 @@ def init_weights(model: nn.Module, seed: int, kind: InitialWeights = "paper") ->
     """Fill every parameter as a function of `seed` alone.
 
     paper: Ho et al. 2020. Weights are uniform with variance 2 / (fan_in + fan_out), biases 0.
-    fan_in: torch's own bounds, as Nichol and Dhariwal 2021. Weights and biases are uniform in +-fan_in^-1/2, a third of
-    that variance where fan_in = fan_out.
-    In both the layers of BRANCH_ENDS are 0, so that every block starts as the identity and the network predicts 0.
+    fan_in: torch's bounds, as Nichol & Dhariwal 2021. Weights and biases are uniform in +-fan_in^-1/2; for
+    fan_in = fan_out that is a third of the variance of `paper`.
+    Both set the layers of BRANCH_ENDS to 0, so every block starts as the identity and the network predicts 0.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
@@ -60,7 +60,7 @@ def init_weights(model: nn.Module, seed: int, kind: InitialWeights = "paper") ->
 
 
 def _draw(layer: nn.Conv2d | nn.Linear, kind: InitialWeights, generator: torch.Generator) -> None:
-    """Weight and bias of one layer. Drawn in index order, so that the layout in memory does not matter."""
+    """Draw weight and bias of one layer in index order, so the memory layout does not change the values."""
     weight, bias = torch.empty(layer.weight.shape), torch.zeros(layer.weight.shape[0])
     if kind == "paper":
         nn.init.xavier_uniform_(weight, generator=generator)
@@ -74,7 +74,7 @@ def _draw(layer: nn.Conv2d | nn.Linear, kind: InitialWeights, generator: torch.G
 
 
 def _channels_last(weight: Tensor) -> Tensor:
-    """Channels last with the strides that its gradient will have: a 1x1 kernel leaves them open, and DDP compares."""
+    """Channels last with explicit strides: DDP needs equal strides of weight and gradient, also for 1x1 kernels."""
     _, channels, height, width = weight.shape
     strides = (channels * height * width, 1, width * channels, channels)
     return weight.contiguous(memory_format=torch.channels_last).as_strided(weight.shape, strides)
@@ -113,7 +113,7 @@ class _DownStage(_Stage):
             self.downsamplers = nn.ModuleList([Downsample(channels[-1][1])])
 
     def forward(self, h: Tensor, emb: Tensor, words: Tensor | None, skips: list[Tensor]) -> Tensor:
-        """Appends to `skips` what the mirrored up stage will take."""
+        """Also appends the skip connections for the mirrored up stage to `skips`."""
         for index in range(len(self.resnets)):
             h = self.attention(index, self.resnet(index, h, emb, words))
             skips.append(h)
@@ -148,10 +148,10 @@ class _UpStage(_Stage):
 
 
 class UNet(nn.Module):
-    """Predicts from x_t and t, pixel by pixel, what the diffusion asks for (epsilon, say, or a mean and a variance).
+    """Denoising network: predicts the quantity of DiffusionConfig.prediction from x_t and t, pixel by pixel.
 
-    Initialised by `init_weights(self, 0)`; the global random state is neither read nor changed. Under
-    `torch.device("meta")` the parameters have names and shapes only.
+    Initialised by `init_weights(self, 0)`, without the global random state. Under `torch.device("meta")` the parameters
+    have names and shapes only.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int, out_channels: int, sample_size: int) -> None:
@@ -210,9 +210,9 @@ class UNet(nn.Module):
     ) -> Tensor:
         """float [B, out_channels, H, W], channels last in memory.
 
-        x: float [B, in_channels, H, W]. t: int64 [B] in 0..T-1, or one element (any shape) for the whole batch, which
-        is cheaper. class_labels: int64 [B] (or [1]) in 0..num_classes, exactly when the network is conditional.
-        dropout: needed in training mode when config.dropout > 0, ignored otherwise. Raises ConfigError.
+        x: float [B, in_channels, H, W]. t: int64 [B] in 0..T-1, or (cheaper) one element of any shape for the whole
+        batch. class_labels: int64 [B] or [1] in 0..num_classes for a class-conditional network, else None. dropout:
+        needed in training mode when config.dropout > 0, ignored otherwise. Raises ConfigError.
         """
         self._check_size(x.shape[2], x.shape[3])
         emb = self._embed(t.reshape(-1), class_labels)
@@ -228,7 +228,7 @@ class UNet(nn.Module):
         return out
 
     def _embed(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
-        """SiLU(time + class embedding), float [B or 1, D]: every block projects the same activation."""
+        """SiLU(time + class embedding), float [B or 1, D]; every block projects this activation."""
         dtype = self.conv_in.weight.dtype
         emb: Tensor = self.time_embedding(sinusoidal_embedding(t, self.config.block_out_channels[0]).to(dtype))
         if (class_labels is None) != (self.config.num_classes is None):

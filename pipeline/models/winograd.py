@@ -1,22 +1,23 @@
-"""3x3 convolutions with a quarter of the multiplications, in plain torch (Lavin and Gray 2016, F(4x4, 3x3)).
+"""Winograd 3x3 convolutions in plain torch, with a quarter of the multiplications (Lavin & Gray 2016, F(4x4, 3x3)).
 
 A 4x4 tile of the output depends on a 6x6 tile of the input. With A, G and B of the Cook-Toom construction,
 
     y = A^T [ (G g G^T) * (B^T d B) ] A        d: input tile, g: 3x3 filter, y: output tile,
 
-where * is elementwise, so over all channels it is 36 matrix products: 36 multiplications where the definition has 144.
-Everything is linear. Over flattened tiles, with take = B^T (x) B^T, give = A^T (x) A^T, U = (G (x) G) g, it reads
+where * is elementwise. Over all channels that is 36 matrix products: 36 multiplications where the definition has 144.
+Over flattened tiles, with take = B^T (x) B^T, give = A^T (x) A^T, U = (G (x) G) g, the steps are linear maps:
 
     V = take d        M_k = V_k U_k^T,  k = 1..36        y = give M
 
-and both gradients are the same three steps in another order. The convolution of a twofold nearest-neighbour
-enlargement only needs another `take`, because an enlarged tile is a linear map of a 4x4 tile of the small image.
+Both gradients use the same three steps in another order. A convolution after twofold nearest-neighbour enlargement only
+needs another `take`, because an enlarged tile is a linear map of a 4x4 tile of the small image.
 
-The points 0, 1, -1, 1/2, -2 and infinity decide the rounding error. For standard normal outputs in float32 its rms is
-1e-6 to 2.5e-6; the textbook's 0, 1, -1, 2, -2 give 1.5 times that, and torch's own convolution has 2e-7 (channels
-first) to 1.1e-6 (channels last).
+The interpolation points 0, 1, -1, 1/2, -2 and infinity keep the rounding error small. For standard normal outputs in
+float32 the rms error is 1e-6 to 2.5e-6. The usual points 0, 1, -1, 2, -2 give 1.5 times that; torch's convolution has
+2e-7 (channels first) to 1.1e-6 (channels last).
 
-Work goes through scratch of `_SCRATCH_BYTES`, a few images or a few rows of tiles at a time, to stay in the cache.
+The work is split into a few images or rows of tiles at a time, so that intermediate tensors of about `_SCRATCH_BYTES`
+stay in the CPU cache.
 """
 
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ _FILTER = torch.kron(_G, _G)  # [36, 9]
 
 
 class _Tiling(NamedTuple):
-    """Input tiles of `size` squared pixels, `stride` apart, become output tiles of `pixels` squared."""
+    """Input tiles of size x size pixels, `stride` apart, become output tiles of pixels x pixels."""
 
     size: int
     stride: int
@@ -72,9 +73,9 @@ _ENLARGED_BACK = _Tiling(6, 4, 2, _SAME.take, torch.kron(_ADD_PAIRS @ _A.T, _ADD
 
 
 def winograd_pays(x: Tensor, weight: Tensor, enlarge: bool = False) -> bool:
-    """Whether `winograd_conv` takes these and beats torch's own: float32 on a CPU, whole tiles, enough work.
+    """True if `winograd_conv` supports the inputs and is faster: float32 on CPU, whole tiles, enough work.
 
-    The thresholds are those of benchmarks/model.py's machine. A compiled graph keeps torch's convolution.
+    benchmarks/model.py gave the thresholds. A compiled graph keeps torch's convolution.
     """
     batch, c_in, height, width = x.shape
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or height % 4 or width % 4:
@@ -84,7 +85,7 @@ def winograd_pays(x: Tensor, weight: Tensor, enlarge: bool = False) -> bool:
 
 
 def _groups(batch: int, tile_rows: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts batch x tile_rows into (images, tile rows) of about _SCRATCH_BYTES when a row of tiles takes `row_bytes`."""
+    """Split batch x tile_rows into (images, tile rows) of about _SCRATCH_BYTES, at `row_bytes` for a row of tiles."""
     rows = max(1, _SCRATCH_BYTES // row_bytes)
     images, rows = max(1, rows // tile_rows), min(rows, tile_rows)
     for i in range(0, batch, images):
@@ -93,7 +94,7 @@ def _groups(batch: int, tile_rows: int, row_bytes: int) -> Iterator[tuple[slice,
 
 
 def _taken(x: Tensor, rows: slice, tiling: _Tiling) -> Tensor:
-    """V, [tiles, 36, C], of some rows of tiles of x [n, H, W, C], which counts as surrounded by zeros."""
+    """V [tiles, 36, C] for the tile rows `rows` of x [n, H, W, C] with zero padding."""
     n, height, width, channels = x.shape
     size, stride = tiling.size, tiling.stride
     top, bottom = rows.start * stride - 1, (rows.stop - 1) * stride + size - 1
@@ -126,7 +127,7 @@ def _convolve(x: Tensor, filters: Tensor, tiling: _Tiling, add: list[Tensor]) ->
 
 
 def _filter_gradient(x: Tensor, dy: Tensor, tiling: _Tiling) -> Tensor:
-    """Gradient of the filters, [36, K, C], of a convolution of x [B, H, W, C] that gave dy [B, H', W', K]."""
+    """Gradient of the filters, [36, K, C], for input x [B, H, W, C] and output gradient dy [B, H', W', K]."""
     batch, height, width, channels = x.shape
     k, p = dy.shape[3], tiling.pixels
     down, across = height // tiling.stride, width // tiling.stride
@@ -170,10 +171,10 @@ class _WinogradConv(torch.autograd.Function):
 def winograd_conv(
     x: Tensor, weight: Tensor, shift: Tensor, residual: Tensor | None = None, enlarge: bool = False
 ) -> Tensor:
-    """conv2d(x, weight, padding=1) + shift + residual, of x enlarged twofold (nearest neighbour) first when `enlarge`.
+    """conv2d(x, weight, padding=1) + shift + residual; `enlarge` first doubles x by nearest neighbour.
 
-    x: float [B, C, H, W], H and W multiples of 4, any layout. weight: [K, C, 3, 3]. shift: [1 or B, K], a bias or a
-    bias plus something a sample has of its own. residual: [B, K, H', W']. Result: [B, K, H', W'], channels last.
+    x: float [B, C, H, W], H and W multiples of 4, any layout. weight: [K, C, 3, 3]. shift: [1 or B, K], the bias, or
+    bias plus an embedding for each sample. residual: [B, K, H', W']. Result: [B, K, H', W'], channels last.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     out: Tensor = _WinogradConv.apply(x, weight, shift, residual, enlarge)  # type: ignore[no-untyped-call]

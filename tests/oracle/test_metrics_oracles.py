@@ -152,6 +152,6 @@ def test_efficientnet_equals_the_package_that_its_weights_are_of():
     with torch.inference_mode():
         features = oracle.eval().extract_features(x).mean((2, 3)).numpy()
         probabilities = oracle(x).softmax(1).numpy()
-    ours = load_extractor("efficientnet-lite0", Path(path).read_bytes()).answer(photographs)
+    ours = load_extractor("efficientnet-lite0", Path(path).read_bytes()).extract(photographs)
     np.testing.assert_allclose(ours.features, features, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours.probabilities, probabilities, rtol=1e-4, atol=1e-6)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics.feature_stats import FeatureStats, merge_feature_stats
-from pipeline.metrics.features import Answer
+from pipeline.metrics.feature_stats import FeatureStats
+from pipeline.metrics.features import ExtractorOutput
 from pipeline.metrics.frechet import frechet
 from pipeline.metrics.moments import Moments, merge_all
 from pipeline.metrics.protocol import Fingerprint
@@ -64,7 +64,7 @@ def sketched(rows: np.ndarray, ids: np.ndarray) -> FeatureStats:
     some = rows[ids]
     images = (some.view(np.uint8).reshape(len(ids), 4, DIM, 1)).copy()
     weights = 1 / (1 + np.abs(some.astype(np.float64)))
-    answer = Answer(some, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
+    answer = ExtractorOutput(some, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
     return FeatureStats.of(FINGERPRINT, 5, ids, images, answer)
 
 
@@ -76,7 +76,7 @@ def test_a_sketch_is_the_same_bits_for_any_split_order_and_tree(case, random):
     whole = sketched(rows, np.arange(len(rows)))
     sketches = [sketched(rows, part) for part in parts]
     random.shuffle(sketches)
-    assert merge_feature_stats(sketches).to_bytes() == whole.to_bytes()
+    assert merge_all(sketches).to_bytes() == whole.to_bytes()
     while len(sketches) > 1:
         a, b = (sketches.pop(random.randrange(len(sketches))) for _ in range(2))
         sketches.append(FeatureStats.from_bytes(a.merge(b).to_bytes()))

@@ -41,7 +41,7 @@ from pipeline.evaluation.memorisation.results import (
 )
 from pipeline.evaluation.results import ExtractorRecord
 from pipeline.ingest.manifest import Split
-from pipeline.metrics.memorisation import RULE, Space, SpaceResult, compare
+from pipeline.metrics.memorisation import RULE, Space, SpaceResult, find_near_copies
 from pipeline.metrics.nearest import Nearest
 from pipeline.progress import Progress
 from pipeline.task_pool import fan_out
@@ -175,7 +175,7 @@ def _compare_space(
         unit, scale = f"Euclidean distance of features of {record.name}", 1.0
     samples = Nearest(found.squared[:n], found.ids[:n])
     heldout = Nearest(found.squared[n:], found.ids[n:])
-    result, relative, near_copy = compare(space, unit, scale, settings.closeness, samples, heldout)
+    result, relative, near_copy = find_near_copies(space, unit, scale, settings.closeness, samples, heldout)
     distances = scale * np.sqrt(samples.squared[:, :NUM_LISTED])
     ranks = distances.shape[1]
     columns = {

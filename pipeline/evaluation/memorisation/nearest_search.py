@@ -128,7 +128,7 @@ def load_queries(search: Search, group: Sequence[RowRange]) -> tuple[NDArray[np.
         for block_ids, images in _blocks(table, context.shape):
             here = slice(start, start + len(images))
             ids[here], pixels[here] = block_ids, images.reshape(len(images), -1)
-            features[here] = extractor.answer(images).features
+            features[here] = extractor.extract(images).features
             start += len(images)
     return ids, Queries(pixels, features)
 
@@ -141,7 +141,7 @@ def search_chunk(search: Search, queries: Queries, chunk: Sequence[ShardEntry]) 
         for ids, images in _blocks(read_usable(context.dataset, shard), context.shape):
             for shown in (images, np.ascontiguousarray(images[:, :, ::-1])) if search.flips else (images,):
                 pixel = add_rows(pixel, queries.pixels, shown.reshape(len(shown), -1), ids)
-                feature = add_rows(feature, queries.features, extractor.answer(shown).features, ids)
+                feature = add_rows(feature, queries.features, extractor.extract(shown).features, ids)
     return {"pixel": pixel, "feature": feature}, sum(shard.rows for shard in chunk)
 
 

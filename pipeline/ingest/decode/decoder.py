@@ -172,4 +172,4 @@ class Decoder:
         try:
             return prepare_pixels(image, self._config)
         except BadImage as error:
-            return error.refusal
+            return error.reject

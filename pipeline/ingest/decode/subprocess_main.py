@@ -86,7 +86,7 @@ def _prepared(prepare: Prepare, data: bytes, config: IngestConfig) -> Pixels | R
     try:
         return prepare(data, config)
     except BadImage as error:
-        return error.refusal
+        return error.reject
     except MemoryError:
         return Reject("too-much-memory", f"more than {memory_limit(config)} bytes to decode it")
     finally:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import DataError, StorageError
-from pipeline.images.file_types import Kind, kind_of, shown
+from pipeline.images.file_types import Kind, describe_head, kind_of
 from pipeline.images.reject_reasons import Reason, Reject
 from pipeline.ingest.sources.read import as_reject, new_files, read_head
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
@@ -84,4 +84,4 @@ class ContainerSource:
         head = read_head(self.store, file)
         if kind_of(head) in (self.kind, "unknown", "empty"):
             return None
-        return Reject("not-an-image", f"{shown(head)} among files of another kind ({self.kind})")
+        return Reject("not-an-image", f"{describe_head(head)} among files of another kind ({self.kind})")

@@ -6,7 +6,7 @@ from typing import Final
 
 from pipeline.config.root import Config
 from pipeline.errors import DataError, NotFound
-from pipeline.images.file_types import Kind, kind_of, shown
+from pipeline.images.file_types import Kind, describe_head, kind_of
 from pipeline.ingest.sources.columns import image_columns
 from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
 from pipeline.ingest.sources.dataset import open_dataset
@@ -93,7 +93,7 @@ def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Sou
         return _open_container(kind, name, store, file, (file,), config)
     if kind == "text" and (found := open_list(name, store, file, ingest)):
         return found
-    raise DataError(f"{name} is {shown(head)}: a source is {_KINDS}")
+    raise DataError(f"{name} is {describe_head(head)}: a source is {_KINDS}")
 
 
 def _parquet_list(name: str, store: Store, file: SourceFile, config: Config) -> Source | None:
@@ -119,7 +119,9 @@ def _open_folder(store: Store, config: Config) -> Source:
     if not kinds[best]:
         hints = Counter(hint for file in files if (hint := _kind_by_name(file.key)) is not None)
         if not hints:
-            seen = ", ".join(f"{file.key}: {shown(head)}" for file, head in list(zip(files, heads, strict=True))[:5])
+            seen = ", ".join(
+                f"{file.key}: {describe_head(head)}" for file, head in list(zip(files, heads, strict=True))[:5]
+            )
             raise DataError(f"no images at {store.uri} ({seen}): a source is {_KINDS}")
         best = max(known, key=lambda kind: hints[kind])
     if best == "image":

@@ -108,7 +108,7 @@ def test_what_is_not_there_or_not_such_a_file_is_one_clear_error(tmp_path: Path,
         given_weights(job_of(tmp_path, weights=str(tmp_path / "nowhere.pth")).config.evaluate, StorageConfig())
     junk = tmp_path / "junk.pth"
     junk.write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"junk\.pth: 4 bytes"):
+    with pytest.raises(DataError, match=r"junk\.pth: the 4 bytes"):
         extractor_of(job_of(tmp_path, weights=str(junk)))
     with pytest.raises(DataError, match=r"lite0\.safetensors does not have the layers"):
         extractor_of(job_of(tmp_path, weights=str(weights), extractor="inception-v3", input_size=None))
@@ -123,7 +123,7 @@ def test_what_is_not_there_or_not_such_a_file_is_one_clear_error(tmp_path: Path,
     ("settings", "message"),
     [
         ({"extractor": "inception-v3"}, "needs evaluate.weights"),
-        ({"weights": "f.pth"}, "set evaluate.extractor"),
+        ({"weights": "f.pth"}, "needs evaluate.extractor inception-v3 or"),
         ({"extractor": "inception-v3", "weights": "f.pth", "input_size": 64}, "efficientnet-lite0"),
     ],
 )

@@ -27,8 +27,9 @@ from pipeline.evaluation.results import (
     write_feature_stats,
 )
 from pipeline.metrics.classifier import train_classifier
-from pipeline.metrics.feature_stats import FeatureStats, Score, merge_feature_stats
-from pipeline.metrics.features import Answer
+from pipeline.metrics.feature_stats import FeatureStats, Score
+from pipeline.metrics.features import ExtractorOutput
+from pipeline.metrics.moments import merge_all
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.scoring import bits_score, score
 from pipeline.storage.store import Store
@@ -60,7 +61,7 @@ def sketched(ids: np.ndarray, rows: np.ndarray, fingerprint: Fingerprint = FINGE
     images = np.stack([np.random.default_rng(int(i)).integers(0, 256, (2, 2, 1), np.uint8) for i in ids])
     logits = np.stack([np.random.default_rng(int(i)).normal(size=5) for i in ids])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return FeatureStats.of(fingerprint, 0, ids, images, Answer(rows, probabilities.astype(np.float32)))
+    return FeatureStats.of(fingerprint, 0, ids, images, ExtractorOutput(rows, probabilities.astype(np.float32)))
 
 
 def sketch(n: int, seed: int, shift: float = 0.0, first: int = 0) -> FeatureStats:
@@ -115,15 +116,15 @@ def test_sketches_are_found_by_what_they_are_of_and_merge_to_the_whole(store: St
         write_feature_stats(store, key, sketched(np.arange(a, b), rows[a:b]))
     store.put("m/notes.txt", b"")
     assert stored_feature_stats(store, "m") == set(keys)
-    merged = merge_feature_stats(read_feature_stats((store, key) for key in keys))
+    merged = merge_all(read_feature_stats((store, key) for key in keys))
     whole = sketched(np.arange(120), rows)
     assert merged.moments.n == 120
     np.testing.assert_allclose(merged.moments.covariance, np.cov(rows.astype(float).T), rtol=1e-7, atol=1e-9)
     assert merged.to_bytes() == whole.to_bytes()
-    assert merge_feature_stats(read_feature_stats((store, key) for key in keys[::-1])).to_bytes() == whole.to_bytes()
+    assert merge_all(read_feature_stats((store, key) for key in keys[::-1])).to_bytes() == whole.to_bytes()
     assert feature_stats_name("samples", 1, 50, "f" * 64) != feature_stats_name("samples", 1, 50, "e" * 64)
-    with pytest.raises(DataError, match="no sketches"):
-        merge_feature_stats([])
+    with pytest.raises(DataError, match="no parts"):
+        merge_all([])
 
 
 def test_scores_come_back_in_both_forms(store: Store):

@@ -95,10 +95,10 @@ def test_probabilities_follow_from_the_features(digits, trained):
 
 def test_an_answer_is_both_at_once(digits, trained, unlabelled):
     images = digits[0][:130]
-    features, probabilities = trained.answer(images)
+    features, probabilities = trained.extract(images)
     np.testing.assert_array_equal(features, trained.features(images))
     np.testing.assert_array_equal(probabilities, trained.probabilities(images))
-    features, probabilities = unlabelled.answer(images)
+    features, probabilities = unlabelled.extract(images)
     np.testing.assert_array_equal(features, unlabelled.features(images))
     assert probabilities is None, "quarter turns are no classes"
 

@@ -5,9 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline.metrics.frechet import FrechetTo
+from pipeline.metrics.frechet import FrechetReference
 from pipeline.metrics.inception_score import ClassScore
-from pipeline.metrics.intervals import class_interval, extrapolated, frechet_interval, kernel_interval, mean_interval
+from pipeline.metrics.intervals import (
+    class_interval,
+    extrapolate_frechet,
+    frechet_interval,
+    kernel_interval,
+    mean_interval,
+)
 from pipeline.metrics.kid import kernel_distance
 from pipeline.metrics.moments import Moments
 from pipeline.metrics.paired_difference import student_quantile
@@ -45,7 +51,7 @@ def sides(n: int, seed: int, shift: float = 0.0, capacity: int = 5000) -> tuple[
 @pytest.mark.parametrize("capacity", [5000, 100])
 def test_an_interval_of_a_distance_is_as_wide_as_distances_scatter(capacity):
     """Also when the sample whose groups are taken out is a quarter of the images."""
-    to, values, errors = FrechetTo(Normal()), [], []
+    to, values, errors = FrechetReference(Normal()), [], []
     for seed in range(60):
         moments, sample = sides(400, seed, 0.3, capacity)
         interval = frechet_interval(to, moments, sample)
@@ -68,7 +74,7 @@ def test_an_interval_of_a_kernel_distance_is_as_wide_as_distances_scatter():
 
 def test_intervals_follow_from_the_ids_alone():
     moments, sample = sides(300, 1)
-    to = FrechetTo(Normal())
+    to = FrechetReference(Normal())
     turned = Reservoir.empty(FINGERPRINT, 5000, 0)
     for rows in (slice(200, 300), slice(0, 200)):
         order = np.argsort(sample.ids)
@@ -78,7 +84,7 @@ def test_intervals_follow_from_the_ids_alone():
 
 def test_too_few_images_have_no_interval():
     moments, sample = sides(39, 0)
-    assert frechet_interval(FrechetTo(Normal()), moments, sample) is None
+    assert frechet_interval(FrechetReference(Normal()), moments, sample) is None
     assert kernel_interval(0.0, sample, sample) is None
     assert class_interval(ClassScore(2.0, 0.0, 1)) is None
     assert mean_interval(np.array([1.0])) is None
@@ -94,8 +100,8 @@ def test_of_a_class_score_and_of_a_mean():
 
 def test_at_infinite_n_the_bias_is_gone():
     """Equal distributions are at distance 0; at n = 200 the bias of 8 features is about 0.13."""
-    to = FrechetTo(Normal())
-    found = [(to.distance(m).value, extrapolated(to, m, s)) for m, s in (sides(200, seed) for seed in range(20))]
+    to = FrechetReference(Normal())
+    found = [(to.distance(m).value, extrapolate_frechet(to, m, s)) for m, s in (sides(200, seed) for seed in range(20))]
     biased, infinite = np.mean([value for value, _ in found]), np.mean([of.value for _, of in found])
     assert biased > 0.1
     assert abs(infinite) < 0.2 * biased
@@ -105,5 +111,5 @@ def test_at_infinite_n_the_bias_is_gone():
 
 def test_more_images_than_the_sample_has_are_one_more_point():
     moments, sample = sides(400, 0, capacity=100)
-    assert extrapolated(FrechetTo(Normal()), moments, sample).sizes[-2:] == (100, 400)
-    assert extrapolated(FrechetTo(Normal()), *sides(DIM + 1, 0)) is None
+    assert extrapolate_frechet(FrechetReference(Normal()), moments, sample).sizes[-2:] == (100, 400)
+    assert extrapolate_frechet(FrechetReference(Normal()), *sides(DIM + 1, 0)) is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics.memorisation import QUANTILES, Share, compare, relative_distances
+from pipeline.metrics.memorisation import QUANTILES, Share, find_near_copies, relative_distances
 from pipeline.metrics.nearest import Nearest, add_rows
 
 pytestmark = pytest.mark.unit
@@ -28,7 +28,9 @@ def test_copies_are_flagged_and_unrelated_images_are_not(rows: np.ndarray):
     samples = unseen(1)
     samples[5] = rows[77]
     samples[60] = np.clip(rows[300].astype(int) + np.random.default_rng(9).integers(-9, 10, WIDTH), 0, 255)
-    result, relative, flags = compare("pixel", "levels", 1.0, 0.5, found(samples, rows), found(unseen(2), rows))
+    result, relative, flags = find_near_copies(
+        "pixel", "levels", 1.0, 0.5, found(samples, rows), found(unseen(2), rows)
+    )
     assert list(np.flatnonzero(flags)) == [5, 60]
     assert (result.near_copies.count, result.exact_copies, result.baseline.count) == (2, 1, 0)
     assert relative[5] == 0 < relative[60] <= result.threshold < 0.5
@@ -39,7 +41,7 @@ def test_held_out_images_much_alike_to_training_images_show_in_the_baseline(rows
     """A dataset with near-duplicates across its splits: the same share of honest samples is no memory."""
     heldout = unseen(2)
     heldout[:10] = rows[:10] ^ 1
-    result, _, flags = compare("pixel", "levels", 1.0, 0.5, found(unseen(1), rows), found(heldout, rows))
+    result, _, flags = find_near_copies("pixel", "levels", 1.0, 0.5, found(unseen(1), rows), found(heldout, rows))
     assert result.baseline.count == 10
     assert not flags.any()
 
@@ -51,12 +53,12 @@ def test_a_copy_of_an_image_that_training_holds_twice_is_flagged(rows: np.ndarra
     samples[0] = rows[7] ^ 2
     nearest = found(samples, rows)
     assert nearest.squared[0, 0] / nearest.squared[0, 1] > 0.2
-    assert compare("pixel", "levels", 1.0, 0.5, nearest, found(unseen(2), rows))[2][0]
+    assert find_near_copies("pixel", "levels", 1.0, 0.5, nearest, found(unseen(2), rows))[2][0]
 
 
 def test_the_scale_changes_distances_and_no_verdict(rows: np.ndarray):
     samples, heldout = found(unseen(1), rows), found(unseen(2), rows)
-    one, other = (compare("pixel", "u", scale, 0.95, samples, heldout)[0] for scale in (1.0, 0.25))
+    one, other = (find_near_copies("pixel", "u", scale, 0.95, samples, heldout)[0] for scale in (1.0, 0.25))
     assert other.samples.distance == pytest.approx([value / 4 for value in one.samples.distance])
     assert (one.near_copies, one.baseline) == (other.near_copies, other.baseline)
 
@@ -69,7 +71,7 @@ def test_relative_distances_by_hand():
 def test_where_all_held_out_images_are_copies_only_copies_are_flagged(rows: np.ndarray):
     samples = unseen(1)
     samples[3] = rows[4]
-    result, _, flags = compare("pixel", "levels", 1.0, 0.5, found(samples, rows), found(rows[:50], rows))
+    result, _, flags = find_near_copies("pixel", "levels", 1.0, 0.5, found(samples, rows), found(rows[:50], rows))
     assert result.threshold == 0
     assert list(np.flatnonzero(flags)) == [3]
     assert result.baseline.value == 1
@@ -77,7 +79,7 @@ def test_where_all_held_out_images_are_copies_only_copies_are_flagged(rows: np.n
 
 def test_quantiles_are_of_the_nearest_distance(rows: np.ndarray):
     samples = found(unseen(1), rows)
-    result, relative, _ = compare("pixel", "levels", 1.0, 0.5, samples, found(unseen(2), rows))
+    result, relative, _ = find_near_copies("pixel", "levels", 1.0, 0.5, samples, found(unseen(2), rows))
     nearest = np.sqrt(samples.squared[:, 0])
     assert result.samples.distance[QUANTILES.index(0.5)] == np.median(nearest)
     assert (result.samples.distance[0], result.samples.distance[-1]) == (nearest.min(), nearest.max())

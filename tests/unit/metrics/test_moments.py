@@ -114,7 +114,7 @@ def test_bad_features_are_refused(bad):
 def test_a_covariance_needs_two_rows_and_a_merge_one_part():
     with pytest.raises(DataError, match="at least 2"):
         _ = Moments.empty(FINGERPRINT).update(rows(1)).covariance
-    with pytest.raises(DataError, match="no moments"):
+    with pytest.raises(DataError, match="no parts"):
         merge_all([])
 
 

@@ -81,7 +81,7 @@ def test_it_is_too_wide_rather_than_too_narrow_for_models_as_good_as_real_images
 
 def test_what_is_no_pair_is_refused():
     real, a = reservoir(normal(0, 50)), normal(1, 32)
-    with pytest.raises(DataError, match="other ids"):
+    with pytest.raises(DataError, match="different ids"):
         paired_difference(reservoir(a), reservoir(a, first=1), real, 0.95)
     with pytest.raises(DataError, match="too few"):
         paired_difference(reservoir(a[:15]), reservoir(a[:15]), real, 0.95)

@@ -24,7 +24,7 @@ def test_histograms_are_apart_by_how_far_levels_must_move():
     black, grey = np.zeros((2, 3, 3, 1), np.uint8), np.full((5, 2, 2, 1), 40, np.uint8)
     assert histogram_distance(PixelCounts.of(black), PixelCounts.of(black)) == 0
     assert histogram_distance(PixelCounts.of(black), PixelCounts.of(grey)) == pytest.approx(40)
-    with pytest.raises(DataError, match="1 and of 3 channels"):
+    with pytest.raises(DataError, match="1 and 3 channels"):
         histogram_distance(PixelCounts.of(black), PixelCounts.of(black.repeat(3, axis=3)))
 
 
@@ -48,7 +48,7 @@ def test_a_split_follows_from_id_and_seed():
 
 def test_other_classes_do_not_merge_and_nothing_has_no_score():
     of = [ClassSums.of(0, np.arange(3), np.full((3, k), 1 / k, np.float32)) for k in (2, 3)]
-    with pytest.raises(DataError, match="2 and of 3 classes"):
+    with pytest.raises(DataError, match="2 and 3 classes"):
         of[0].merge(of[1])
     with pytest.raises(DataError, match="at least one image"):
         ClassSums.of(0, np.arange(0), np.zeros((0, 2), np.float32)).score()

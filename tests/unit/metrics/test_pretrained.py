@@ -86,7 +86,7 @@ def test_inception_gives_features_and_probabilities_under_its_name(inception_sta
     data = saved(inception_state)
     extractor = load_extractor("inception-v3", data)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
-    features, probabilities = extractor.answer(images)
+    features, probabilities = extractor.extract(images)
     assert (features.shape, probabilities.shape) == ((2, 2048), (2, 1008))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert features.min() >= 0
@@ -141,17 +141,17 @@ def test_resizing_is_tensorflow_1s(size, side):
 def test_efficientnet_reads_grey_and_colour_alike_and_says_how(efficientnet_state):
     extractor = load_extractor("efficientnet-lite0", safetensors.torch.save(efficientnet_state), 32)
     grey = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
-    features, probabilities = extractor.answer(grey)
+    features, probabilities = extractor.extract(grey)
     assert (features.shape, probabilities.shape) == ((3, 1280), (3, 1000))
-    np.testing.assert_array_equal(features, extractor.answer(grey.repeat(3, axis=3)).features)
-    np.testing.assert_array_equal(features[1:], extractor.answer(grey[1:]).features)
+    np.testing.assert_array_equal(features, extractor.extract(grey.repeat(3, axis=3)).features)
+    np.testing.assert_array_equal(features[1:], extractor.extract(grey[1:]).features)
     assert "32x32" in extractor.preprocessing
     other = load_extractor("efficientnet-lite0", safetensors.torch.save(efficientnet_state), 64)
     with pytest.raises(DataError, match="preprocessing"):
         fingerprint_of(extractor, "r").require_same(fingerprint_of(other, "r"))
     assert Fingerprint("efficientnet-lite0", "", "", 1, "").frechet_name == "FD-efficientnet-lite0"
     large = np.asarray(Image.fromarray(grey[0, :, :, 0]).resize((32, 32), Image.Resampling.BICUBIC))[None, :, :, None]
-    np.testing.assert_array_equal(features[:1], extractor.answer(large).features)
+    np.testing.assert_array_equal(features[:1], extractor.extract(large).features)
 
 
 def test_what_is_not_such_a_file_is_refused_in_one_line(inception_state, efficientnet_state):

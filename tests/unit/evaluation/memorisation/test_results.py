@@ -15,7 +15,7 @@ from pipeline.evaluation.memorisation.results import (
     read_sheet,
     write_memorisation,
 )
-from pipeline.metrics.memorisation import RULE, compare
+from pipeline.metrics.memorisation import RULE, find_near_copies
 from pipeline.metrics.nearest import Nearest
 from pipeline.report.memorisation import memorisation_content
 from pipeline.storage.store import Store, resolve
@@ -36,7 +36,7 @@ def fields(identity: str, n: int = 10, plan: str = PLAN) -> dict:
     squared[0] = [0, 16, 36]
     near = Nearest(squared, np.tile(np.arange(3), (n, 1)))
     spaces = tuple(
-        compare(space, unit, 1.0, 0.5, near, Nearest(squared[1:], near.ids[1:]))[0]
+        find_near_copies(space, unit, 1.0, 0.5, near, Nearest(squared[1:], near.ids[1:]))[0]
         for space, unit in (("pixel", "levels"), ("feature", "features"))
     )
     pair = {"place": 1, "sample_id": 0, "train_id": 0, "distance": 0.0, "relative": 0.0, "near_copy": True}
