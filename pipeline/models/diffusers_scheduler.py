@@ -53,7 +53,7 @@ def scheduler_fields(diffusion: DiffusionConfig, betas: Sequence[float] | None) 
     if diffusion.prediction not in _PREDICTIONS:
         raise ConfigError(f"diffusion.prediction '{diffusion.prediction}': diffusers' scheduler has no such prediction")
     if diffusion.variance not in _VARIANCES:
-        raise ConfigError("diffusion.variance 'learned': diffusers' scheduler supports only 'learned_range'")
+        raise ConfigError("diffusion.variance 'learned': diffusers' scheduler only learns 'learned_range'")
     named = diffusion.schedule in _SCHEDULES
     if not named and (betas is None or len(betas) != diffusion.num_timesteps):
         raise ConfigError(f"diffusion.schedule '{diffusion.schedule}': diffusers has no name for it, so pass its betas")

@@ -110,7 +110,7 @@ def test_a_batch_may_hold_files_of_others_but_not_of_another_size():
     assert decode_batch([], (6, 5, 3)).shape == (0, 6, 5, 3)
     for other in (random_pixels(5, 6, 3), random_pixels(6, 5, 1)):
         for file in (encode_png(other), encoded(Image.fromarray(other.squeeze()))):
-            with pytest.raises(DataError, match="where its manifest says"):
+            with pytest.raises(DataError, match="its manifest says"):
                 decode_batch([*files, file], (6, 5, 3))
     with pytest.raises(BadImage):
         decode_batch([files[0], files[0][:45]], (6, 5, 3))
