@@ -11,7 +11,7 @@ def _run(call: Call) -> Result:
     from pipeline.ingest.driver import ingest
     from pipeline.model_store.export import export
     from pipeline.nightly.driver import nightly
-    from pipeline.nightly.steps import Drivers, NightStages
+    from pipeline.nightly.night_stages import Drivers, NightStages
     from pipeline.report.driver import report
     from pipeline.storage.store import resolve
     from pipeline.training.driver import train

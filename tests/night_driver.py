@@ -22,8 +22,8 @@ from pipeline.generation.driver import generate
 from pipeline.ingest.driver import ingest
 from pipeline.model_store.export import export
 from pipeline.nightly import driver, watchdog
+from pipeline.nightly.night_stages import Drivers, NightStages
 from pipeline.nightly.run_night import Effects, NightRun
-from pipeline.nightly.steps import Drivers, NightStages
 from pipeline.report.driver import report
 from pipeline.storage.store import Store, resolve
 from pipeline.training.driver import train

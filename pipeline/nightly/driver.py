@@ -52,6 +52,8 @@ def nightly(
 
 @dataclass(frozen=True)
 class _Invocation:
+    """One `ddpm nightly` command for the night of `day`."""
+
     config: NightlyConfig
     ledgers: Ledgers
     runner: NightRun

@@ -179,6 +179,7 @@ class NightRun:
         return self.effects.now().astimezone(UTC).isoformat(timespec="seconds")
 
     def settle(self, night: Night, state: Outcome, reason: str) -> Night:
+        """Record the outcome of a night."""
         return self.ledgers.write(night.settled(state, reason, self.timestamp))
 
     def fail(self, night: Night, error: BaseException) -> None:
@@ -193,6 +194,7 @@ class NightRun:
         self.notify("failure", night.model_copy(update={"reason": reason}))
 
     def notify(self, event: str, night: Night) -> None:
+        """Run the hooks of an event: success, failure, hold or skipped."""
         self.effects.notify(self.config.nightly, {"event": event, **self._facts(night)})
 
     def _facts(self, night: Night) -> Result:

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.images.png import decode_pixels, encode_png
 from pipeline.nightly.ledger import Night
 from pipeline.nightly.ledger_store import Ledgers
-from pipeline.nightly.steps import Drivers, NightStages
+from pipeline.nightly.night_stages import Drivers, NightStages
 from pipeline.report.comparison import final_loss
 from pipeline.report.driver import compare, report
 from pipeline.report.render.scales import figures

@@ -25,9 +25,9 @@ from pipeline.model_store.registry import Registry
 from pipeline.nightly.driver import nightly
 from pipeline.nightly.ledger import STAGES, Night
 from pipeline.nightly.ledger_store import Ledgers
+from pipeline.nightly.night_stages import NightStages
 from pipeline.nightly.promote import rollback
 from pipeline.nightly.run_night import Effects
-from pipeline.nightly.steps import NightStages
 from pipeline.operations.verify import verify
 from pipeline.storage.store import Store, resolve
 from tiny import settings

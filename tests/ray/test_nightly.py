@@ -20,9 +20,9 @@ from pipeline.model_store.manifest import RunPlan
 from pipeline.model_store.registry import Registry
 from pipeline.nightly.driver import nightly
 from pipeline.nightly.ledger_store import Ledgers
+from pipeline.nightly.night_stages import Drivers, NightStages
 from pipeline.nightly.run_night import Effects
 from pipeline.nightly.stage_results import Comparison
-from pipeline.nightly.steps import Drivers, NightStages
 from pipeline.report.driver import report
 from pipeline.storage.documents import parse
 from pipeline.storage.store import Store, resolve
