@@ -1,4 +1,4 @@
-"""Reads what a chart draws and says."""
+"""Read the points and tooltips of a drawn chart."""
 
 import re
 from xml.etree import ElementTree
@@ -7,7 +7,7 @@ __all__ = ["points", "tips"]
 
 
 def tips(svg: str) -> list[str]:
-    """What each column of a chart tells under the pointer, line by line."""
+    """The tooltip of each hover band of a chart, one line per series."""
     texts = [text for text in ElementTree.fromstring(svg).iter("text") if text.get("class") == "tip"]
     return ["\n".join(line.text for line in text.iter("tspan")) for text in texts]
 

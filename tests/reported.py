@@ -1,4 +1,4 @@
-"""Runs, samples, scores and datasets at rest, made in no time, for tests of their reports."""
+"""Small stored runs, samples, scores and datasets for tests of reports."""
 
 import hashlib
 from typing import Any
@@ -52,7 +52,7 @@ def make_run(store: Store, steps: int = STEPS, config: Config = CONFIG, dataset_
         for step in range(1, steps + 1)
     ]
     parts = [write_metrics(store, rows[:100]), write_metrics(store, rows[100:])]
-    write_metrics(store, [{**rows[-1], "step": 999, "loss": 77.0}])  # of an attempt that no checkpoint names
+    write_metrics(store, [{**rows[-1], "step": 999, "loss": 77.0}])  # of an attempt whose metrics no checkpoint lists
     write_checkpoint(
         store,
         CheckpointManifest(
@@ -88,7 +88,7 @@ def make_samples(
     model_uri: str = "m",
     model_digest: str = "e" * 64,
 ) -> None:
-    """The first digits as samples, in three shards of which the last was made much later; number FAILED is missing."""
+    """The first digits as samples, in three shards; the last is much later. Sample FAILED has no image."""
     plan = sample_plan(
         num_samples=num,
         shard_size=64,
@@ -113,7 +113,7 @@ def make_samples(
 
 
 SHARDS = ((0, 64, 1000.0, 2.0), (1, 64, 1001.0, 4.0), (2, 22, 9000.0, 2.0))
-"""Two actors for 5 seconds, and much later a rerun for the last shard."""
+"""(shard, rows, start, seconds): two actors for 5 seconds, and the last shard much later."""
 
 
 def sample(sample_id: int, num_classes: int | None = None) -> dict:
@@ -161,7 +161,7 @@ def make_scores(store: Store, value: float = 5.25, warnings: tuple[str, ...] = (
 
 
 def make_dataset(store: Store, heldout: int = 0) -> None:
-    """120 digits to train on, then some held out; two images were rejected."""
+    """120 training images of digits, then held-out ones; two rejected images."""
     entries = []
     for split, first, count in (("train", 0, 120), ("heldout", 120, heldout)):
         if count:

@@ -13,6 +13,7 @@ from pipeline.evaluation.results import ExtractorRecord, keep_pretrained, keep_w
 from pipeline.evaluation.stored_images import Pixels, decode_column, first_rows, read_usable
 from pipeline.ingest.manifest import ShardEntry
 from pipeline.metrics.classifier import train_classifier
+from pipeline.metrics.features import Extractor
 from pipeline.metrics.pretrained import load_extractor
 from pipeline.progress import Progress
 
@@ -39,19 +40,30 @@ def _copy_pretrained(context: EvaluationContext) -> ExtractorRecord:
     if weights.sha256 != context.made_from["weights"]:
         raise DataError(f"{weights.where} changed during the evaluation")
     extractor = load_extractor(evaluate.extractor, weights.data, evaluate.input_size, weights.where)
-    record = ExtractorRecord(
+    record = _record(context, extractor, heldout_accuracy=None, input_size=evaluate.input_size)
+    return keep_pretrained(context.dataset, record, weights.data)
+
+
+def _record(
+    context: EvaluationContext,
+    extractor: Extractor,
+    heldout_accuracy: float | None,
+    heldout_images: int = 0,
+    train_images: int = 0,
+    input_size: int | None = None,
+) -> ExtractorRecord:
+    return ExtractorRecord(
         id=context.extractor_id,
         name=extractor.name,
         weights_sha256=extractor.weights_sha256,
         preprocessing=extractor.preprocessing,
         feature_dim=extractor.feature_dim,
-        heldout_accuracy=None,
-        heldout_images=0,
-        train_images=0,
-        input_size=evaluate.input_size,
+        heldout_accuracy=heldout_accuracy,
+        heldout_images=heldout_images,
+        train_images=train_images,
+        input_size=input_size,
         made_from=context.made_from,
     )
-    return keep_pretrained(context.dataset, record, weights.data)
 
 
 def _train_extractor(context: EvaluationContext) -> ExtractorRecord:
@@ -64,18 +76,8 @@ def _train_extractor(context: EvaluationContext) -> ExtractorRecord:
     progress.close()
     classifier = keep_weights(context.dataset, context.extractor_id, trained.to_bytes())
     heldout, heldout_labels = _load(context, context.manifest.split("heldout"))
-    record = ExtractorRecord(
-        id=context.extractor_id,
-        name=classifier.name,
-        weights_sha256=classifier.weights_sha256,
-        preprocessing=classifier.preprocessing,
-        feature_dim=classifier.feature_dim,
-        heldout_accuracy=classifier.evaluate_accuracy(heldout, heldout_labels),
-        heldout_images=len(heldout),
-        train_images=len(images),
-        made_from=context.made_from,
-    )
-    return write_extractor(context.dataset, record)
+    accuracy = classifier.evaluate_accuracy(heldout, heldout_labels)
+    return write_extractor(context.dataset, _record(context, classifier, accuracy, len(heldout), len(images)))
 
 
 def _load(context: EvaluationContext, shards: Sequence[ShardEntry]) -> tuple[Pixels, Labels | None]:

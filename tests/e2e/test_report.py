@@ -1,4 +1,4 @@
-"""What is at rest arrives on the page: every picture as a PNG that decodes, every curve with the run's own numbers."""
+"""The page shows the stored data: every picture is a valid PNG, every curve has the numbers of its run."""
 
 import base64
 import io
@@ -49,7 +49,7 @@ def described(html: str, title: str) -> str:
 
 
 def cut(sheet: np.ndarray) -> np.ndarray:
-    """The 100 images of a sheet of 8x8 ones, each pixel 8x8 and 2 pixels between them: uint8 [100, 8, 8, 1]."""
+    """The 100 images of a sheet of 8x8 images, enlarged 8 times, with gaps of 2 pixels: uint8 [100, 8, 8, 1]."""
     return np.stack([sheet[y : y + 64 : 8, x : x + 64 : 8] for y in range(0, 660, 66) for x in range(0, 660, 66)])
 
 
@@ -100,7 +100,7 @@ def test_a_run_and_its_samples_on_one_page(base: Store, tmp_path: Path):
     assert not re.search(r'(?:src|href)="(?!data:)', html)
 
 
-def test_every_curve_has_the_runs_own_numbers(base: Store):
+def test_every_curve_has_the_numbers_of_its_run(base: Store):
     make_run(base)
     report(CONFIG, [base.uri])
     html = base.read("report.html").decode()
@@ -122,7 +122,7 @@ def test_every_curve_has_the_runs_own_numbers(base: Store):
     assert "2 workers, 10.0% waiting for data" in html
 
 
-def test_runs_of_the_same_name_are_told_apart(base: Store):
+def test_runs_of_the_same_name_get_distinct_names(base: Store):
     one, two = base.child("a/run"), base.child("b/run")
     make_run(one)
     make_run(two, steps=150)
@@ -138,7 +138,7 @@ def test_runs_of_the_same_name_are_told_apart(base: Store):
     ("value", "warnings", "kind"),
     [(5.0, (), "good"), (5.0, ("few images",), "warning"), (60.0, (), "warning"), (79.0, (), "bad")],
 )
-def test_the_verdict_is_where_the_samples_stand(base: Store, value: float, warnings: tuple[str, ...], kind: str):
+def test_the_verdict_compares_samples_with_floor_and_ceilings(base: Store, value: float, warnings: tuple[str, ...], kind: str):
     make_samples(base)
     make_scores(base, value, warnings)
     report(CONFIG, [base.uri])
@@ -149,7 +149,7 @@ def test_the_verdict_is_where_the_samples_stand(base: Store, value: float, warni
     assert ("Few images." in line[2]) == bool(warnings)
 
 
-def test_samples_without_anything_else_are_a_page_too(base: Store):
+def test_a_page_with_samples_only(base: Store):
     make_samples(base)
     base.delete("metrics/shards.parquet")
     first = report(CONFIG, [base.uri])
@@ -196,7 +196,7 @@ def test_the_command_writes_the_page_to_s3(s3_uri: str, tmp_path: Path):
 
 
 def test_scores_of_other_samples_make_no_verdict(base: Store):
-    """The folder was made again from another plan: what was measured of the old samples is not of these."""
+    """The folder was generated again from another plan: scores of the old samples do not apply."""
     make_samples(base)
     make_scores(base)
     for entry in [e for e in base.list() if not e.key.startswith("metrics/evaluation")]:

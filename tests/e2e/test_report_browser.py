@@ -1,4 +1,4 @@
-"""Pages in a real browser: nothing complained of, every picture decoded, the data's points drawn, no sideways scroll.
+"""Pages in a real browser: no console errors, every picture decoded, the points of the data drawn, no sideways scroll.
 
 Needs Chromium (Debian: apt-get install chromium), which .ci/run installs; skips without it.
 """
@@ -53,7 +53,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["report", "comparison"])
 @pytest.mark.parametrize(("width", "dark"), [(PHONE, False), (DESK, True)])
-def test_a_page_is_whole(browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool):
+def test_a_page_renders_without_errors(browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool):
     browser.complaints.clear()
     browser.open(pages[name], width, dark)
     assert browser.evaluate(BROKEN) == 0
@@ -68,8 +68,8 @@ def test_a_page_is_whole(browser: Browser, pages: dict[str, Path], name: str, wi
     assert browser.complaints == []
 
 
-def test_a_chart_draws_and_tells_the_datas_points(browser: Browser, pages: dict[str, Path]):
-    """The curve's own geometry, as the browser has it: it begins at step 1 and ends at the last one, falling."""
+def test_a_chart_draws_the_points_and_shows_the_values(browser: Browser, pages: dict[str, Path]):
+    """The geometry in the browser: the curve falls from step 1 to the last step."""
     browser.open(pages["report"], DESK)
     line = f"{CHART}.querySelector('path.line')"
     assert browser.evaluate(f"{line}.getAttribute('d').match(/[ML]/g).length") == STEPS
@@ -92,7 +92,7 @@ def test_a_chart_draws_and_tells_the_datas_points(browser: Browser, pages: dict[
     assert told[0][1] == f"every step: {figures(loss_at(step))}"
 
 
-def test_on_paper_there_is_no_dark_and_no_hidden_table(browser: Browser, pages: dict[str, Path]):
+def test_print_uses_light_colours_and_omits_hidden_tables(browser: Browser, pages: dict[str, Path]):
     browser.open(pages["report"], DESK, dark=True, media="print")
     assert browser.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
     displays = "[...new Set([...document.querySelectorAll('.data, .band')].map(one => getComputedStyle(one).display))]"

@@ -1,4 +1,4 @@
-"""What a page says besides curves and scores: settings, stragglers, starts, cost, proof, nights, runs side by side."""
+"""Parts of a page besides curves and scores: settings, stragglers, restarts, cost, verification, nights, comparisons."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ def base(tmp_path: Path) -> Store:
 
 
 def table(html: str, name: str) -> list[list[str]]:
-    """Cells of the table of that name, its head first."""
+    """Cells of the table with this title; the header comes first."""
     inside = re.search(rf'aria-label="{re.escape(name)}"[^>]*>\s*<table>(.*?)</table>', html, re.S)[1]
     rows = re.findall(r"<tr>(.*?)</tr>", inside, re.S)
     return [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)] for row in rows]
@@ -71,7 +71,7 @@ def test_settings_stragglers_starts_and_cost(base: Store):
     assert generation[-1] == f"{8 / 3600 * 36:,.2f}"
 
 
-def test_a_run_is_told_by_the_recipe_that_it_is_nearest_to(base: Store):
+def test_settings_are_compared_with_the_nearest_recipe(base: Store):
     assert main(["train", "--recipe", "digits", "--print-config"]) == 0
     from pipeline.config.layers import recipe_layer
     from pipeline.config.layers import resolve as resolve_config
@@ -87,7 +87,7 @@ def test_a_run_is_told_by_the_recipe_that_it_is_nearest_to(base: Store):
     assert "Differs from recipe digits in train.lr." in html
 
 
-def test_a_sheet_has_a_row_a_class(base: Store):
+def test_a_sheet_has_one_row_per_class(base: Store):
     make_samples(base, num_classes=3)
     report(CONFIG, [base.uri])
     html = base.read("report.html").decode()
@@ -96,7 +96,7 @@ def test_a_sheet_has_a_row_a_class(base: Store):
     assert [alt.partition(", ")[2] for _, alt in sheets][1] == "one row for each of 3 classes"
 
 
-def test_the_proof_is_on_the_page_and_in_the_exit_code(base: Store, capsys: pytest.CaptureFixture[str]):
+def test_the_verification_is_on_the_page_and_in_the_exit_code(base: Store, capsys: pytest.CaptureFixture[str]):
     sound, unsound = write_samples(base.child("sound")), base.child("unsound")
     assert main(["report", sound.uri, "--verify"]) == 0
     html = sound.read("report.html").decode()
@@ -117,7 +117,7 @@ def test_the_proof_is_on_the_page_and_in_the_exit_code(base: Store, capsys: pyte
 TRAINED = f"run runs/digits-2026-11-01, checkpoint c, step 250, images 16,000, dataset digest {'d' * 12}, parent 1"
 
 
-def test_a_nights_page_brings_its_run_and_both_samples(base: Store):
+def test_the_page_of_a_night_includes_its_run_and_both_samples_folders(base: Store):
     make_run(base.child("runs/digits-2026-11-01"))
     for version in (1, 2):
         make_samples(base.child(f"samples/v{version}"), model_digest=f"{version}" * 64)
@@ -213,7 +213,7 @@ def test_runs_side_by_side(base: Store, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("fields", "text"), [({"extractor": "other"}, "extractor: 'class-cnn' and 'other'"), ({"n": 9}, "n = 9")]
 )
-def test_runs_scored_by_different_protocols_are_not_put_side_by_side(base: Store, fields: dict[str, Any], text: str):
+def test_runs_with_scores_of_different_protocols_are_not_compared(base: Store, fields: dict[str, Any], text: str):
     one, two = base.child("runs/one"), base.child("runs/two")
     folders = [base.child(f"samples/{name}") for name in ("one", "two")]
     for run, folder in zip((one, two), folders, strict=True):
@@ -227,7 +227,7 @@ def test_runs_scored_by_different_protocols_are_not_put_side_by_side(base: Store
     compare(CONFIG, [one.uri, two.uri], [folders[1].uri])
 
 
-def test_losses_of_other_data_or_another_target_are_not_ranked(base: Store):
+def test_losses_of_different_datasets_or_targets_are_not_ranked(base: Store):
     one, two = base.child("one"), base.child("two")
     make_run(one)
     make_run(two, config=Config.model_validate({"diffusion": {"prediction": "v"}}), dataset_digest="e" * 64)
@@ -237,7 +237,7 @@ def test_losses_of_other_data_or_another_target_are_not_ranked(base: Store):
 
 
 def test_a_large_job_is_a_small_page(base: Store):
-    """Many steps, many large grids, samples of photographs' size: less than 20 MB, and every picture there."""
+    """Many steps, many large grids and large samples: less than 20 MB, with every picture."""
     make_run(base, steps=30_000)
     noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
     large = encode_png(noise)

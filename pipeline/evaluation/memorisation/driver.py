@@ -82,9 +82,8 @@ def memorisation(config: Config, samples: str, dataset: str, dry_run: bool = Fal
         ids, found = _neighbours(search, groups_of(context, n, heldout), workers)
         outcomes = {space: _compare_space(context, record, space, ids[:n], found[space]) for space in SPACES}
         draw = ray.remote(num_cpus=1, retry_exceptions=[Transient])(draw_sheet)
-        sheets = dict(
-            zip(SPACES, ray.get([draw.remote(search, outcomes[space].pairs) for space in SPACES]), strict=True)
-        )
+        pngs = ray.get([draw.remote(search, outcomes[space].pairs) for space in SPACES])
+        sheets = dict(zip(SPACES, pngs, strict=True))
     fields = {
         **_protocol(context, record, search, n, heldout),
         "spaces": tuple(outcomes[space].result for space in SPACES),

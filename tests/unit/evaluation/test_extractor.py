@@ -1,4 +1,4 @@
-"""Weights that came from elsewhere: checked, kept beside the dataset under their hash, and what is refused."""
+"""Pretrained weights are verified and copied into the dataset folder; invalid settings and files are refused."""
 
 import hashlib
 from pathlib import Path
@@ -33,7 +33,7 @@ HELDOUT = 6
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random ones of EfficientNet-Lite0's layout."""
+    """Random weights with the layout of EfficientNet-Lite0."""
     with torch.device("meta"):
         state = EfficientNetNetwork().state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def job_of(folder: Path, **evaluate) -> EvaluationContext:
     return EvaluationContext(config, samples, dataset, *read_sealed(samples), read_dataset(dataset))
 
 
-def test_weights_of_others_are_kept_beside_the_dataset(tmp_path: Path, weights: Path):
+def test_pretrained_weights_are_copied_into_the_dataset_folder(tmp_path: Path, weights: Path):
     context = job_of(tmp_path, weights=str(weights))
     assert read_record(context.dataset, context.extractor_id) is None
     record = extractor_of(context)
@@ -99,11 +99,11 @@ def test_another_input_size_or_file_is_another_extractor(tmp_path: Path, weights
     jobs += [job_of(tmp_path, weights=str(weights), input_size=64), job_of(tmp_path, weights=str(weights), seed=1)]
     assert len({context.extractor_id for context in jobs}) == 3
     extrapolating = job_of(tmp_path, weights=str(weights), extrapolate=True)
-    assert extrapolating.extractor_id == jobs[0].extractor_id, "the sketches serve both"
+    assert extrapolating.extractor_id == jobs[0].extractor_id, "both use the same feature statistics"
     assert extrapolating.digest != jobs[0].digest
 
 
-def test_what_is_not_there_or_not_such_a_file_is_one_clear_error(tmp_path: Path, weights: Path):
+def test_a_missing_or_wrong_weights_file_is_one_clear_error(tmp_path: Path, weights: Path):
     with pytest.raises(ConfigError, match=r"evaluate\.weights: there is no file .*nowhere\.pth"):
         given_weights(job_of(tmp_path, weights=str(tmp_path / "nowhere.pth")).config.evaluate, StorageConfig())
     junk = tmp_path / "junk.pth"
@@ -127,6 +127,6 @@ def test_what_is_not_there_or_not_such_a_file_is_one_clear_error(tmp_path: Path,
         ({"extractor": "inception-v3", "weights": "f.pth", "input_size": 64}, "efficientnet-lite0"),
     ],
 )
-def test_settings_that_do_not_belong_together_are_refused(settings, message):
+def test_contradicting_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config.model_validate({"evaluate": settings})

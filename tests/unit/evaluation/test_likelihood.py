@@ -1,4 +1,4 @@
-"""Bits per dimension of stored images: the bound of the plan's own process, labels told, noise by id."""
+"""Bits per dimension of stored images: the bound uses the plan's process, the labels, and noise by id."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def plan(num_classes=None):
     return sample_plan(diffusion=DIFFUSION, num_classes=num_classes, guidance=3.0 if num_classes else None)
 
 
-def test_it_is_the_bound_of_the_plans_process():
+def test_the_bound_uses_the_diffusion_process_of_the_plan():
     objective = Objective(DiffusionConfig(**DIFFUSION), 1)
     noise = SampleNoise(7, torch.from_numpy(IDS), (1, 4, 4))
     expected = bits_per_dim(objective, lambda x, t: network(x, t[:1], None), to_model(IMAGES), noise).total
@@ -43,7 +43,7 @@ def test_an_image_has_the_same_bits_in_any_batch():
     assert not np.allclose(heldout_bound(network, plan(), IMAGES[1:2], IDS[2:], None, 7), whole[1:2], rtol=1e-6)
 
 
-def test_a_class_conditional_model_is_told_the_labels_and_never_guided():
+def test_a_class_conditional_model_gets_the_labels_and_no_guidance():
     told = heldout_bound(network, plan(3), IMAGES, IDS, np.array([0, 0, 0]), 7)
     np.testing.assert_array_equal(told, heldout_bound(network, plan(), IMAGES, IDS, None, 7))
     unlabelled = heldout_bound(network, plan(3), IMAGES, IDS, None, 7)

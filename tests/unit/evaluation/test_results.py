@@ -1,4 +1,4 @@
-"""Extractors, sketches and scores come back from the store as they were, and the first writer wins."""
+"""Extractors, feature statistics and scores read back as written, and the first writer wins."""
 
 import dataclasses
 import hashlib
@@ -88,7 +88,7 @@ def record(weights_sha256: str, accuracy: float = 0.5) -> ExtractorRecord:
     )
 
 
-def test_an_extractor_exists_with_its_record_and_the_first_stays(store: Store):
+def test_the_record_commits_an_extractor_and_the_first_weights_stay(store: Store):
     mine = keep_weights(store, "class-cnn-1", weights(seed=0))
     assert read_extractor(store, "class-cnn-1") is None
     theirs = keep_weights(store, "class-cnn-1", weights(seed=1))
@@ -101,14 +101,14 @@ def test_an_extractor_exists_with_its_record_and_the_first_stays(store: Store):
     assert found[1].to_bytes() == weights(seed=0)
 
 
-def test_weights_that_are_not_those_of_the_record_are_refused(store: Store):
+def test_weights_that_do_not_match_the_record_are_refused(store: Store):
     keep_weights(store, "class-cnn-1", weights(seed=0))
     write_extractor(store, record("00" * 32))
     with pytest.raises(DataError, match="does not match"):
         read_extractor(store, "class-cnn-1")
 
 
-def test_sketches_are_found_by_what_they_are_of_and_merge_to_the_whole(store: Store):
+def test_feature_stats_are_named_by_their_images_and_merge_exactly(store: Store):
     bounds = [0, 50, 51, 120]
     rows = features(120, seed=1)
     keys = [f"m/{feature_stats_name('samples', i, b - a, 'f' * 64)}" for i, (a, b) in enumerate(pairwise(bounds))]
@@ -158,7 +158,7 @@ def test_a_later_writer_of_the_same_evaluation_takes_the_first(store: Store):
 
 
 @pytest.mark.unit
-def test_scores_tell_apart_what_differs_and_by_how_much():
+def test_scores_separate_shifted_features_from_the_floor():
     reference = sketch(400, seed=0)
     measured = {"samples": sketch(90, seed=1, shift=1.0), "floor": sketch(90, seed=2)}
     by = {(s.metric, s.kind): s for s in score(reference, measured)}
@@ -179,7 +179,7 @@ def test_scores_tell_apart_what_differs_and_by_how_much():
 
 
 @pytest.mark.unit
-def test_too_few_images_have_no_neighbours_but_distances():
+def test_few_images_get_distances_but_no_neighbour_scores():
     names = {s.metric for s in score(sketch(9, seed=0), {"samples": sketch(5, seed=1)})}
     assert {name for name in names if not name.startswith("pixel")} == {
         *("FD-class-cnn", "KD-class-cnn", "class-score-class-cnn")
@@ -187,14 +187,14 @@ def test_too_few_images_have_no_neighbours_but_distances():
 
 
 @pytest.mark.unit
-def test_sketches_of_other_features_do_not_merge():
+def test_feature_stats_of_different_extractors_do_not_merge():
     other = dataclasses.replace(FINGERPRINT, weights_sha256="00" * 32)
     with pytest.raises(DataError, match="weights_sha256"):
         sketch(3, seed=0).merge(sketched(np.arange(3), features(3, 1), other))
 
 
 @pytest.mark.unit
-def test_a_sketch_of_another_layout_is_not_misread():
+def test_feature_stats_of_another_layout_are_refused():
     data = sketch(4, seed=0).to_bytes()
     assert b'\\"layout\\": 2' in data
     for old in (data.replace(b'\\"layout\\": 2', b'\\"layout\\": 1'), data.replace(b'\\"layout\\"', b'\\"l_yout\\"')):

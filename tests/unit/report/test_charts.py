@@ -1,4 +1,4 @@
-"""Charts hold the points of their data at the right places, in words and on hover."""
+"""Charts draw the points of their data at the right positions, in the text alternative and in tooltips."""
 
 import math
 import re
@@ -49,7 +49,7 @@ def test_log_scale_spaces_equal_ratios_equally():
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.11)
 
 
-def test_gaps_lift_the_pen():
+def test_gaps_break_the_line():
     series = Series("a", tuple(range(6)), (1, 2, math.nan, 3, math.inf, 4))
     assert [len(stroke) for stroke in points(line_chart(chart(series)))] == [2, 1, 1]
     assert [len(s) for s in points(line_chart(chart(Series("a", (0, 1, 2, 3), (1, -2, 0, 3)), log=True)))] == [1, 1]
@@ -122,7 +122,7 @@ def test_long_curves_stay_small_and_keep_their_spike():
     assert len(svg) < 80_000
 
 
-def test_description_says_the_curve_in_words():
+def test_the_text_alternative_describes_the_curve():
     svg = ElementTree.fromstring(line_chart(chart(Series("every step", (0, 1, 2), (3, 1, 2)), log=True)))
     description = svg.find("desc").text
     assert svg.get("role") == "img"
@@ -131,7 +131,7 @@ def test_description_says_the_curve_in_words():
     assert "Logarithmic" in description
 
 
-def test_text_cannot_leave_its_place():
+def test_text_is_escaped():
     evil = '</svg><script>alert("1")</script>'
     svg = line_chart(Chart(evil, evil, evil, (Series(evil, (0, 1), (1, 2)),)))
     assert "<script" not in svg
@@ -202,7 +202,7 @@ def titled(charts, title):
     return next((chart for chart in charts if chart.title == title), None)
 
 
-def test_loss_by_timestep_is_the_mean_of_each_tenth_over_ever_longer_stretches():
+def test_loss_by_timestep_is_the_mean_of_each_tenth_over_phases_of_doubling_length():
     losses = np.random.default_rng(0).uniform(0.01, 1.0, (16, 10))
     losses[8:, 3] = np.nan  # no image fell there in the whole last half
     losses[9, 7] = np.nan
@@ -217,10 +217,10 @@ def test_loss_by_timestep_is_the_mean_of_each_tenth_over_ever_longer_stretches()
     assert np.isnan(chart.series[0].y[3])
     html = render(Report("r", charts=(chart,)))
     assert "t = 0 has the least noise" in html
-    assert 'class="last"' not in html, "where the first profile ends is not where the run stands"
+    assert 'class="last"' not in html, "the last value of a profile is not the current state of the run"
 
 
-def test_profiles_of_several_runs_are_those_of_their_last_half():
+def test_loss_by_timestep_of_several_runs_covers_the_last_half():
     lists = [[float(step)] * 10 for step in range(1, 9)]
     tables = {name: metrics([1] * 8, loss_by_t=lists) for name in ("a", "b")}
     tables["old"] = metrics([1] * 8).drop_columns(NEW_COLUMNS)
@@ -229,7 +229,7 @@ def test_profiles_of_several_runs_are_those_of_their_last_half():
     assert all(series.y == (6.5,) * 10 for series in chart.series)
 
 
-def test_short_runs_have_a_profile_too():
+def test_loss_by_timestep_of_short_runs():
     for steps, labels in ((1, ["steps 1 to 1"]), (2, ["steps 2 to 2", "steps 1 to 1"])):
         table = metrics([1] * steps, loss_by_t=[[0.5] * 10] * steps)
         assert [s.label for s in titled(training_charts({"a": table}), "Loss by timestep").series] == labels
@@ -265,7 +265,7 @@ def test_a_single_worker_has_no_skew_and_older_runs_have_neither_chart():
     assert titled(training_charts({"a": mixed}), "Rank skew") is None
 
 
-def test_changes_of_the_world_size_are_told_with_their_steps():
+def test_a_note_lists_changes_of_the_world_size():
     sizes = [2] * 3 + [1] * 2 + [4]
     said = "World size 2 → 1 at step 4, 1 → 4 at step 6."
     assert titled(training_charts({"a": metrics(sizes)}), "Training speed").note == said

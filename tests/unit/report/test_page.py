@@ -1,4 +1,4 @@
-"""The page is complete in itself, safe, and silent about what there is not."""
+"""The page is self-contained, escapes all text, and omits sections without content."""
 
 import base64
 import io
@@ -79,7 +79,7 @@ FULL = Report(
 )
 
 
-def test_everything_said_is_on_the_page():
+def test_all_content_is_on_the_page():
     page = Page(render(FULL))
     for said in (
         "digits", "a subtitle", "all is well", "digits@12ab", "caption bulk", "FD-class-cnn", "5.25", "n = 1,234",
@@ -96,14 +96,14 @@ def test_images_are_the_given_bytes():
     assert [Image.open(io.BytesIO(data)).getpixel((0, 0)) for data in images] == [10, 20, 30]
 
 
-def test_every_picture_and_chart_has_words():
+def test_every_picture_and_chart_has_a_text_alternative():
     page = Page(render(FULL))
     assert page.tags.count("img") == len([1 for name, value in page.attributes if name == "alt" and value])
     svgs = re.findall(r'<svg[^>]* aria-label="[^"]+"><title>[^<]+</title><desc>[^<]+</desc>', render(FULL))
     assert page.tags.count("svg") == len(svgs) == 2
 
 
-def test_the_page_needs_nothing_else():
+def test_the_page_is_self_contained():
     text = render(FULL)
     page = Page(text)
     links = [value for name, value in page.attributes if name in ("src", "href", "action", "srcset", "data")]
@@ -115,7 +115,7 @@ def test_the_page_needs_nothing_else():
         assert remote not in text, remote
 
 
-def test_a_missing_part_leaves_no_trace():
+def test_a_section_without_content_is_omitted():
     text = render(Report(title="only a title"))
     page = Page(text)
     assert not {"section", "h2", "figure", "table", "dl", "svg", "img", "pre"} & set(page.tags)
@@ -131,7 +131,7 @@ def test_a_missing_part_leaves_no_trace():
         assert full.count("<section>") - without.count("<section>") == 1
 
 
-def test_a_chart_without_a_point_is_left_out():
+def test_a_chart_without_points_is_omitted():
     empty = Chart("Nothing", "step", "", (Series("a", (0,), (float("nan"),)),))
     assert "Nothing" not in render(Report(title="t", charts=(empty,)))
 
@@ -164,6 +164,6 @@ def test_equal_reports_give_equal_pages():
     assert render(FULL) == render(Report(**FULL.__dict__))
 
 
-def test_the_template_travels_with_the_package():
+def test_the_package_contains_the_template():
     folder = files("pipeline.report.render") / "templates"
     assert {entry.name for entry in folder.iterdir()} >= {"report.html", "report.css"}

@@ -1,4 +1,4 @@
-"""Who was slow, what was made again, what it cost; settings by what they differ from."""
+"""Stragglers, repeated shards, restarts and cost; settings that differ from defaults, recipes and other runs."""
 
 import pyarrow as pa
 import pytest
@@ -27,7 +27,7 @@ def test_stragglers_are_named_slowest_first_and_nodes_by_their_median():
     assert "pause" not in table.note
 
 
-def test_what_was_made_twice_and_pauses_are_told():
+def test_the_note_counts_repeated_shards_and_pauses():
     table = shard_table("x", shards((0, 10.0, "n", 0.0), (0, 10.0, "n", 12.0), (1, 10.0, "n", 500.0)))
     assert "Repeated shards: 1." in table.note
     assert "1 pause, as between two commands." in table.note
@@ -51,7 +51,7 @@ def test_of_many_starts_the_newest_are_listed():
     assert starts_table("x", starts[:1]).note.startswith("Never restarted.")
 
 
-def test_cost_is_hours_and_with_a_price_money():
+def test_cost_is_worker_hours_times_the_price():
     works = [Work("a", 2.0, 3600), Work("nothing", 0.0, 0)]
     assert cost_table(works, None).rows == (("a", "3,600", "2", "2"),)
     assert cost_table(works, 1.25).rows == (("a", "3,600", "2", "2", "2.50"),)
@@ -82,7 +82,7 @@ def test_the_nearest_recipe_is_the_one_with_the_fewest_differences():
     assert table.note == "Differs from recipe one in train.seed."
 
 
-def test_where_it_ran_is_told_and_what_other_verbs_do_is_not():
+def test_settings_of_ray_are_listed_and_settings_of_other_verbs_are_not():
     here = settings(ray={"workers": "4"}, generate={"steps": 10}, storage={"region": "eu-1"})
     assert changed_settings("x", here, DEFAULTS, {}).rows == (("ray.workers", "4", "1"),)
 

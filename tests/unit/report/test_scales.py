@@ -1,4 +1,4 @@
-"""Ticks that a person would choose, numbers as people write them, and thinning that keeps spikes."""
+"""Round axis ticks, number formatting, and downsampling that keeps spikes."""
 
 import math
 
@@ -76,11 +76,11 @@ def test_tick_labels(value, text):
         (math.inf, "not finite"),
     ],
 )
-def test_results(value, text):
+def test_number_formatting(value, text):
     assert figures(value) == text
 
 
-def test_few_points_are_left_alone():
+def test_few_points_are_unchanged():
     assert thinned([1, 2, 3], [4, math.nan, 6])[0] == [1, 2, 3]
 
 

@@ -1,4 +1,4 @@
-"""A search for training images at rest: created once, table and sheets before the document, read back for a report."""
+"""Memorisation results in the store: created once, document last, read back for a report."""
 
 import numpy as np
 import pyarrow as pa
@@ -87,7 +87,7 @@ def test_the_document_comes_last(samples: Store, monkeypatch: pytest.MonkeyPatch
     assert len(order) == 4
 
 
-def test_a_later_equal_search_takes_what_is_there(samples: Store):
+def test_a_later_equal_search_returns_the_first_result(samples: Store):
     first = write(samples, "1")
     assert write(samples, "1", png=b"another machine's") == first
     assert read_sheet(samples, first, "pixel") == PNG
@@ -100,7 +100,7 @@ def test_a_damaged_sheet_is_refused(samples: Store):
         read_sheet(samples, written, "pixel")
 
 
-def test_a_report_shows_the_widest_search_of_these_samples(samples: Store):
+def test_a_report_shows_the_search_over_the_most_samples(samples: Store):
     assert memorisation_content(samples, PLAN) == ([], [])
     write(samples, "1", n=10)
     write(samples, "2", n=20)
