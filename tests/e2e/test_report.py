@@ -104,7 +104,7 @@ def test_every_curve_has_the_numbers_of_its_run(base: Store):
     make_run(base)
     report(CONFIG, [base.uri])
     html = base.read("report.html").decode()
-    assert "77" not in described(html, "Loss"), "a part that no checkpoint names"
+    assert "77" not in described(html, "Loss"), "a part that no checkpoint lists"
     assert points(html, "Loss") == [250, 84]  # every step, and means of 3
     every, means = described(html, "Loss").split("mean of 3 steps: ")
     assert "250 points, from 1 at step 1 to 0.004 at 250, lowest 0.004, highest 1." in every
@@ -138,7 +138,7 @@ def test_runs_of_the_same_name_get_distinct_names(base: Store):
     ("value", "warnings", "kind"),
     [(5.0, (), "good"), (5.0, ("few images",), "warning"), (60.0, (), "warning"), (79.0, (), "bad")],
 )
-def test_the_verdict_compares_samples_with_floor_and_ceilings(base: Store, value: float, warnings: tuple[str, ...], kind: str):
+def test_the_verdict_uses_floor_and_ceilings(base: Store, value: float, warnings: tuple[str, ...], kind: str):
     make_samples(base)
     make_scores(base, value, warnings)
     report(CONFIG, [base.uri])

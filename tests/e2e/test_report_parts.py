@@ -1,4 +1,4 @@
-"""Parts of a page besides curves and scores: settings, stragglers, restarts, cost, verification, nights, comparisons."""
+"""Parts of a page besides curves and scores: settings, stragglers, restarts, cost, verification, nights, comparison."""
 
 import base64
 import json
@@ -111,7 +111,7 @@ def test_the_verification_is_on_the_page_and_in_the_exit_code(base: Store, capsy
     assert re.search(rf'class="verdict bad">.*Verification failed: {contradictions}', html)
     assert re.search(r'<ul class="findings">\s*<li>[^<]*sample', html)
     assert main(["report", sound.uri]) == 0
-    assert "Verification" not in sound.read("report.html").decode(), "nobody looked"
+    assert "Verification" not in sound.read("report.html").decode(), "no verification was requested"
 
 
 TRAINED = f"run runs/digits-2026-11-01, checkpoint c, step 250, images 16,000, dataset digest {'d' * 12}, parent 1"
@@ -181,7 +181,7 @@ def test_the_page_of_a_night_includes_its_run_and_both_samples_folders(base: Sto
         base.delete(key)
     report(CONFIG, [where.uri])
     html = where.read("report.html").decode()
-    assert "100 uncurated samples of v1" not in html, "retention took them"
+    assert "100 uncurated samples of v1" not in html, "retention deleted the samples"
     assert "100 uncurated samples of v2" in html
 
 
