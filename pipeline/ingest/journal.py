@@ -123,7 +123,7 @@ def claim(store: Store, plan: IngestPlan) -> IngestPlan:
 
 
 def different_settings(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Names of the settings that decide what is stored of an image and that differ."""
+    """Names of the settings that affect the stored images and differ."""
     defaults = IngestConfig().model_dump(mode="json")  # for settings that did not exist when `there` was written
     return [
         name

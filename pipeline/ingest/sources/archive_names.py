@@ -1,4 +1,4 @@
-"""Checks of names found in archives, lists and object stores, which nobody has validated."""
+"""Checks of untrusted names: of archive members, list entries and objects in a store."""
 
 import re
 

@@ -28,7 +28,7 @@ __all__ = ["UriListSource", "open_list"]
 
 _LONGEST_LINE: Final = 2**16
 _BAD_LINE: Final = -1
-"""Size of an entry for a line without a URI; its `version` is what is wrong with the line."""
+"""Size of an entry for a line without a URI; its `version` describes the fault of the line."""
 _NO_URI: Final = "no place in this line"  # part of fingerprints at rest, like the other texts of bad lines
 
 
@@ -99,7 +99,7 @@ def _entries(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[t
 
 
 Line = tuple[str, str | None] | str
-"""URI and label, or what is wrong with the line."""
+"""URI and label, or the fault of the line."""
 
 
 def _lines(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Line]:
