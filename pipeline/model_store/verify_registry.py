@@ -46,8 +46,8 @@ def _check_version(registry: Registry, number: int, source: str | None, found: F
     named = {MANIFEST, *(file.key for file in version.files)}
     stray = sorted(entry.key for entry in folder.list() if entry.key not in named)
     found.expect(not stray, f"{folder.uri} holds {', '.join(stray[:3])}, which its manifest does not name")
-    files = [found.file(folder, entry) for entry in version.files]
-    if None not in files:
+    intact = [found.file(folder, entry) is not None for entry in version.files]
+    if all(intact):
         _check_model(folder, version, found)
 
 
@@ -70,10 +70,7 @@ def _check_records(registry: Registry, versions: set[int], found: Findings) -> N
             return  # later records can only be checked against this one
         for fault in _faults(records, record, versions):
             found.add(f"{where}: record {number} {fault}")
-        found.expect(
-            record.number == number,
-            f"{registry.store.location(RECORDS)}: record {number} has the number {record.number}",
-        )
+        found.expect(record.number == number, f"{where}: record {number} has the number {record.number}")
         records.append(record)
 
 

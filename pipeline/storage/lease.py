@@ -81,7 +81,7 @@ class Lease:
                 raise Busy(self._busy_message(found.holder))
             if state == "unknown" and watched is None:
                 watched, since = found.version, _now()
-                logger.info("%s: watching for %.0f s whether its last holder lives", self._what, self._ttl_seconds)
+                logger.info("%s: waiting %.0f s for a heartbeat of the last holder", self._what, self._ttl_seconds)
             if state == "free" or (state == "unknown" and _now() - since > self._ttl_seconds):
                 if self._take(found):
                     return self
@@ -116,7 +116,7 @@ class Lease:
                 if self._lost is None:
                     self._swap(self._holder.model_copy(update={"state": "released"}))
             except StorageError as error:
-                logger.warning("%s: its lease ends by itself in %.0f s, as %s", self._what, self._ttl_seconds, error)
+                logger.warning("%s: lease not released, expires in %.0f s: %s", self._what, self._ttl_seconds, error)
 
     def __enter__(self) -> Self:
         return self.acquire()

@@ -1,4 +1,4 @@
-"""What every storage backend promises, run against local files, memory and a real S3 server."""
+"""The promises of every storage backend, tested on local files, memory and a real S3 server."""
 
 import multiprocessing
 import os
@@ -128,7 +128,7 @@ def test_one_of_many_threads_creates(store: Store):
 
 
 def _rounds(store: Store) -> int:
-    """A contended key takes SeaweedFS a second or more; elsewhere many rounds are needed to meet a narrow gap."""
+    """Rounds: few on SeaweedFS, where a contended key takes a second or more; many elsewhere, to hit a narrow race."""
     return 2 if store.kind == "s3" else 150
 
 

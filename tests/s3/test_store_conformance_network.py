@@ -1,4 +1,4 @@
-"""What only a remote store can do wrong: refused credentials, missing buckets, lost replies, long listings, crashes."""
+"""Faults of a remote store: refused credentials, missing buckets, lost replies, long listings, crashes."""
 
 import multiprocessing
 import os

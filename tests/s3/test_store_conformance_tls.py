@@ -1,4 +1,4 @@
-"""An endpoint whose certificate nobody vouches for is refused by both clients."""
+"""Both clients refuse an endpoint with an untrusted certificate."""
 
 import datetime
 import ipaddress

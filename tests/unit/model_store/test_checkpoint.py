@@ -1,4 +1,4 @@
-"""A checkpoint exists when its manifest does, and what exists is never written again."""
+"""A checkpoint exists when its manifest does, and a committed checkpoint is never written again."""
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ def test_damage_does_not_stop_retention_nor_push_out_a_good_checkpoint(store, da
     assert keys(store, 20) == set()
 
 
-def test_retention_clears_what_was_never_committed_unless_it_may_still_be(store):
+def test_retention_deletes_uncommitted_folders_older_than_the_newest_checkpoint(store):
     write_tensors(store, 5, TENSORS)
     remove_old_checkpoints(store, keep=1)
     assert keys(store, 5)
@@ -152,7 +152,7 @@ def test_retention_clears_what_was_never_committed_unless_it_may_still_be(store)
 
 
 class Recording(Store):
-    """Notes what is deleted, in order."""
+    """Records the deleted keys in order."""
 
     deleted: list[str] = []  # noqa: RUF012
 
@@ -184,7 +184,7 @@ def test_rewinding_deletes_success_then_later_checkpoints_newest_and_manifest_fi
 
 
 @pytest.mark.parametrize("damage", [None, tear_manifest, drop_file])
-def test_rewinding_to_what_cannot_be_used_deletes_nothing(recording, damage):
+def test_rewinding_to_an_unusable_checkpoint_deletes_nothing(recording, damage):
     for step in (10, 20, 30):
         write(recording, step)
     if damage is not None:
@@ -196,7 +196,7 @@ def test_rewinding_to_what_cannot_be_used_deletes_nothing(recording, damage):
 
 
 @pytest.mark.parametrize("damage", [tear_manifest, drop_file, shorten])
-def test_the_newest_usable_checkpoint_is_found_and_the_others_are_told(store, damage, caplog):
+def test_the_newest_usable_checkpoint_is_found_and_damaged_ones_are_logged(store, damage, caplog):
     assert usable_checkpoint(store) is None
     good = write(store, 10)
     write(store, 20)

@@ -1,4 +1,4 @@
-"""MLflow's registry follows ours: versions once, aliases and reasons as the newest record has them."""
+"""The MLflow mirror: each version once, aliases and reasons of the newest record."""
 
 from datetime import UTC, datetime
 
@@ -45,7 +45,7 @@ def registry(tmp_path):
 
 
 def shown(client):
-    """Our number -> source, and alias -> our number."""
+    """{registry number: source}, and {alias: registry number}."""
     versions = {int(v.version): v for v in client.search_model_versions("name='digits'")}
     ours = {number: int(v.tags[TAG]) for number, v in versions.items()}
     aliases = {alias: ours[int(n)] for alias, n in client.get_registered_model("digits").aliases.items()}
@@ -64,7 +64,7 @@ def test_versions_aliases_and_reasons_are_shown_and_a_repetition_changes_nothing
     assert mirror_to_mlflow(registry, "digits") == 0
 
 
-def test_it_follows_a_challenge_a_promotion_and_a_way_back(client, registry):
+def test_a_challenge_a_promotion_and_a_rollback_are_mirrored(client, registry):
     mirror_to_mlflow(registry, "digits")
     registry.challenge(4, ChangeRequest("night", "n4", AT, {}))
     assert mirror_to_mlflow(registry, "digits") == 1
@@ -86,7 +86,7 @@ def test_more_versions_than_one_page_are_found_again(client, registry, monkeypat
     assert len(shown(client)[0]) == 3
 
 
-def test_a_server_that_is_away_is_a_warning_and_models_shows_it_later(client, registry, monkeypatch):
+def test_an_unreachable_server_is_a_warning_and_ddpm_models_mirrors_later(client, registry, monkeypatch):
     config = Config.model_validate({"registry": {"mlflow": "digits"}})
     registry.promote(3, ChangeRequest("better", "n3", AT, {}), 1)
 
@@ -106,7 +106,7 @@ def test_a_server_that_is_away_is_a_warning_and_models_shows_it_later(client, re
     assert shown(client)[1] == {"champion": 1}
 
 
-def test_a_night_shows_its_champion_and_without_the_setting_nobody_is_told(client, tmp_path, monkeypatch):
+def test_a_night_mirrors_its_champion_only_with_the_setting(client, tmp_path, monkeypatch):
     sim = Simulation(resolve(str(tmp_path / "root"), StorageConfig()))
     sim.sections = {"registry": {"mlflow": "digits"}}
     assert sim.at(1).run()["warnings"] == []
@@ -119,7 +119,7 @@ def test_a_night_shows_its_champion_and_without_the_setting_nobody_is_told(clien
     assert sim.at(3).run()["warnings"] == []
 
 
-def test_what_is_missing_is_named(registry, monkeypatch):
+def test_a_missing_mlflow_package_is_named(registry, monkeypatch):
     monkeypatch.setattr(mlflow_registry, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install"):
         mirror_to_mlflow(registry, "digits")

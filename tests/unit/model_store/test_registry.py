@@ -1,4 +1,4 @@
-"""The registry: versions never change, one promoter wins, aliases are the newest record, going back goes back."""
+"""The model registry: versions never change, one promotion wins, aliases are the newest record, rollbacks go back."""
 
 import threading
 from datetime import UTC, datetime
@@ -118,7 +118,7 @@ def test_of_two_promoters_one_wins(store):
     assert [r.number for r in registry.records()] == [1, 2]
 
 
-def test_going_back_goes_to_the_champion_before_and_not_forward_again(store):
+def test_rollbacks_go_to_earlier_champions_only(store):
     registry = filled(store, 4)
     for number, expected in ((1, None), (2, 1), (3, 2)):
         registry.promote(number, change(f"p{number}"), expected)

@@ -1,4 +1,4 @@
-"""A local disk that takes no more: no partial object, no temp file, one line that says where and what to do.
+"""A full local disk: no partial object, no temporary file, one message with place and remedy.
 
 The limit is that on file sizes of a process of its own, which needs no rights; the kernel refuses in the same place
 as for a full disk.

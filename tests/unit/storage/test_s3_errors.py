@@ -1,4 +1,4 @@
-"""What a server says decides the error class, and whether a conditional write may be repeated."""
+"""The server's reply decides the error class, and whether a conditional write may be repeated."""
 
 import botocore.exceptions as boto
 import pytest
@@ -54,7 +54,7 @@ def test_replies(code: str, status: int, expected: type, says: str):
         assert "\n" not in str(found)
 
 
-def test_lost_connections_are_transient_and_faults_of_the_program_are_not_ours():
+def test_lost_connections_are_transient_and_program_bugs_are_not_translated():
     for error in (
         boto.EndpointConnectionError(endpoint_url=WHERE),
         boto.ReadTimeoutError(endpoint_url=WHERE),

@@ -1,4 +1,4 @@
-"""A tar shard holds what a Parquet shard holds, under the same protocol; other programs read both."""
+"""Tar and Parquet shards hold the same rows under the same commit protocol, and other programs read both."""
 
 import hashlib
 import io
@@ -97,8 +97,8 @@ def zipped():
         (lambda parts: packed(parts)[:700], "not a tar file of samples|has no "),
     ],
 )
-def test_whoever_wrote_it_broken_is_found(tmp_path, change, reason):
-    """The hashes of the files fit."""
+def test_a_malformed_tar_is_found(tmp_path, change, reason):
+    """Also when the sha256 of the malformed file is in the manifest."""
     from pipeline.config.root import StorageConfig
     from pipeline.storage.store import resolve
 
@@ -115,7 +115,7 @@ def test_whoever_wrote_it_broken_is_found(tmp_path, change, reason):
 
 
 @pytest.mark.unit
-def test_what_is_no_sample_is_one_error():
+def test_wrong_types_are_one_error():
     row = json.loads(members(tar_bytes(shard_table(PLAN, 1)))[1][1])
     for bad in ({**row, "steps": "many"}, {**row, "seed": -1}):
         with pytest.raises(DataError, match="columns of wrong types"):
@@ -153,7 +153,7 @@ def test_tarfile_and_webdataset_iterate_the_tars(tmp_path):
 
 @pytest.mark.unit
 def test_datasets_decodes_the_samples_and_the_failed_ones_are_none(tmp_path):
-    """By the files, and by the card of the folder."""
+    """From the data files, and through the README card of the folder."""
     job = local(tmp_path, failed=(9,))
     job.put("README.md", sample_card(PLAN, read_manifest(job)).encode())
     for where in ({"path": "parquet", "data_files": f"{job.uri}/data/*.parquet"}, {"path": job.uri}):
@@ -174,7 +174,7 @@ def test_datasets_reads_merged_parts_as_splits(tmp_path):
 
 
 def without_pixels(job):
-    """Zeros over every byte of the image column: whoever touches it fails."""
+    """The image column is overwritten with zeros, so a query that reads it fails."""
     for marker in read_manifest(job).shards:
         data = bytearray(job.read(marker.key))
         groups = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata
@@ -215,7 +215,7 @@ def test_row_groups_fit_a_viewer(image_bytes, rows):
 
 
 @pytest.mark.unit
-def test_the_card_says_how_many_what_made_them_and_how_to_read_them(tmp_path):
+def test_the_card_states_count_provenance_and_usage(tmp_path):
     plan = sample_plan(num_classes=3, labels=((0, 0.5), (2, 0.5)), guidance=2.0, guidance_interval=(10, 90))
     job = local(tmp_path, plan.model_copy(update={"labels": None}), failed=(9,))
     manifest = read_manifest(job)

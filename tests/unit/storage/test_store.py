@@ -1,4 +1,4 @@
-"""Resolving URIs, and what is particular to local files."""
+"""Resolving URIs, and behaviour specific to local files."""
 
 import os
 import resource
@@ -178,7 +178,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(local: Store):
     assert [entry.key for entry in local.list()] == ["file", "folder/key"]
 
 
-def test_a_place_that_takes_no_files_is_reported_by_name():
+def test_a_location_without_write_access_is_named():
     with pytest.raises(StorageError, match="/proc/ddpm-nowhere"):
         resolve("/proc/ddpm-nowhere", CONFIG).put("key", b"1")
 

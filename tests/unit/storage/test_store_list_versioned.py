@@ -1,4 +1,4 @@
-"""Listings with versions, and parts of objects: the same promises from every kind of store."""
+"""Listings with versions and range reads: the same promises from every backend."""
 
 import pytest
 
@@ -25,12 +25,12 @@ def test_a_version_changes_with_the_bytes_and_only_then(store: Store):
 @pytest.mark.parametrize(
     ("start", "count", "part"), [(0, 4, b"0123"), (3, 2, b"34"), (8, 9, b"89"), (10, 1, b""), (99, 5, b"")]
 )
-def test_parts_of_an_object(store: Store, start: int, count: int, part: bytes):
+def test_range_reads(store: Store, start: int, count: int, part: bytes):
     store.put("digits", b"0123456789")
     assert store.read_range("digits", start, count) == part
 
 
-def test_no_part_of_what_is_not_there(store: Store):
+def test_a_range_of_a_missing_object_is_not_found(store: Store):
     with pytest.raises(NotFound):
         store.read_range("nothing", 0, 1)
     with pytest.raises(StorageError, match="bad key"):

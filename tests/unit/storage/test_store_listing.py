@@ -1,4 +1,4 @@
-"""Key order from servers that sort differently, a page at a time."""
+"""Listings in key order, page by page, from servers that sort differently."""
 
 import pytest
 from hypothesis import example, given
