@@ -26,7 +26,7 @@ def test_out_is_unconditional_plus_scale_times_the_difference(scale):
 
 
 @pytest.mark.parametrize(("interval", "inside"), [((5, 9), True), ((0, 5), True), ((6, 9), False), ((0, 4), False)])
-def test_outside_the_interval_only_the_conditional_model_is_asked(interval, inside):
+def test_outside_the_interval_only_the_conditional_model_runs(interval, inside):
     asked = []
 
     def unconditional(x_t, t):
@@ -38,7 +38,7 @@ def test_outside_the_interval_only_the_conditional_model_is_asked(interval, insi
     assert bool(asked) == inside
 
 
-def test_scale_1_asks_the_conditional_model_alone():
+def test_scale_1_runs_the_conditional_model_alone():
     def never(x_t, t):
         raise AssertionError("asked")
 

@@ -1,4 +1,4 @@
-"""Importance-sampled timesteps: unbiased, mergeable, and uniform until they know better."""
+"""Importance-sampled timesteps: unbiased, mergeable, and uniform until every timestep has ten losses."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.unit
 
 
 def warm(losses):
-    """A state that saw each loss ten times at its timestep."""
+    """A state with ten equal losses at every timestep."""
     t = torch.arange(len(losses)).repeat(10)
     return ImportanceTimesteps.fresh(len(losses)).absorb(LossTally.of(t, torch.tensor(losses)[t], len(losses)))
 

@@ -1,4 +1,4 @@
-"""Philox against its published vectors, and the counter's layout, a contract: changing it changes images."""
+"""Philox against its published vectors, and the layout of the counter: another layout would change all samples."""
 
 import math
 

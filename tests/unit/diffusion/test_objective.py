@@ -25,7 +25,7 @@ def batch():
 
 
 def network(x_t, t):
-    """Any function of x_t and t with two channels for each of x_t's."""
+    """A function of x_t and t with twice the channels of x_t."""
     shift = t.view(-1, 1, 1, 1) / 10
     return torch.cat([0.7 * x_t + shift, 0.3 * x_t - shift], dim=1)
 

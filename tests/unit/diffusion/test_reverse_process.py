@@ -1,4 +1,4 @@
-"""From raw output to p_theta: which channels mean what, and what the variances are."""
+"""p_theta from the raw output: order of the channels, and the variances."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_split_by_channels():
         split(OUT, 3)
 
 
-def test_fixed_variances_and_a_network_that_learned_more_than_is_asked():
+def test_a_fixed_variance_ignores_learned_variance_channels():
     close(Reverse(PROCESS, "x_0", "fixed_small")(OUT, X_T, T).log_variance, SMALL.log())
     large = torch.cat([SMALL[:1], BETA[1:]])
     close(Reverse(PROCESS, "x_0", "fixed_large")(OUT[:, :2], X_T, T).log_variance, large.log())

@@ -1,4 +1,4 @@
-"""What every sampler promises: which timesteps, which noise, no autograd, the last state is the sample."""
+"""The contract of every sampler: timesteps, noise, no autograd, and the last state is the sample."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NOISE = SampleNoise(3, torch.tensor([4, 9, 2]), (2, 4, 4))
 
 
 class Recording:
-    """A noise source that remembers what it was asked for."""
+    """A noise source that records its calls."""
 
     def __init__(self):
         self.steps = []
@@ -68,14 +68,14 @@ def test_the_network_sees_the_original_timesteps_and_the_states(name):
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m-sde"])
-def test_noise_is_asked_for_by_timestep_and_never_at_the_last(name):
+def test_noise_is_drawn_by_timestep_and_never_at_the_last(name):
     noise = Recording()
     sample(name, [1, 5, 19], noise=noise)
     assert noise.steps == [19, 5]
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "heun"])
-def test_deterministic_samplers_ask_for_no_noise(name):
+def test_deterministic_samplers_draw_no_noise(name):
     noise = Recording()
     sample(name, 5, eta=0.0, noise=noise)
     assert noise.steps == []
@@ -136,7 +136,7 @@ def test_ddim_with_eta_1_is_ancestral_with_the_small_variance():
         torch.testing.assert_close(a.x_t, b.x_t, rtol=1e-5, atol=1e-5)
 
 
-def test_ancestral_adds_the_variance_asked_for():
+def test_ancestral_adds_the_configured_variance():
     states = {v: sample("ddpm", 5, variance=v)[0] for v in ("fixed_small", "fixed_large", None)}
     z = NOISE.at(19)
     beta, small = (sampler("ddpm", 5).grid.schedule.betas[-1], sampler("ddpm", 5).grid.schedule.posterior_variance[-1])
@@ -145,7 +145,7 @@ def test_ancestral_adds_the_variance_asked_for():
     assert torch.equal(states[None].x_t, states["fixed_large"].x_t)
 
 
-def test_a_learned_variance_is_used_unless_a_fixed_one_is_asked_for():
+def test_a_learned_variance_is_used_unless_overridden():
     config = DiffusionConfig(num_timesteps=20, variance="learned", objective="bound")
 
     def both(raw):
@@ -176,6 +176,6 @@ def test_refuses_an_eta_without_a_variance(eta):
         ({"clip": 1.5}, "quantile"),
     ],
 )
-def test_refuses_what_cannot_be_with_the_reason(arguments, message):
+def test_refuses_invalid_settings_with_the_reason(arguments, message):
     with pytest.raises(ConfigError, match=message):
         sampler("ddpm", **arguments)

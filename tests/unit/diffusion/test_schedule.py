@@ -1,4 +1,4 @@
-"""Schedules against numbers worked out apart from the code."""
+"""Noise schedules against independently computed numbers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The trained extractor: it learns, repeats, keeps its name and refuses what it cannot read."""
+"""The trained extractor: accuracy, reproducibility, stored form, and refusal of other data."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ NUM_HELDOUT = 300
 
 @pytest.fixture(scope="module")
 def digits():
-    """(images uint8 [1797, 8, 8, 1], labels), in an order of no meaning."""
+    """(images uint8 [1797, 8, 8, 1], labels), shuffled."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     return (data.images * 255 / 16).round().astype(np.uint8)[order, :, :, None], data.target[order]
@@ -93,7 +93,7 @@ def test_probabilities_follow_from_the_features(digits, trained):
     assert probabilities.shape == (20, 10)
 
 
-def test_an_answer_is_both_at_once(digits, trained, unlabelled):
+def test_an_output_holds_features_and_probabilities(digits, trained, unlabelled):
     images = digits[0][:130]
     features, probabilities = trained.extract(images)
     np.testing.assert_array_equal(features, trained.features(images))
@@ -115,7 +115,7 @@ def test_storage_keeps_network_and_hash(digits, trained):
         Classifier.from_bytes(trained.to_bytes()[:-8])
 
 
-def test_the_fingerprint_says_it_all(trained, unlabelled):
+def test_the_fingerprint_identifies_network_and_preprocessing(trained, unlabelled):
     fingerprint = fingerprint_of(trained, "digits@12ab/train")
     assert fingerprint.extractor == "class-cnn"
     assert fingerprint.weights_sha256 == trained.weights_sha256

@@ -1,4 +1,4 @@
-"""Frechet distance where the answer is known in closed form."""
+"""Frechet distances of Gaussians with a closed-form distance."""
 
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ class Fitted:
 
 
 def gaussian(mean, covariance, n: int = 100, extractor: str = "class-cnn") -> Fitted:
-    """A side of that exact mean and covariance."""
+    """A Gaussian with exactly this mean and covariance."""
     mean = np.asarray(mean, float)
     return Fitted(Fingerprint(extractor, "00", "none", len(mean), "r"), n, mean, np.asarray(covariance, float))
 
@@ -81,7 +81,7 @@ def test_too_few_images_are_flagged():
     assert frechet(few, enough).rank_deficient
 
 
-def test_strangers_are_refused():
+def test_other_fingerprints_are_refused():
     a = gaussian([0.0], [[1.0]])
     b = replace(a, fingerprint=replace(a.fingerprint, weights_sha256="11"))
     with pytest.raises(DataError, match="weights_sha256"):

@@ -1,4 +1,4 @@
-"""Intervals as wide as scores scatter, and a distance at infinite n without the bias of a finite one."""
+"""Intervals match the scatter of scores; the distance at infinite n has no bias of finite n."""
 
 from dataclasses import dataclass
 

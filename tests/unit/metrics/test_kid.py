@@ -1,4 +1,4 @@
-"""Kernel distance by hand, and its refusals. Its oracle is torchmetrics (tests/oracle)."""
+"""Kernel distance by hand, and refused inputs. tests/oracle compares it with torchmetrics."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A process of one core: its threads and its memory. Each case is a process of its own, as the settings are."""
+"""Threads and memory of a one-core process. Every case starts a process, because the settings are process-wide."""
 
 import json
 import subprocess

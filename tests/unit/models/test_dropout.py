@@ -1,4 +1,4 @@
-"""Dropout masks: right rate, independent where they must be, and a function of the sample alone."""
+"""Dropout masks: keep rate, independence, and no dependence on the batch."""
 
 import pytest
 import torch

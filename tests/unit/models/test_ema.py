@@ -1,4 +1,4 @@
-"""The weight average follows its recurrence exactly and can be stopped, moved and undone."""
+"""The weight averages follow their recurrences exactly; load, resume, restart and temporary use of the average."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_warm_up_values():
 
 
 def weights_of(config, steps, global_batch=1):
-    """What the weights of steps 0 (the start), 1, ..., `steps` count in the average after them, by the recurrence."""
+    """Coefficients of the weights of steps 0 (the start), 1, ..., `steps` in the average, from the recurrence."""
     decays = np.array([ema_decay(config, n, global_batch) for n in range(1, steps + 1)])
     later = np.append(np.cumprod(decays[::-1])[::-1], 1.0)
     return np.append(later[0], (1.0 - decays) * later[1:])
@@ -99,7 +99,7 @@ def test_a_power_function_average_has_the_width_of_its_name(width):
 
 
 def test_a_power_function_average_is_the_weighted_mean_of_the_trajectory():
-    """Step k counts (k^(gamma+1) - (k-1)^(gamma+1)) / n^(gamma+1); the start counts nothing."""
+    """The coefficient of step k is (k^(gamma+1) - (k-1)^(gamma+1)) / n^(gamma+1), that of the start 0."""
     net = model(7.0)
     ema = average(net, global_batch=8, relative_width=0.1)
     walk(net, ema, range(1, 61))

@@ -1,4 +1,4 @@
-"""The U-Net's size, initialisation and dropout, and that every fast path gives the plain path's numbers."""
+"""The U-Net: size, initialisation, dropout, and fast paths that equal the plain path."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def normal(*shape, seed=0):
 
 
 def random_unet(config=SMALL, channels=1, size=8, seed=0):
-    """No weight is 0, unlike after `init_weights`, so nothing is hidden behind a zero."""
+    """A network without zero weights: the zeros of `init_weights` would hide the effect of other layers."""
     unet = UNet(config, channels, channels, size)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_the_definition(monkeypatch, enlarge, 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-def test_gradients_nobody_asks_for_are_not_made():
+def test_gradients_that_are_not_needed_are_not_computed():
     x, weight, shift = normal(1, 2, 4, 4), normal(2, 2, 3, 3).requires_grad_(), normal(1, 2)
     winograd_conv(x, weight, shift).sum().backward()
     assert x.grad is None
