@@ -1,4 +1,4 @@
-"""The exact scale of the model, and sheets of images."""
+"""Conversion to and from the model range, and sheets of images."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which files are refused, and for which reason; which damage costs nothing."""
+"""Refused image files with their reasons, and damage that does not reject an image."""
 
 import pickle
 import struct

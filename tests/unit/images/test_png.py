@@ -78,7 +78,7 @@ def damaged(data, place):
 
 
 def test_own_files_are_read_without_pillow_and_all_others_with_it(monkeypatch):
-    """The short way must know its own files only: others have filters, palettes or alpha that it lacks."""
+    """The fast path must accept files of `encode_png` only: it lacks other filters, palettes and alpha."""
     pixels = random_pixels(6, 5, 3)
     data = encode_png(pixels)
     rows = np.concatenate([np.zeros((6, 1), np.uint8), pixels.reshape(6, 15)], axis=1)  # no filter

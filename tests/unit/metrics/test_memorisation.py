@@ -1,4 +1,4 @@
-"""The rule for near-copies: what it flags, what it leaves, and what it says beside it."""
+"""The near-copy rule: flagged and unflagged samples, the held-out baseline, and the reported quantiles."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_copies_are_flagged_and_unrelated_images_are_not(rows: np.ndarray):
 
 
 def test_held_out_images_much_alike_to_training_images_show_in_the_baseline(rows: np.ndarray):
-    """A dataset with near-duplicates across its splits: the same share of honest samples is no memory."""
+    """A dataset with near-duplicates across its splits: the same share of samples shows no memorisation."""
     heldout = unseen(2)
     heldout[:10] = rows[:10] ^ 1
     result, _, flags = find_near_copies("pixel", "levels", 1.0, 0.5, found(unseen(1), rows), found(heldout, rows))
@@ -56,7 +56,7 @@ def test_a_copy_of_an_image_that_training_holds_twice_is_flagged(rows: np.ndarra
     assert find_near_copies("pixel", "levels", 1.0, 0.5, nearest, found(unseen(2), rows))[2][0]
 
 
-def test_the_scale_changes_distances_and_no_verdict(rows: np.ndarray):
+def test_the_scale_changes_distances_but_no_flag(rows: np.ndarray):
     samples, heldout = found(unseen(1), rows), found(unseen(2), rows)
     one, other = (find_near_copies("pixel", "u", scale, 0.95, samples, heldout)[0] for scale in (1.0, 0.25))
     assert other.samples.distance == pytest.approx([value / 4 for value in one.samples.distance])

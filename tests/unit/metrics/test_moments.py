@@ -1,4 +1,4 @@
-"""Moments as numbers: exact on small data, bit-exact through storage, loud about strangers."""
+"""Moments: exact on small data, bit-exact through storage and merging, refusal of other fingerprints."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -56,7 +56,7 @@ def test_sums_are_those_of_rational_arithmetic():
     assert moments.mean.tolist() == pytest.approx([float(mean) for mean in means], rel=1e-15)
 
 
-def test_rows_taken_out_again_leave_nothing_behind():
+def test_removing_added_rows_restores_the_moments():
     moments = Moments.empty(FINGERPRINT).update(rows(30, 1)).update(rows(20, 2))
     assert moments.without(rows(20, 2)).to_bytes() == Moments.empty(FINGERPRINT).update(rows(30, 1)).to_bytes()
 
@@ -98,7 +98,7 @@ def test_damaged_and_foreign_bytes_are_refused():
         ("reference", "digits@12ab/heldout"),
     ],
 )
-def test_strangers_are_refused_by_field(field, value):
+def test_other_fingerprints_are_refused_by_field(field, value):
     ours = Moments.empty(FINGERPRINT)
     theirs = Moments.empty(replace(FINGERPRINT, **{field: value}))
     with pytest.raises(DataError, match=f"{field}: .*{value}"):

@@ -41,8 +41,8 @@ def test_exactly_those_of_brute_force(kind: str, width: int):
     assert list(found.ids[4, :3]) == list(ids[200:203])
 
 
-def test_products_alone_would_have_lost_these_digits():
-    """The features of this file are a case in which a matrix product in float32 finds other neighbours."""
+def test_float32_products_alone_find_other_neighbours():
+    """The features in this file separate the exact search from one by float32 matrix products."""
     queries, rows = vectors("feature", 20, 1024, 0), vectors("feature", 300, 1024, 1)
     norms = np.square(rows).sum(axis=1)
     plain = (np.square(queries).sum(axis=1)[:, None] + norms - 2 * queries @ rows.T).argmin(axis=1)
@@ -66,7 +66,7 @@ def test_white_against_black_is_exact():
     assert add_rows(Nearest.none(1, 1), white, black, np.array([0])).squared[0, 0] == 12288 * 255**2
 
 
-def test_equal_distances_go_by_id_and_missing_rows_are_said():
+def test_ties_are_broken_by_id_and_missing_rows_are_marked():
     queries, rows = np.zeros((1, 4), np.uint8), np.ones((3, 4), np.uint8)
     found = add_rows(Nearest.none(1, 5), queries, rows, np.array([30, 10, 20]))
     assert list(found.ids[0]) == [10, 20, 30, NO_ROW, NO_ROW]

@@ -1,4 +1,4 @@
-"""The interval of a difference: right figures, right width, and pairs that are pairs."""
+"""The interval of a paired difference: value, width, coverage, and refusal of unpaired samples."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_it_is_too_wide_rather_than_too_narrow_for_models_as_good_as_real_images
     assert half < 0.13  # the mean of groups that each have a distance of their own: 0.19
 
 
-def test_what_is_no_pair_is_refused():
+def test_unpaired_samples_are_refused():
     real, a = reservoir(normal(0, 50)), normal(1, 32)
     with pytest.raises(DataError, match="different ids"):
         paired_difference(reservoir(a), reservoir(a, first=1), real, 0.95)

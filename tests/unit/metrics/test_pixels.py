@@ -1,4 +1,4 @@
-"""Grey levels counted, and class probabilities summed: equal to numpy's answers, whatever came first."""
+"""Pixel histograms and sums of class probabilities equal numpy's results, in any merging order."""
 
 import numpy as np
 import pytest

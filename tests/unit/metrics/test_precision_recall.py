@@ -1,4 +1,4 @@
-"""Neighbour scores on points whose balls can be seen by eye. Their oracle is prdc (tests/oracle)."""
+"""Neighbour scores on points with balls known by hand. tests/oracle compares the scores with prdc."""
 
 from dataclasses import replace
 

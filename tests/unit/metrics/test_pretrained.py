@@ -1,4 +1,4 @@
-"""Networks of others: the layout of their files, what they do to an image, and what is refused."""
+"""Pretrained extractors: layout of the weight files, preprocessing, pooling, and refused files."""
 
 import hashlib
 import io
@@ -101,7 +101,7 @@ def test_inception_gives_features_and_probabilities_under_its_name(inception_sta
 
 
 def test_the_pooling_quirks_of_the_fid_network(inception_state):
-    """Averages leave padding out of their counts; the last block takes a maximum instead."""
+    """Average pooling excludes the padding; the last block has max pooling."""
     network = InceptionNetwork()
     network.load_state_dict(inception_state, strict=False)
     network.eval()
@@ -121,7 +121,7 @@ def test_the_pooling_quirks_of_the_fid_network(inception_state):
 
 @pytest.mark.parametrize(("size", "side"), [(2, 5), (28, 299), (400, 299)])
 def test_resizing_is_tensorflow_1s(size, side):
-    """The corner of a pixel is its place, and nothing is smoothed; torch's own takes the centre."""
+    """Positions are pixel corners, without antialiasing; torch's own resize uses pixel centres."""
     image = np.random.default_rng(size).integers(0, 256, (size, size)).astype(np.float32)
     ours = resized_as_tensorflow_1(torch.from_numpy(image)[None, None], side)[0, 0].numpy()
     for y, x in ((0, 0), (1, 3), (side // 2, side // 3), (side - 1, side - 1)):

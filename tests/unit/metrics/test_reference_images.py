@@ -1,4 +1,4 @@
-"""The ceilings are what their names say."""
+"""The ceilings: box blur and uniform noise."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The bounded sample of features: chosen by id alone, close to uniform, honest about repeats."""
+"""The bounded sample of features: chosen by id alone, nearly uniform, repeated rows count once."""
 
 from dataclasses import replace
 
@@ -71,7 +71,7 @@ def test_storage_round_trip():
         Reservoir.from_bytes(b"12345678")
 
 
-def test_strangers_are_refused():
+def test_other_fingerprints_are_refused():
     reservoir = sample(range(5))
     with pytest.raises(DataError, match="seed 1"):
         reservoir.merge(sample(range(5), seed=1))
