@@ -1,4 +1,4 @@
-"""The command line: exit codes, one clear line, no traceback."""
+"""The command line: exit codes, one error line without a traceback, logging flags, version."""
 
 import json
 import logging

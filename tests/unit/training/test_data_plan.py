@@ -1,4 +1,4 @@
-"""The order of training: what every claim about workers and restarts rests on."""
+"""The order of training data does not depend on workers or restarts."""
 
 import hashlib
 

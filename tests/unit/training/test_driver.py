@@ -1,4 +1,4 @@
-"""What a run is trained on stays what it was started on."""
+"""A run keeps the dataset version and the initial weights that it was started with."""
 
 import uuid
 

@@ -1,4 +1,4 @@
-"""Label dropout: how often, for whom, and what the network is told instead."""
+"""Label dropout: its rate, the dependence on sample id, and the null label."""
 
 import pytest
 import torch

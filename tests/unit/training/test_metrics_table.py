@@ -1,4 +1,4 @@
-"""Metrics of a run: new columns, parts of older runs, charts."""
+"""Metrics of a run: new columns, files of older runs, charts."""
 
 import pyarrow as pa
 import pytest

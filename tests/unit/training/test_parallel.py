@@ -1,4 +1,4 @@
-"""Two processes: whole or split weights, unequal lanes, any kind from any other's checkpoint; one process agrees."""
+"""ddp and fsdp on two processes agree with one process, also with unequal lanes and each other's checkpoints."""
 
 import pytest
 import torch

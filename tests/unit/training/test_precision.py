@@ -1,4 +1,4 @@
-"""Half precision reaches the network and nothing else; a step that overflows leaves no trace but its count."""
+"""Mixed precision affects only the network; a step that overflows changes nothing but the step count."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Each check lets what is sound pass and names what is not."""
+"""Each check passes sound input and names the fault in other input."""
 
 import pytest
 import torch

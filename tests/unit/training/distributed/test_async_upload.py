@@ -1,4 +1,4 @@
-"""One job at a time beside the work; its errors reach the caller; copies are copies."""
+"""Background uploads: one task at a time, errors reach the caller, snapshots share no memory."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ def raising(error: BaseException):
     return job
 
 
-def test_the_caller_goes_on_while_one_job_runs_and_waits_before_the_second():
+def test_the_caller_goes_on_while_one_task_runs_and_waits_before_the_second():
     gate, done = threading.Event(), []
     with Uploads() as uploads:
         uploads.submit(lambda: (gate.wait(10), done.append(1)))
@@ -32,7 +32,7 @@ def test_the_caller_goes_on_while_one_job_runs_and_waits_before_the_second():
         assert uploads.poll()
 
 
-def test_the_last_job_is_awaited_at_the_end_of_the_block():
+def test_the_last_task_is_awaited_at_the_end_of_the_block():
     done = []
     with Uploads() as uploads:
         uploads.submit(lambda: (time.sleep(0.1), done.append(1)))
@@ -60,14 +60,14 @@ def test_an_error_is_raised_once_where_the_caller_next_asks(ask):
     assert began == [2]
 
 
-def test_even_an_exit_in_a_job_reaches_the_caller():
+def test_even_an_exit_in_a_task_reaches_the_caller():
     uploads = Uploads()
     uploads.submit(raising(SystemExit(3)))
     with pytest.raises(SystemExit):
         uploads.wait()
 
 
-def test_a_block_that_fails_is_not_held_up_and_keeps_its_own_error():
+def test_a_block_that_fails_does_not_wait_long_and_keeps_its_own_error():
     gate = threading.Event()
     began = time.monotonic()
     with pytest.raises(KeyError, match="own"), Uploads(grace_seconds=0.1) as uploads:  # noqa: PT012
@@ -80,7 +80,7 @@ def test_a_block_that_fails_is_not_held_up_and_keeps_its_own_error():
         raise KeyError("own")
 
 
-def test_a_block_that_fails_still_gives_a_quick_job_its_time():
+def test_a_block_that_fails_still_waits_for_a_quick_task():
     done = []
     with pytest.raises(KeyError), Uploads() as uploads:  # noqa: PT012
         uploads.submit(lambda: (time.sleep(0.1), done.append(1)))

@@ -1,4 +1,4 @@
-"""Cutting a lane's blocks into micro-batches."""
+"""Rebatching: blocks of any size become micro-batches of one size."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""How large a group of workers is asked for while nodes say that they will go, and when a small one gives way."""
+"""Elastic sizing: the maximum group while nodes drain, and when a small group ends for a larger one."""
 
 import itertools
 import threading
@@ -22,7 +22,7 @@ def node(name, alive=True, **resources):
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """Nodes and the ids of those that will go; a test fills both."""
+    """Nodes, and the ids of draining nodes; a test fills both."""
     there, going = [], set()
     monkeypatch.setattr(elastic.ray, "nodes", lambda: list(there))
     monkeypatch.setattr(elastic, "_draining_nodes", lambda: set(going))
@@ -30,7 +30,7 @@ def nodes(monkeypatch):
     return there, going
 
 
-def test_while_no_node_goes_the_whole_range_is_asked_for_so_that_an_autoscaler_hears_of_it(nodes):
+def test_without_draining_nodes_the_maximum_is_the_configured_one_so_that_an_autoscaler_adds_nodes(nodes):
     assert elastic.usable_workers(RayConfig(workers="1..8")) == 8
     nodes[0].append(node("a", CPU=2.0))
     assert elastic.usable_workers(RayConfig(workers="1..8")) == 8
@@ -41,14 +41,14 @@ def test_while_no_node_goes_the_whole_range_is_asked_for_so_that_an_autoscaler_h
     [("1..8", False, 3), ("1..2", False, 2), ("4..8", False, 4), ("8", False, 8), ("1..8", True, 1)],
     ids=["what fits on the others", "at most MAX", "at least MIN", "a fixed number", "GPUs"],
 )
-def test_nodes_that_go_and_nodes_that_are_gone_have_no_room(nodes, workers, use_gpu, most):
+def test_draining_and_dead_nodes_do_not_count(nodes, workers, use_gpu, most):
     there, going = nodes
     there += [node("a", CPU=3.9, GPU=1.0), node("b", CPU=16.0, GPU=4.0), node("c", alive=False, CPU=16.0), node("d")]
     going.add("b")
     assert elastic.usable_workers(RayConfig(workers=workers, use_gpu=use_gpu)) == most
 
 
-def test_what_stays_is_counted_node_by_node(nodes):
+def test_remaining_capacity_is_listed_by_node(nodes):
     there, going = nodes
     there += [node("a", CPU=3.5), node("b", CPU=16.0), node("c", alive=False, CPU=16.0), node("d")]
     assert elastic.remaining_capacity("CPU") == [3.5, 16.0, 0.0]
@@ -57,7 +57,7 @@ def test_what_stays_is_counted_node_by_node(nodes):
 
 
 class Coordinator:
-    """Of `Coordinator` what a resize monitor calls."""
+    """The methods of `Coordinator` that a resize monitor calls."""
 
     def __init__(self):
         self.said = []
@@ -74,8 +74,8 @@ FAST = RayConfig(workers="1..2", resize_seconds=0.01)
 
 
 @pytest.mark.parametrize("change", ["the node has gone", "there is another"])
-def test_a_small_group_gives_way_once_there_may_be_room_for_more(nodes, change, monkeypatch):
-    """At once when another node has come; when one has gone, not before Ray has noticed."""
+def test_a_small_group_is_asked_to_end_once_a_larger_one_may_fit(nodes, change, monkeypatch):
+    """At once when a node was added; after a node was removed, only once Ray has noticed."""
     monkeypatch.setattr(elastic, "SETTLED_SECONDS", 0.5 if change == "the node has gone" else 1000.0)
     there, going = nodes
     there += [node("a", CPU=1.0), node("b", CPU=1.0)]
@@ -92,14 +92,14 @@ def test_a_small_group_gives_way_once_there_may_be_room_for_more(nodes, change, 
     assert coordinator.said == [False, True]
 
 
-def test_a_group_that_may_grow_by_itself_is_left_alone(nodes):
+def test_a_group_with_the_full_range_is_not_monitored(nodes):
     coordinator, before = Coordinator(), threading.active_count()
     with elastic.ResizeMonitor(FAST, coordinator, 2):
         assert threading.active_count() == before, "nobody looks"
     assert coordinator.said == [False]
 
 
-def test_a_busy_head_does_not_end_the_monitor(nodes, monkeypatch):
+def test_an_error_of_a_busy_head_node_does_not_end_the_monitor(nodes, monkeypatch):
     there, going = nodes
     there.append(node("a", CPU=1.0))
     going.add("b")
@@ -117,7 +117,7 @@ def test_a_busy_head_does_not_end_the_monitor(nodes, monkeypatch):
         assert coordinator.told.wait(10)
 
 
-def test_room_that_comes_and_goes_moves_nobody(nodes, monkeypatch):
+def test_capacity_that_comes_and_goes_changes_nothing(nodes, monkeypatch):
     monkeypatch.setattr(elastic, "SETTLED_SECONDS", 0.2)
     answers = itertools.cycle([2, 1])
     monkeypatch.setattr(elastic, "usable_workers", lambda config: next(answers))
@@ -126,12 +126,12 @@ def test_room_that_comes_and_goes_moves_nobody(nodes, monkeypatch):
         assert not coordinator.told.wait(0.6)
 
 
-def test_every_ending_is_one_that_ranks_can_tell_each_other():
+def test_every_stop_reason_can_be_broadcast():
     assert set(WIRE_REASONS) == {None, *StopReason}
     assert WIRE_REASONS[0] is None
 
 
-def test_a_wish_to_stop_comes_before_one_to_regroup_and_a_new_group_has_neither_of_the_old(monkeypatch):
+def test_a_stop_request_takes_precedence_and_a_new_group_starts_without_requests(monkeypatch):
     monkeypatch.setattr(module, "Gauge", MagicMock())
     coordinator = module.Coordinator.__ray_metadata__.modified_class("run")
     status = StepStatus(1, 0, 0.5, 10.0, 0.0, 1)

@@ -1,4 +1,4 @@
-"""What a rank tells of its steps: every number where it belongs, and the first step that is no number by its name."""
+"""Step metrics of a rank: every value in its column; the first step that is not finite is named."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def metrics(**train):
     return MetricsRecorder(config(train=train).train, 1, 1, CPU)
 
 
-def test_rows_hold_each_step_and_are_told_once():
+def test_rows_hold_each_step_once():
     r = metrics()
     r.add(moment(1), result(0.5, 3.0, [1.0, *[0.0] * 9], [4.0, *[0.0] * 9]))
     r.add(moment(2, waited=0.9), result(0.25, 2.0, [*[0.0] * 9, 6.0], [*[0.0] * 9, 2.0]))
@@ -39,7 +39,7 @@ def test_rows_hold_each_step_and_are_told_once():
     assert len(r) == 0
 
 
-def test_a_status_is_of_the_steps_since_the_one_before():
+def test_a_status_covers_the_steps_since_the_previous_one():
     r = metrics()
     r.add(moment(1), result(0.5))
     r.add(moment(2), result(0.75))
@@ -51,7 +51,7 @@ def test_a_status_is_of_the_steps_since_the_one_before():
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (0.5, float("nan"))])
-def test_the_first_step_that_is_no_number_is_named_with_its_images(loss, norm):
+def test_the_first_step_that_is_not_finite_is_named_with_its_images(loss, norm):
     r = metrics()
     r.add(moment(1), result())
     r.check_finite()

@@ -1,4 +1,4 @@
-"""How long a lane's scheduler rests."""
+"""How long a lane's scheduling loop sleeps."""
 
 from types import SimpleNamespace
 
@@ -33,5 +33,5 @@ def test_it_grows_while_blocks_wait_for_the_trainer_and_is_short_once_it_waits_f
     assert (min(rests), max(rests)) == (SHORTEST_SECONDS, LONGEST_SECONDS)
 
 
-def test_it_is_short_with_an_executor_that_does_not_say(monkeypatch):
+def test_it_is_short_with_an_executor_of_another_ray(monkeypatch):
     assert rests_with(monkeypatch, [SimpleNamespace()] * 3) == [SHORTEST_SECONDS] * 3

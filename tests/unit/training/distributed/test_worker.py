@@ -1,4 +1,4 @@
-"""A worker takes the batches that the plan has next, and no others; its checks find what was planted."""
+"""A worker accepts only the plan's next batch, and its checks find planted failures."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_the_digest_of_a_lane_is_of_its_ids_in_order():
     assert one.position.lane_digests != other.position.lane_digests
 
 
-def test_an_average_that_stands_still_ends_the_run():
+def test_an_average_that_does_not_change_ends_the_run():
     w = worker()
     with pytest.raises(PipelineError, match="ema"):
         w._check()
@@ -58,14 +58,14 @@ def test_an_average_that_stands_still_ends_the_run():
     w._check()
 
 
-def test_an_average_that_is_no_number_ends_the_run():
+def test_an_average_that_is_not_finite_ends_the_run():
     w = worker()
     next(iter(w.trainer.ema.shadow.values())).view(-1)[0] = float("nan")
     with pytest.raises(PipelineError, match="ema"):
         w._check()
 
 
-def test_ranks_that_drifted_apart_end_the_run(monkeypatch):
+def test_replicas_that_differ_end_the_run(monkeypatch):
     w = worker()
     for weight in w.trainer.ema.shadow.values():
         weight += 0.5

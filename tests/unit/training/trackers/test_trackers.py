@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and MLflow, each read back by its own means; none may hold up or end training."""
+"""TensorBoard, Weights & Biases and MLflow, each read back with its own reader; none blocks or ends training."""
 
 import io
 import struct
@@ -205,7 +205,7 @@ def test_a_missing_package_is_a_configuration_error_before_anything_is_opened(ru
         open_trackers(run, ["wandb"])
 
 
-def test_a_server_that_is_away_is_warned_about_once_and_tensorboard_goes_on(run, monkeypatch, caplog):
+def test_an_unreachable_server_is_warned_about_once_and_tensorboard_goes_on(run, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -238,7 +238,7 @@ def test_a_full_disk_ends_tensorboard_and_nothing_else(run, caplog):
     assert "free some space" in record.getMessage()
 
 
-def test_a_tracker_that_hangs_holds_up_nobody_for_long(run, monkeypatch, caplog):
+def test_a_tracker_that_hangs_blocks_training_for_a_limited_time(run, monkeypatch, caplog):
     monkeypatch.setattr(trackers, "WAIT_SECONDS", 0.2)
     gate = threading.Event()
     monkeypatch.setattr(Store, "put", lambda self, key, data: gate.wait(30))
