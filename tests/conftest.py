@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from s3_server import SeaweedServer
 
@@ -33,6 +34,9 @@ os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.dev
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, and what it starts, ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+hypothesis.settings.load_profile("untimed")
 
 HEAVY = ("oracle/test_compiled", "faults", "ray", "e2e")
 """With several test processes (-n): each of these is one piece of work, in this order; then every other file is one."""

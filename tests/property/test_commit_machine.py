@@ -233,7 +233,6 @@ TestProtocol = Protocol.TestCase
 TestProtocol.settings = settings(
     max_examples=100,
     stateful_step_count=40,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 
 
 @given(name=st.sampled_from(sorted(WHOLE)), edits=st.lists(EDITS, min_size=1, max_size=8))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_damage_is_told(folder, name, edits):
     path = folder / name
     path.write_bytes(edited(WHOLE[name], edits))

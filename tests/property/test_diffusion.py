@@ -13,7 +13,7 @@ from pipeline.diffusion.schedule import evenly_spaced, make_schedule, respace
 
 pytestmark = pytest.mark.property
 
-FAST = settings(max_examples=40, deadline=None)
+FAST = settings(max_examples=40)
 CONFIGS = st.builds(
     lambda num, schedule, zero: DiffusionConfig(
         num_timesteps=num, schedule=schedule, zero_terminal_snr=zero, prediction="v"

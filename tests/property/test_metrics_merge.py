@@ -30,7 +30,7 @@ def split_rows(draw):
     return rows, parts
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(split_rows())
 def test_moments_merge_in_any_order(case):
     rows, parts = case
@@ -47,7 +47,7 @@ def test_moments_merge_in_any_order(case):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(split_rows(), st.integers(1, 70), st.integers(0, 2**40))
 def test_a_reservoir_is_the_same_bits_for_any_split(case, capacity, seed):
     rows, parts = case
@@ -68,7 +68,7 @@ def sketched(rows: np.ndarray, ids: np.ndarray) -> FeatureStats:
     return FeatureStats.of(FINGERPRINT, 5, ids, images, answer)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(split_rows(), st.randoms(use_true_random=False))
 def test_a_sketch_is_the_same_bits_for_any_split_order_and_tree(case, random):
     """And so is every score that is made of it, down to the last bit."""
@@ -84,7 +84,7 @@ def test_a_sketch_is_the_same_bits_for_any_split_order_and_tree(case, random):
     assert list(score(whole, {"samples": sketches[0]})) == list(score(whole, {"samples": whole}))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(split_rows(), split_rows())
 def test_frechet_is_symmetric_and_not_negative(one, other):
     a = Moments.empty(FINGERPRINT).update(one[0])

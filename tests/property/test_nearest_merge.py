@@ -25,7 +25,7 @@ def split_rows(draw):
     return queries, rows, ids, draw(st.integers(1, 12)), parts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(split_rows(), st.booleans())
 def test_the_same_bits_for_any_split_and_order(case, one_after_the_other):
     queries, rows, ids, k, parts = case

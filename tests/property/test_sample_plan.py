@@ -14,7 +14,7 @@ COUNTS = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 RULES = RequestRules(3, 100, None, "ddim", 10, 7, None)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(COUNTS, st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**62))
 def test_shards_are_a_partition_of_the_ids(counts, size, batch, offset):
     cut = ShardLayout(np.concatenate([[offset], offset + np.cumsum(counts)]).astype(np.int64), size)
@@ -27,14 +27,14 @@ def test_shards_are_a_partition_of_the_ids(counts, size, batch, offset):
     assert cut.batches(batch) == sum(-(-len(ids) // batch) for ids in shards)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.integers(1, 200), st.sets(st.integers(0, 199)))
 def test_missing_and_committed_are_all_shards(num_shards, committed):
     missing = set(missing_shards(num_shards, iter(sorted(committed))).tolist())
     assert missing == set(range(num_shards)) - committed
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.integers(1, 3000),
     st.dictionaries(st.integers(0, 9), st.floats(1e-3, 1e3), min_size=1, max_size=6),
@@ -46,7 +46,7 @@ def test_a_mix_is_exact_for_any_count(count, weights, first):
     assert [int((labels == label).sum()) for label, _ in mix] == mix_counts(count, [w for _, w in mix])
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["ddim", "heun"]), st.sampled_from([None, 2.0]))), st.data()
 )

@@ -111,7 +111,7 @@ def test_rows_per_shard(rows, image_bytes, shard_rows, shard_bytes, expected):
     assert rows_per_shard(rows, image_bytes, shard_rows, shard_bytes) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 400),
     st.sampled_from([Slots(16, 0), Slots(16, 3), Slots(40, 17)]),

@@ -32,7 +32,7 @@ def batches(p, lane, cursor, steps):
     micro_batch=st.integers(1, 12),
     epoch=st.integers(0, 5),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_epoch_gives_every_lane_as_much_and_no_row_twice(rows, lanes, micro_batch, epoch):
     if sum(r >= micro_batch for r in rows) < lanes:
         with pytest.raises(DataError, match=r"train\.lanes"):
@@ -52,7 +52,7 @@ def test_an_epoch_gives_every_lane_as_much_and_no_row_twice(rows, lanes, micro_b
 
 
 @given(done=st.integers(0, 40), steps=st.integers(41, 60), lane=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_resuming_at_any_step_goes_on_where_the_whole_run_was(done, steps, lane):
     p = plan()
     whole = list(batches(p, lane, Cursor(), steps))

@@ -131,7 +131,7 @@ def consumed(plan: TrainPlan, lane: int, cursor: Cursor, steps: int):
     steps=st.integers(1, 60),
     share=st.floats(0, 1),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_resumed_lane_reads_no_consumed_unit_again_and_goes_on_in_step(rows, lanes, micro_batch, seed, steps, share):
     assume(sum(r >= micro_batch for r in rows) >= lanes)
     plan = TrainPlan("digest", tuple(rows), lanes, micro_batch, seed)
