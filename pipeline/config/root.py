@@ -205,8 +205,8 @@ class TrainConfig(Section):
     lanes: int = Field(
         8,
         ge=1,
-        description="data streams that make up a global batch, fixed for a run; at most this many workers: N must "
-        "divide it, MIN..MAX may be any up to it",
+        description="parallel data streams that make up a global batch; fixed for a run. ray.workers N must divide "
+        "this number; MIN..MAX allows any number of workers up to it",
     )
     micro_batch: int = Field(16, ge=1, description="images of each lane in one step")
     lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after warm-up")
