@@ -4,13 +4,13 @@ from jobs.command import Argument, Call, Result, Verb
 
 
 def _run(call: Call) -> Result:
-    from pipeline.analysis.sweep import described, open_sweep, run_sweep
+    from pipeline.analysis.sweep import describe_sweep, open_sweep, run_sweep
     from pipeline.evaluation.driver import evaluate
     from pipeline.generation.driver import generate
 
     given = call.arguments
     sweep = open_sweep(call.config, given.model, given.dataset, given.out)
-    return described(sweep) if call.dry_run else run_sweep(sweep, generate, evaluate)
+    return describe_sweep(sweep) if call.dry_run else run_sweep(sweep, generate, evaluate)
 
 
 VERB = Verb(

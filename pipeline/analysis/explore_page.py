@@ -1,4 +1,4 @@
-"""What `ddpm explore` found, as a page: sheets, the rate-distortion curve and table, the quality of previews."""
+"""HTML pages of `ddpm explore`: sheets, rate-distortion curves and table, quality by sampling steps."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -13,41 +13,41 @@ __all__ = ["preview_page", "rate_page", "sheet_page"]
 
 _SHEETS: Final = {
     "progressive": (
-        "Predictions on the way",
-        "A row a sample: x_0 as it is predicted after more and more steps, and at the right end the sample (figure 6).",
+        "Progressive generation",
+        "One row per sample: predicted x_0 after more and more steps; the last column is the sample (figure 6).",
     ),
     "interpolate": (
         "Interpolations",
-        "From one sample (left) to another (right); a row a timestep at which their states are mixed, the first one at "
-        "x_T (figure 8).",
+        "From one sample (left) to another (right). One row per timestep at which the states are interpolated; the "
+        "first row is x_T (figure 8).",
     ),
     "shared": (
         "Shared latents",
-        "A row a timestep whose x_t all columns share, the first one x_T; from there each goes on with noise of its "
-        "own. What is alike in a row was decided by then (figure 7).",
+        "One row per timestep: all columns share its x_t and then use different noise; the first row is x_T. What a "
+        "row has in common was determined by x_t (figure 7).",
     ),
 }
 _LARGE_RATIO: Final = 10.0
 
 
 def sheet_page(mode: str, png: bytes, facts: Sequence[Fact]) -> Report:
-    """Of the modes that are a sheet of pictures."""
+    """The page of a mode that makes only a sheet of pictures."""
     title, caption = _SHEETS[mode]
     return Report(title=title, facts=tuple(facts), samples=(Picture(caption, f"{title}: a sheet of images", png),))
 
 
 def rate_page(table: pa.Table, png: bytes, facts: Sequence[Fact], chosen: Sequence[int]) -> Report:
-    """RATE_DISTORTION; chosen: reverse times that are rows of the table and columns of the sheet."""
+    """The page of a RATE_DISTORTION table. chosen: reverse times to list and to show as columns of the sheet."""
     rows = table.to_pylist()
     last = rows[-1]
     codelength = (
         Fact("Codelength", f"{figures(last['rate'] + last['term'])} bits/dim, a bound"),
         Fact("Rate, L_1 to L_T", f"{figures(last['rate'])} bits/dim"),
         Fact("Distortion, L_0", f"{figures(last['term'])} bits/dim"),
-        Fact("Images", f"{last['images']:,} held-out ones"),
+        Fact("Images", f"{last['images']:,}, held out"),
     )
     picked = [row for row in rows if row["reverse_time"] in set(chosen)]
-    caption = "What a receiver would show after more and more bits, a row a held-out image; at the right the image."
+    caption = "Prediction of a receiver after more and more bits, one row per held-out image; last column: the image."
     return Report(
         title="Rate and distortion",
         subtitle="Progressive lossy coding, as section 4.3, figure 5 and table 4 of Ho et al. 2020",
@@ -78,29 +78,29 @@ def _rate_table(picked: Sequence[dict[str, float]]) -> Table:
 
 
 def _few(n: int, feature_dim: int) -> Verdict | None:
-    """What must be known before the distances are trusted."""
+    """A warning when there are too few images for reliable distances."""
     if n > feature_dim:
         return None
     return Verdict(
         "warning",
-        f"{n:,} images are not more than the {feature_dim:,} features: the distances are biased far upward, and only "
-        "their order means something (explore.num_images raises n).",
+        f"{n:,} images are not more than the {feature_dim:,} features: the distances are biased far upward; "
+        "compare only their order, or raise explore.num_images.",
     )
 
 
 def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim: int) -> Report:
-    """PREVIEWS, with a sheet of the first samples at the same steps. feature_dim: of the extractor."""
+    """The page of a PREVIEWS table, with a sheet of the first samples. feature_dim: of the extractor."""
     rows = table.to_pylist()
     first, steps = rows[0], tuple(float(row["step"]) for row in rows)
     values, floor = tuple(row["fd"] for row in rows), first["floor"]
     level = Series(f"{FLOOR_NAME} (floor)", (steps[0], steps[-1]), (floor, floor), muted=True, look=QUIET)
     log = min(*values, floor) > 0 and max(values) / min(*values, floor) > _LARGE_RATIO
-    note = "Of x_0 as predicted after so many steps; after the last one of the samples. Lower is better."
+    note = "Distance of the predicted x_0 after each step count; at the last one, of the samples. Lower is better."
     series = (Series("predicted x_0", steps, values), level)
     chart = Chart(f"{first['metric']} by steps", "sampling steps", "", series, log, note, dots=True)
     cells = tuple((f"{row['step']:,}", f"{row['t']:,}", figures(row["fd"])) for row in rows)
     return Report(
-        title="Quality on the way",
+        title="Quality by sampling steps",
         subtitle="Progressive generation, as section 4.3 of Ho et al. 2020",
         verdict=_few(first["n"], feature_dim),
         facts=(
@@ -109,7 +109,9 @@ def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim
             Fact(f"Floor: {FLOOR_NAME}", figures(floor)),
             *facts,
         ),
-        samples=(Picture("The first samples after these steps, a row a sample.", "Sheet of previews by step", png),),
+        samples=(
+            Picture("The first samples after these steps, one row per sample.", "Sheet of previews by step", png),
+        ),
         samples_title="Predictions",
         charts=(chart,),
         charts_title="Quality by steps",

@@ -1,11 +1,11 @@
-"""The paper's pictures of what a model does between noise and image (Ho et al. 2020, figures 6 to 8).
+"""Progressive generation, shared latents and interpolation (Ho et al. 2020, figures 6 to 8).
 
-    progressive    x_0 as it is predicted on the way to a sample (figure 6)
-    shared         one x_t, decoded several times with other noise: what is decided by then (figure 7)
+    progressive    predicted x_0 after more and more sampling steps (figure 6)
+    shared         one x_t, decoded several times with different noise (figure 7)
     interpolate    between the x_t of two samples, decoded with the same noise (figure 8)
 
-x_t here is the state before timestep index t is left: at the largest one it is x_T, the noise itself. Between two
-states goes the great circle, since a straight line between two Gaussians has too little variance in the middle.
+x_t is the state before the step at timestep index t; at the largest index it is x_T, pure noise. Interpolation is
+spherical: a straight line between two Gaussian states has too little variance in the middle.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Picture:
-    """One cell of a sheet. t: the timestep index that was left last (progressive), or that decoding began at.
+    """One cell of a sheet. t: the last timestep index passed (progressive), or the one where decoding began.
 
-    other_id and share: of an interpolation, sample_id at 0 to other_id at 1. noise_id: whose noise was added after t.
+    other_id, share: of an interpolation from sample_id (0) to other_id (1). noise_id: sample whose noise follows t.
     """
 
     row: int
@@ -50,8 +50,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _From:
-    """A noise source that begins at a given x_t."""
+class _NoiseFrom:
+    """A NoiseSource that starts at a given x_t."""
 
     x_t: Tensor
     noise: SampleNoise
@@ -64,20 +64,20 @@ class _From:
 
 
 class Explorer:
-    """A network and a plan; all pictures of a call are made as one batch."""
+    """Makes the figures of one network and plan; each call computes its pictures as one batch."""
 
     def __init__(self, model: UNet, plan: SamplePlan, device: torch.device) -> None:
         self._model, self._plan, self._device = model.to(device).eval(), plan, device
         self._timesteps = sorted(plan_sampler(plan).timesteps)
 
     def steps_done(self, columns: int) -> list[int]:
-        """After how many steps the predictions are shown: at most `columns`, evenly chosen, the last one all steps."""
+        """Step counts to show: at most `columns`, evenly spaced, the last one is all steps."""
         steps = len(self._timesteps)
         return sorted({round((i + 1) * steps / columns) for i in range(columns)} - {0})
 
     @torch.inference_mode()
     def progressive(self, ids: Sequence[int], columns: int) -> list[Picture]:
-        """A row a sample; x_0 after `columns` of the steps, evenly chosen, the last one the sample itself."""
+        """One row per sample: predicted x_0 after the steps in `steps_done(columns)`, the sample itself last."""
         steps, chosen = len(self._timesteps), [done - 1 for done in self.steps_done(columns)]
         states = plan_sampler(self._plan).run(self._denoiser(ids), self._noise(ids))
         seen = [(s.t, s.x_t if s.step == steps - 1 else s.x_0) for s in states if s.step in chosen]
@@ -91,13 +91,15 @@ class Explorer:
 
     @torch.inference_mode()
     def shared(self, sample_id: int, columns: int, rows: int) -> list[Picture]:
-        """A row a timestep, from x_T downwards; column k goes on with the noise of sample_id + k, so 0 is the sample.
+        """One row per timestep, from x_T downwards. Column k has the noise of sample_id + k; column 0 is the sample.
 
-        Raises ConfigError for a sampler that adds no noise: all columns would be equal.
+        Raises ConfigError for a sampler that adds no noise, because all columns would be equal.
         """
         plan = self._plan
         if plan.sampler not in ("ddpm", "dpm++2m-sde") and not (plan.sampler == "ddim" and plan.eta > 0):
-            raise ConfigError(f"sampler {plan.sampler!r} adds no noise on the way: use ddpm, or ddim with generate.eta")
+            raise ConfigError(
+                f"sampler {plan.sampler!r} adds no noise between steps: use ddpm, or ddim with generate.eta"
+            )
         others = [sample_id + k for k in range(columns)]
         label = self._labels([sample_id])[0]
         pictures: list[Picture] = []
@@ -112,9 +114,9 @@ class Explorer:
 
     @torch.inference_mode()
     def interpolate(self, first: int, second: int, columns: int, rows: int) -> list[Picture]:
-        """A row a timestep, from x_T downwards; first sample to second one, with the noise of the first throughout.
+        """One row per timestep, from x_T downwards: first sample to second sample, with the noise of the first.
 
-        The label is that of the nearer sample. A sampler without noise has the two samples themselves at the ends.
+        The label is that of the nearer sample. With a deterministic sampler the end columns are the two samples.
         """
         shares = [column / (columns - 1) for column in range(columns)]
         nearer = [first if share < 0.5 else second for share in shares]
@@ -131,7 +133,7 @@ class Explorer:
         return pictures
 
     def _state(self, ids: Sequence[int], index: int) -> Tensor:
-        """x_t of some samples before the index-th smallest timestep is left: float32 [len(ids), C, H, W]."""
+        """x_t of samples `ids` before the step at the index-th smallest timestep: float32 [len(ids), C, H, W]."""
         noise = self._noise(ids)
         before = len(self._timesteps) - 1 - index
         if before == 0:
@@ -144,9 +146,9 @@ class Explorer:
     def _decoded(
         self, x_t: Tensor, index: int, label_ids: Sequence[int], noise_ids: Sequence[int]
     ) -> NDArray[np.uint8]:
-        """Images [N, H, W, C] from x_t on, by the same steps that a sample takes from there."""
+        """Images uint8 [N, H, W, C]: decodes x_t by the remaining steps of the sampler."""
         sampler = plan_sampler(self._plan, steps=self._timesteps[: index + 1])
-        *_, last = sampler.run(self._denoiser(label_ids), _From(x_t, self._noise(noise_ids)))
+        *_, last = sampler.run(self._denoiser(label_ids), _NoiseFrom(x_t, self._noise(noise_ids)))
         return _pixels(last.x_t)
 
     def _noise(self, ids: Sequence[int]) -> SampleNoise:
@@ -165,11 +167,11 @@ class Explorer:
 
 
 def _between(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """The point at `share` of the great circle's way from one state to the other; float32 like both."""
+    """Spherical interpolation at `share` of the way; float32."""
     if share in (0.0, 1.0):
         return second if share else first
     angle = torch.arccos((first * second).sum().div(first.norm() * second.norm()).clamp(-1.0, 1.0))
-    if angle.sin() < 1e-4:  # the same direction, or opposite ones: no circle is given
+    if angle.sin() < 1e-4:  # equal or opposite directions: no unique great circle
         return torch.lerp(first, second, share)
     return (first * torch.sin((1.0 - share) * angle) + second * torch.sin(share * angle)) / torch.sin(angle)
 

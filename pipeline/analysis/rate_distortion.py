@@ -1,4 +1,4 @@
-"""What the bits of a model buy, on images that it was not trained on (Ho et al. 2020, section 4.3)."""
+"""Progressive lossy coding: rate and distortion of held-out images (Ho et al. 2020, section 4.3)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -30,7 +30,7 @@ __all__ = ["ProgressiveCoder", "RateDistortion", "measure_rate_distortion"]
 
 
 class RateDistortion(NamedTuple):
-    """Of timestep indices T-1, ..., 0, float64 [T] each: bits/dim sent before, RMSE in grey levels, bits/dim added."""
+    """Per timestep index T-1, ..., 0, float64 [T] each: bits/dim sent before, RMSE in grey levels, bits/dim added."""
 
     rate: NDArray[np.float64]
     distortion: NDArray[np.float64]
@@ -38,7 +38,7 @@ class RateDistortion(NamedTuple):
 
 
 class ProgressiveCoder:
-    """A network as the two ends of a progressive code: the receiver of x_t guesses x_0."""
+    """A network as a progressive code: the receiver of x_t predicts x_0."""
 
     def __init__(self, model: UNet, plan: SamplePlan, device: torch.device) -> None:
         self._model, self._plan, self._device = model.to(device).eval(), plan, device

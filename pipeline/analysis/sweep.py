@@ -1,10 +1,10 @@
-"""Samplers x steps x weights -> a table and a page of quality against cost.
+"""`ddpm sweep`: samplers x steps x weights -> a table and a page of quality against cost.
 
-    open_sweep   model, data and every point checked; nothing is written
-    run_sweep    generate and evaluate each point that is not done, on one cluster; then the table and the page
+    open_sweep   check model, data and every point; writes nothing
+    run_sweep    generate and evaluate each unfinished point on one cluster, then write the table and the page
 
-A point is an ordinary generation job with an ordinary evaluation, so it is made exactly once, and a sweep that was
-stopped goes on where it was. The verb hands over the two stages that do it.
+Each point is an ordinary samples folder with an ordinary evaluation, so it is made exactly once, and rerunning an
+interrupted sweep continues it. The caller passes the two stages `generate` and `evaluate`.
 """
 
 import logging
@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.analysis.sweep_grid import Point, make_points, shared_settings
 from pipeline.analysis.sweep_page import best_row, sweep_lines, sweep_page
-from pipeline.analysis.sweep_results import PAGE, POINTS, TABLE, SweepPlan, check_sweep, join_sweep, keep
+from pipeline.analysis.sweep_results import PAGE, POINTS, TABLE, SweepPlan, check_sweep, join_sweep, put_if_changed
 from pipeline.cluster import cluster
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError, DataError, NotFound
@@ -36,7 +36,7 @@ from pipeline.schema import SWEEP
 from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["Sweep", "described", "open_sweep", "run_sweep"]
+__all__ = ["Sweep", "describe_sweep", "open_sweep", "run_sweep"]
 
 logger = logging.getLogger("ddpm.analysis")
 
@@ -54,7 +54,7 @@ class Sweep:
     points: tuple[Point, ...]
 
     def evaluation(self, point: Point) -> Evaluation | None:
-        """The scores of a finished point against the data set of this sweep."""
+        """The evaluation of a point against the dataset of this sweep, None if unfinished."""
         if not is_sealed(point.store):
             return None
         plan, sealed = read_sealed(point.store)
@@ -63,20 +63,20 @@ class Sweep:
 
     @property
     def n(self) -> int:
-        """Images that are measured a point, unless some fail."""
+        """Images evaluated per point, unless some samples fail."""
         limit = self.config.evaluate.num_images
         sizes = (self.manifest.rows("heldout"), self.config.generate.num_samples, *([limit] if limit else []))
         return min(sizes)
 
 
 def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
-    """Check all that can be checked before anything starts.
+    """Check settings, model and dataset before anything starts.
 
-    Raises one ConfigError with everything that is wrong with the grid, or when `out` holds another sweep; DataError
-    when there is no model or dataset, or the two have other images.
+    Raises one ConfigError that lists all errors of the grid, ConfigError when `out` holds another sweep, DataError for
+    a missing model or dataset, or when their image shapes differ.
     """
     store, data = resolve(out, config.storage), resolve(dataset, config.storage)
-    # A run may get newer checkpoints meanwhile: all points are of the one that is found now.
+    # Pin the checkpoint: a run may get newer ones during the sweep.
     found = find_model(model, RAW_WEIGHTS, config.storage)
     points = make_points(config, found.uri, store)
     manifest = read_dataset(data)
@@ -92,33 +92,39 @@ def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
     if (found.image_size, found.channels) != (manifest.image_size, manifest.channels):
         raise DataError(
             f"{found.uri} makes images of {found.image_size}x{found.image_size}x{found.channels}, {data.uri} has "
-            f"{manifest.image_size}x{manifest.image_size}x{manifest.channels}: give the dataset that it was trained on"
+            f"{manifest.image_size}x{manifest.image_size}x{manifest.channels}: give its training dataset"
         )
     if sweep.n < 2:
         raise ConfigError(
-            f"scores need 2 images a side, here are {sweep.n}: more --num-samples, or held-out images in {data.uri}"
+            f"scores need at least 2 images a side, not {sweep.n}: raise --num-samples, or the held-out split of "
+            f"{data.uri}"
         )
     check_sweep(store, plan)
     return sweep
 
 
-def described(sweep: Sweep) -> dict[str, Any]:
-    """What a run would do, for --dry-run."""
+def describe_sweep(sweep: Sweep) -> dict[str, Any]:
+    """The result of --dry-run."""
     missing = [point for point in sweep.points if sweep.evaluation(point) is None]
     samples = sweep.config.generate.num_samples
-    asked = samples * sum(point.evaluations for point in missing)
+    evaluations = samples * sum(point.evaluations for point in missing)
     lines = [
         f"would sweep {len(sweep.points)} points ({len(missing)} missing) of {samples:,} samples with seed "
-        f"{sweep.config.generate.seed}, n = {sweep.n:,} of them measured, {asked:,} network evaluations in all "
+        f"{sweep.config.generate.seed}, n = {sweep.n:,} of them evaluated, {evaluations:,} network evaluations in all "
         f"-> {sweep.out.uri}",
-        *(f"  {point}: {point.evaluations} network evaluations an image" for point in missing),
+        *(f"  {point}: {point.evaluations} network evaluations per image" for point in missing),
     ]
-    return {"points": len(sweep.points), "missing": len(missing), "evaluations": asked, "summary": "\n".join(lines)}
+    return {
+        "points": len(sweep.points),
+        "missing": len(missing),
+        "evaluations": evaluations,
+        "summary": "\n".join(lines),
+    }
 
 
 def run_sweep(sweep: Sweep, generate: Stage, evaluate: Stage) -> dict[str, Any]:
-    """Finish every point, then write what came out. Raises what the two stages raise, but goes on over failed samples:
-    the evaluation leaves them out, and the table counts them."""
+    """Finish every point, then write table and page. Raises the errors of both stages, except for failed samples:
+    the evaluation skips them, and the table counts them."""
     began = time.monotonic()
     join_sweep(sweep.out, sweep.plan)
     missing = [point for point in sweep.points if sweep.evaluation(point) is None]
@@ -148,9 +154,7 @@ def _generate(sweep: Sweep, point: Point, generate: Stage) -> None:
 def _finished(sweep: Sweep, point: Point) -> Evaluation:
     evaluation = sweep.evaluation(point)
     if evaluation is None:
-        raise DataError(
-            f"{sweep.dataset.uri} or {point.store.uri} changed during the sweep: run the same command again"
-        )
+        raise DataError(f"{sweep.dataset.uri} or {point.store.uri} changed during the sweep: rerun the same command")
     return evaluation
 
 
@@ -192,27 +196,27 @@ def _row(point: Point, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _rate(context: Store) -> tuple[float, int] | None:
-    """From the shard log, which is a courtesy: it may be lost."""
+def _rate(samples: Store) -> tuple[float, int] | None:
+    """Images/s and number of actors from the shard metrics, None if these are missing or damaged."""
     try:
-        return steady_rate(pq.read_table(pa.BufferReader(context.read(SHARD_METRICS_KEY))))
+        return steady_rate(pq.read_table(pa.BufferReader(samples.read(SHARD_METRICS_KEY))))
     except (NotFound, pa.ArrowException, OSError):
         return None
 
 
 def _written(sweep: Sweep, table: pa.Table, warnings: list[str], made: int) -> dict[str, Any]:
     names = {"Model": sweep.plan.model_uri, "Dataset": sweep.dataset.uri}
-    config_yaml = "# what all points share\n" + yaml.safe_dump(
+    config_yaml = "# shared by all points\n" + yaml.safe_dump(
         sweep.plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100
     )
     page = render(sweep_page(table, names, warnings, config_yaml)).encode()
     files = {TABLE: parquet_bytes(table, len(table)), PAGE: page}
-    changed = [keep(sweep.out, key, data) for key, data in files.items()]
+    changed = [put_if_changed(sweep.out, key, data) for key, data in files.items()]
     state = "swept" if made or any(changed) else "already done"
     best = best_row(table.to_pylist())
     lines = [
         *sweep_lines(table),
-        f"{state}: {len(table)} points, {made} of them now; best {best['metric']} {best['fd']:.4g} at n = "
+        f"{state}: {len(table)} points, {made} of them new; best {best['metric']} {best['fd']:.4g} at n = "
         f"{best['n']:,} ({best['sampler']}, {best['steps']} steps, {best['ema']}; floor {best['floor']:.4g}) "
         f"-> {sweep.out.location(PAGE)}",
         *(f"warning: {line}" for line in warnings),

@@ -1,4 +1,4 @@
-"""Settings and a model -> the points of a sweep, or all reasons why there can be none."""
+"""The grid of a sweep: settings and a model -> points, or one error that lists all that is wrong."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,22 @@ from pipeline.generation.manifest import SamplePlan
 from pipeline.model_store.load_model import find_model, weight_names
 from pipeline.storage.store import Store
 
-__all__ = ["Point", "make_points", "refusals", "shared_settings"]
+__all__ = ["Point", "grid_errors", "make_points", "shared_settings"]
 
 AXES = ("sampler", "steps", "weights")
-"""What `generate` says of a point is the sweep's, not the settings'."""
+"""Settings of `generate` that the sweep varies."""
 ONLY_OF = {"eta": "ddim", "variance": "ddpm"}
-"""Settings of one sampler; the points of the others go without."""
+"""Settings of one sampler; points of other samplers use the default."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One generation job: its folder, the settings that ask for it, and the plan that follows from them."""
+    """One samples folder of the sweep, with its settings and plan."""
 
     store: Store
     config: Config
     plan: SamplePlan
-    evaluations: int  # of the network, a sample
+    evaluations: int  # of the network, per sample
 
     @property
     def name(self) -> str:
@@ -40,19 +40,19 @@ class Point:
 
 
 def shared_settings(config: GenerateConfig) -> dict[str, object]:
-    """What every point has: all that decides samples but AXES."""
+    """Settings that all points share: all that decide samples, except AXES."""
     return config.model_dump(mode="json", exclude={*AXES, "price_per_hour"})
 
 
 def make_points(config: Config, model: str, out: Store) -> tuple[Point, ...]:
-    """Every sampler with every number of steps and every set of weights, in the order given.
+    """Every combination of sampler, steps and weights, in the given order.
 
-    model: URI of a checkpoint or folder. Raises one ConfigError with all that is wrong, DataError without a model.
+    model: URI of a checkpoint or model folder. Raises one ConfigError with all errors, DataError for a missing model.
     """
     names = weight_names(model, config.storage)
     found = {name: find_model(model, name, config.storage) for name in config.sweep.ema if name in names}
     timesteps = find_model(model, names[0], config.storage).diffusion.num_timesteps
-    wrong = list(refusals(config.sweep, config.generate, timesteps, names))
+    wrong = list(grid_errors(config.sweep, config.generate, timesteps, names))
     points: list[Point] = []
     for sampler in config.sweep.samplers if not wrong else ():
         for steps in config.sweep.steps:
@@ -70,8 +70,10 @@ def make_points(config: Config, model: str, out: Store) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def refusals(sweep: SweepConfig, generate: GenerateConfig, num_timesteps: int, names: Sequence[str]) -> Iterator[str]:
-    """All that is wrong with the grid. names: of the weights that the model has."""
+def grid_errors(
+    sweep: SweepConfig, generate: GenerateConfig, num_timesteps: int, names: Sequence[str]
+) -> Iterator[str]:
+    """All errors of the grid. names: weights of the model."""
     for sampler in dict.fromkeys(sweep.samplers):
         if sampler not in SAMPLERS:
             yield f"sweep.samplers: no sampler {sampler!r}{_hint(sampler, SAMPLERS)}; there are {', '.join(SAMPLERS)}"

@@ -1,4 +1,4 @@
-"""A sweep as a page and as lines of a terminal: a table of `pipeline.schema.SWEEP` in, content out."""
+"""HTML page and terminal table of a sweep, made from a table of `pipeline.schema.SWEEP`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -18,21 +18,23 @@ Row = Mapping[str, Any]
 NOTHING: Final = "\N{EN DASH}"
 UNBEATEN: Final = "\N{CHECK MARK}"
 _LOG_RATIO: Final = 10.0
-"""Distances that differ by more than this are drawn on a logarithmic scale."""
+"""Distances with a larger ratio use a logarithmic scale."""
 
 
 def sweep_page(
     table: pa.Table, names: Mapping[str, str], warnings: Sequence[str] = (), config_yaml: str = ""
 ) -> Report:
-    """The page of SWEEP rows (at least one). names: of the model and the dataset, as facts."""
+    """The page of SWEEP rows (at least one). names: label -> URI of the model and the dataset."""
     rows = table.to_pylist()
     best = best_row(rows)
-    uneven = [] if len({row["n"] for row in rows}) == 1 else ["the points have different n, and distances fall with n"]
-    told = verdict(_scores(best), [*warnings, *uneven])
+    uneven = (
+        [] if len({row["n"] for row in rows}) == 1 else ["the points have different n, and distances decrease with n"]
+    )
+    result = verdict(_scores(best), [*warnings, *uneven])
     return Report(
         title="Sampler sweep",
         subtitle=f"{len(rows)} points, {best['samples']:,} samples each",
-        verdict=told and Verdict(told.kind, f"Best: {_point(best)}. {told.text}"),
+        verdict=result and Verdict(result.kind, f"Best: {_point(best)}. {result.text}"),
         facts=tuple(_facts(rows, names)),
         charts=tuple(_charts(rows)),
         charts_title="Quality against cost",
@@ -42,15 +44,15 @@ def sweep_page(
 
 
 def best_row(rows: Sequence[Row]) -> Row:
-    """The point of the lowest distance, of equals the one of the fewest network evaluations."""
+    """The point of lowest distance; of equal ones the one with the fewest network evaluations."""
     return min(rows, key=lambda row: (row["fd"], row["evaluations"]))
 
 
 def common_noise(row: Row) -> str:
-    """Why points compare."""
+    """Why points are comparable: the note of chart and table."""
     return (
         f"Every point makes the same sample ids, 0 to {row['samples'] - 1:,}, from the same noise (seed {row['seed']}"
-        "), so the luck of the draw is about the same for all."
+        "), so differences between points have little sampling noise."
     )
 
 
@@ -88,15 +90,15 @@ def _or(value: float | None) -> str:
 
 
 def _listed(rows: Sequence[Row], name: str) -> str:
-    """The values that a column has, each once."""
+    """The distinct values of a column."""
     return ", ".join(dict.fromkeys(_or(v) if isinstance(v, float | int) else str(v) for v in (r[name] for r in rows)))
 
 
 def _facts(rows: Sequence[Row], names: Mapping[str, str]) -> Iterator[Fact]:
     first = rows[0]
     yield from (Fact(name, value) for name, value in names.items())
-    yield Fact("Samples a point", f"{first['samples']:,}, seed {first['seed']}")
-    yield Fact("Measured a point", f"n = {_listed(rows, 'n')} against {first['reference_n']:,} training images")
+    yield Fact("Samples per point", f"{first['samples']:,}, seed {first['seed']}")
+    yield Fact("Evaluated per point", f"n = {_listed(rows, 'n')} against {first['reference_n']:,} training images")
     yield Fact("Extractor", f"{first['extractor']} {first['weights_sha256'][:8]}")
     yield Fact(f"Floor: {FLOOR_NAME}", _listed(rows, "floor"))
     yield Fact(f"Ceiling: {BLUR_NAME}", _listed(rows, "blurred"))
@@ -114,12 +116,12 @@ def _charts(rows: Sequence[Row]) -> Iterator[Chart]:
     yield _chart(rows, "network evaluations an image", "evaluations", common_noise(rows[0]))
     timed = [row for row in rows if row["actor_seconds"]]
     if timed:
-        note = "One actor's seconds an image while all actors were at work; what else the machine did then is in it."
+        note = "Seconds of one actor per image while all actors were busy; other load on the machine is included."
         yield _chart(timed, "actor-seconds an image", "actor_seconds", note)
 
 
 def _chart(rows: Sequence[Row], x_label: str, column: str, note: str) -> Chart:
-    """A line a sampler and weights, along its steps: the colour is the sampler's, the dashes are the weights'."""
+    """One line per sampler and weights, along its steps. Colour shows the sampler, dashes the weights."""
     samplers, weights = (list(dict.fromkeys(row[name] for row in rows)) for name in ("sampler", "ema"))
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["evaluations"]):
@@ -147,14 +149,14 @@ def _chart(rows: Sequence[Row], x_label: str, column: str, note: str) -> Chart:
 
 
 def _unbeaten(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether no other point has a distance as low from as few evaluations."""
+    """Whether the point is on the Pareto front of distance and evaluations."""
     mine = (row["fd"], row["evaluations"])
     theirs = [(other["fd"], other["evaluations"]) for other in rows if other is not row]
     return not any(fd <= mine[0] and cost <= mine[1] and (fd, cost) != mine for fd, cost in theirs)
 
 
 def _kernel(row: Row) -> str:
-    """Rounded to what its spread leaves of it."""
+    """Rounded to its spread."""
     return NOTHING if row["kd"] is None else f"{row['kd']:.2g} \N{PLUS-MINUS SIGN} {row['kd_spread']:.1g}"
 
 
@@ -173,7 +175,7 @@ def _table(rows: Sequence[Row]) -> Table:
         texts.append((*cells, UNBEATEN if _unbeaten(row, rows) else ""))
     note = (
         f"{common_noise(rows[0])} Distances are to the training split, lower is better, and compare at equal n only. "
-        "Evaluations: of the network, an image. img/s: of all actors together while all were at work; Actor-s: seconds "
-        "of one of them an image. Unbeaten: no other point is as good for as few evaluations."
+        "Evaluations: of the network, per image. img/s: all actors together while all were busy; Actor-s: seconds of "
+        "one actor per image. Unbeaten: no other point is as good with as few evaluations."
     )
     return Table("Points", tuple(columns), tuple(texts), words=2, note=note)

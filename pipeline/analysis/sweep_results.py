@@ -1,8 +1,8 @@
-"""A sweep at rest: one document of what its points share, a samples folder a point, and what came out.
+"""Files of a sweep folder.
 
-sweep.json          create-once: model, data and settings of every point; an equal one is joined
-points/<name>/      a samples folder with its evaluation, as `ddpm generate` and `ddpm evaluate` make them
-sweep.parquet       schema.SWEEP, a row a point        report.html     the same to look at
+sweep.json          create-once: model, dataset and settings shared by all points; an equal sweep continues
+points/<name>/      a samples folder with its evaluation, as written by `ddpm generate` and `ddpm evaluate`
+sweep.parquet       schema.SWEEP, one row per point        report.html     the same as a page
 """
 
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from pipeline.storage.create_once import try_create
 from pipeline.storage.documents import find_document, to_json
 from pipeline.storage.store import Store
 
-__all__ = ["PAGE", "POINTS", "TABLE", "SweepPlan", "check_sweep", "join_sweep", "keep"]
+__all__ = ["PAGE", "POINTS", "TABLE", "SweepPlan", "check_sweep", "join_sweep", "put_if_changed"]
 
 SWEEP_PLAN = "sweep.json"
 POINTS = "points"
@@ -23,19 +23,19 @@ PAGE = "report.html"
 
 
 class SweepPlan(Section):
-    """`<sweep>/sweep.json`, created once: all that points share, so that they compare. Which points is not in it."""
+    """`<sweep>/sweep.json`, created once: all that makes points comparable. The list of points is not in it."""
 
     kind: Literal["sweep"] = "sweep"
     schema_version: int = SCHEMA_VERSION
-    model_uri: str  # of the checkpoint or folder, for people
-    model_digest: str  # of its raw weights, which tell checkpoints apart whatever they average
-    dataset_uri: str  # for people
+    model_uri: str  # of the checkpoint or folder; informative
+    model_digest: str  # of the raw weights, which differ between checkpoints under any averaging
+    dataset_uri: str  # informative
     dataset_digest: str
     generate: dict[str, Any]
     evaluate: dict[str, Any]
 
     def differences(self, other: "SweepPlan") -> list[str]:
-        """What `other` asks for otherwise, one phrase each."""
+        """Differences of `other` from this plan, one phrase each."""
         found = []
         if self.model_digest != other.model_digest:
             found.append(f"--model {self.model_uri} there, {other.model_uri} with other weights asked")
@@ -50,22 +50,22 @@ class SweepPlan(Section):
 
 
 def check_sweep(out: Store, plan: SweepPlan) -> None:
-    """Raises ConfigError when the folder holds a sweep of something else; nothing is fine."""
+    """Raises ConfigError when the folder holds a different sweep. An empty folder passes."""
     there = find_document(out, SWEEP_PLAN, SweepPlan)
     if there is not None and (different := there.differences(plan)):
         raise ConfigError(
-            f"{out.uri} holds another sweep ({'; '.join(different)}): choose another --out or ask for the same"
+            f"{out.uri} holds another sweep ({'; '.join(different)}): choose another --out or the same settings"
         )
 
 
 def join_sweep(out: Store, plan: SweepPlan) -> None:
-    """Fix what the points share, or join the sweep that is there. Raises ConfigError as `check_sweep` does."""
+    """Create sweep.json, or continue an equal sweep. Raises ConfigError as `check_sweep` does."""
     if not try_create(out, SWEEP_PLAN, to_json(plan)):
         check_sweep(out, plan)
 
 
-def keep(out: Store, key: str, data: bytes) -> bool:
-    """Put what is not there already; whether that was needed."""
+def put_if_changed(out: Store, key: str, data: bytes) -> bool:
+    """Write the object unless it already has these bytes. Returns whether it was written."""
     try:
         if out.read(key) == data:
             return False

@@ -1,4 +1,4 @@
-"""Charts and rates from training metrics (`pipeline.schema.METRICS`) and generation shard logs (SHARD_LOG)."""
+"""Charts and rates from training metrics (`pipeline.schema.METRICS`) and generation shard logs (SHARD_METRICS)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Whatever the segments, sizes and mixes: every id has one shard, and every class its exact share."""
+"""For any segments, sizes and mixes: every id has one shard, and every class its exact share."""
 
 import numpy as np
 import pytest

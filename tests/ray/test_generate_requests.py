@@ -118,7 +118,7 @@ def test_a_model_without_label_dropout_is_not_guided(tmp_path):
     (tmp_path / "a.csv").write_text("request_id,count,guidance\na,1,2\n")
     with pytest.raises(DataError, match=r"line 2: guidance 2: .* was trained without label dropout"):
         generate(config(), uri, str(tmp_path / "samples"), requests=str(tmp_path / "a.csv"))
-    with pytest.raises(ConfigError, match="a request table has the labels"):
+    with pytest.raises(ConfigError, match="the request table has the labels"):
         generate(config(generate={"labels": "0:1"}), uri, str(tmp_path / "s"), requests=str(tmp_path / "a.csv"))
     assert not (tmp_path / "samples").exists()
 

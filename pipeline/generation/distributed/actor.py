@@ -1,4 +1,4 @@
-"""The worker's part of generation: the network loaded once, shard after shard made here and committed beside it."""
+"""Generation actor: loads the network once, then samples shards while a thread commits the previous shard."""
 
 import os
 import pickle
@@ -29,9 +29,9 @@ from pipeline.storage.store import Store
 __all__ = ["ALREADY_COMMITTED", "COMMITTED", "ERROR", "MEASURED", "ROW", "WORKING", "GenerateShards"]
 
 HEARTBEAT_SECONDS = 30.0
-"""A shard may take hours; Ray Data gives up on a job that says nothing for half an hour."""
+"""Interval of progress rows. A shard may take hours, and Ray Data aborts after half an hour without output."""
 MEASURED_BATCHES = 2
-"""After one to warm up; from the speed of the first actor comes the job's forecast."""
+"""Batches timed after one warm-up batch. The first actor's speed gives the forecast."""
 WORKING, MEASURED, COMMITTED, ALREADY_COMMITTED, ERROR = (
     "working",
     "measured",
@@ -43,17 +43,17 @@ ROW = pa.schema(
     [
         pa.field("shard", pa.int64()),
         pa.field("state", pa.string()),  # ALREADY_COMMITTED: by another attempt
-        pa.field("rows", pa.int64()),  # images; those finished so far when WORKING
-        pa.field("bytes", pa.int64()),  # of the file; MEASURED: of so many images as PNG
+        pa.field("rows", pa.int64()),  # images; WORKING: finished so far
+        pa.field("bytes", pa.int64()),  # of the file; MEASURED: of the images as PNG
         pa.field("failed", pa.int64()),
         pa.field("started", pa.float64()),  # Unix seconds
         pa.field("seconds", pa.float64()),  # in the network and the sampler
         pa.field("img_s", pa.float64()),
         pa.field("node", pa.string()),
         pa.field("actor", pa.string()),  # node:process
-        pa.field("pixel_mean", pa.float64()),  # of levels 0..255, over images that could be made
+        pa.field("pixel_mean", pa.float64()),  # of levels 0..255, failed images excluded
         pa.field("pixel_std", pa.float64()),
-        pa.field("saturated_share", pa.float64()),  # of levels that are 0 or 255
+        pa.field("saturated_share", pa.float64()),  # share of levels that are 0 or 255
         pa.field("error", pa.binary()),  # pickled exception
         pa.field("warnings", pa.binary()),  # pickled list of log.Entry since the row before
     ]
@@ -62,10 +62,10 @@ Row = dict[str, Any]
 
 
 class GenerateShards:
-    """For `map_batches`: column shard (int64) -> ROW, some while a shard is made and one when it is settled.
+    """For `map_batches`: column shard (int64) -> ROW: progress rows during a shard, one row when it is finished.
 
-    An exception becomes a row, so that it reaches the driver as itself and costs no other shard of the block. At most
-    two shards are in memory: the one being made and the one being committed.
+    An exception becomes a row: the driver gets the original type, and the other shards of the block go on. At most two
+    shards are in memory: one being sampled and one being committed.
     """
 
     def __init__(self, folder: Store, plan: SamplePlan, model_uri: str, use_gpu: bool) -> None:
@@ -84,8 +84,8 @@ class GenerateShards:
         for shard in block["shard"].to_pylist():
             following: Future[Row] = Future()
             try:
-                settle = yield from self._made(shard)
-                following = self._side.submit(settle)
+                commit = yield from self._sampled(shard)
+                following = self._side.submit(commit)
             except Exception as error:
                 following.set_result(_error_row(shard, error))
             if pending is not None:
@@ -94,14 +94,14 @@ class GenerateShards:
         if pending is not None:
             yield self._table(pending.result())
 
-    def _made(self, shard: int) -> Generator[pa.Table, None, Any]:
-        """Make a shard; what is left to do for it, as a function that returns its row."""
+    def _sampled(self, shard: int) -> Generator[pa.Table, None, Any]:
+        """Sample a shard. Returns a function that commits it and returns its row."""
         if self._folder.exists(marker_key(shard)):
             return lambda: {"shard": shard, "state": ALREADY_COMMITTED}
         generator = self._loaded()
         ids = self._planned_samples().layout.ids(shard)
         started, clock = time.time(), time.monotonic()
-        told, steps = clock, generator.steps(ids)
+        last_report, steps = clock, generator.steps(ids)
         while True:
             try:
                 step = next(steps)
@@ -111,8 +111,8 @@ class GenerateShards:
                 return lambda: self._committed(shard, images, started, seconds)
             if step.pixels is not None and (measured := self._speed.after(step.pixels)) is not None:
                 yield self._table({"shard": shard, "state": MEASURED, **measured})
-            if time.monotonic() - told >= HEARTBEAT_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - last_report >= HEARTBEAT_SECONDS:
+                last_report = time.monotonic()
                 yield self._table({"shard": shard, "state": WORKING, "rows": step.done})
 
     def _committed(self, shard: int, images: GeneratedImages, started: float, seconds: float) -> Row:
@@ -152,19 +152,19 @@ class GenerateShards:
         return self._planned
 
     def _table(self, row: Row) -> pa.Table:
-        """A row for the driver, with the warnings that this actor logged since the row before."""
+        """A row for the driver, with the warnings that this actor logged since the previous row."""
         warnings = self._warnings.take()
         return pa.Table.from_pylist([{**row, "warnings": pickle.dumps(warnings) if warnings else None}], schema=ROW)
 
 
 class _Speed:
-    """The speed of this actor's first batches but one, and the size of their images; told once."""
+    """Measures speed and PNG size over this actor's first MEASURED_BATCHES batches after the warm-up batch."""
 
     def __init__(self) -> None:
         self._batches, self._images, self._began = 0, 0, 0.0
 
     def after(self, pixels: NDArray[np.uint8]) -> Row | None:
-        """To be called after each batch; a row once the batches to measure are done."""
+        """Call after each batch; returns the row of the measurement once, after the last measured batch."""
         now = time.monotonic()
         self._batches += 1
         if self._batches == 1:
@@ -179,11 +179,11 @@ class _Speed:
 
 
 def _levels(pixels: NDArray[np.uint8]) -> Row:
-    """Columns pixel_mean, pixel_std and saturated_share; none when there is no image."""
+    """Columns pixel_mean, pixel_std and saturated_share; empty without images."""
     if not pixels.size:
         return {}
     counts = np.zeros(256, np.int64)
-    for image in pixels:  # bincount makes int64 of what it is given
+    for image in pixels:  # image by image: bincount converts its input to int64
         counts += np.bincount(image.reshape(-1), minlength=256)
     levels, total = np.arange(256), pixels.size
     mean = float((counts * levels).sum() / total)
@@ -195,6 +195,6 @@ def _error_row(shard: int, error: Exception) -> Row:
     try:
         data = pickle.dumps(error)
         pickle.loads(data)
-    except Exception:  # an exception of somebody's own making
+    except Exception:  # an exception class that cannot be pickled
         data = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return {"shard": shard, "state": ERROR, "error": data}

@@ -1,7 +1,7 @@
-"""The driver of a generation job: rounds over the shards that have no marker, until there are none.
+"""Driver of `ddpm generate`: passes over the shards without a marker, until every shard has one.
 
-The driver holds no image and no list of samples: rows of some 200 bytes stream by, one a settled shard and one now and
-then from a shard that is being made.
+The driver holds no image and no list of samples. It receives rows of some 200 bytes: one per finished shard, and
+progress rows of shards in work.
 """
 
 import logging
@@ -38,13 +38,13 @@ Shards = npt.NDArray[np.int64]
 MAX_BLOCK_SHARDS = 16
 LONGEST_PAUSE_SECONDS = 60.0
 ROW_BYTES = 1
-"""Block size that makes Ray Data hand every row to the driver at once."""
+"""Block size that makes Ray Data pass every row to the driver immediately."""
 FORECAST_SHARDS = 16
-"""Jobs with fewer shards to make are over before a forecast would help."""
+"""With fewer missing shards the run ends before a forecast helps."""
 
 
 def shard_blocks(shards: Shards, actors: int) -> list[Shards]:
-    """Shards a task, in order: many while there are many, one at the end, so that all actors end together."""
+    """Shards per task, in order. Blocks shrink towards the end, so that all actors finish together."""
     blocks, start = [], 0
     largest = max(MAX_BLOCK_SHARDS, len(shards) // 4096)
     while start < len(shards):
@@ -55,7 +55,7 @@ def shard_blocks(shards: Shards, actors: int) -> list[Shards]:
 
 
 class ShardDispatcher:
-    """The driver's part of one invocation: rounds over what is missing, until nothing is. actor: what makes shards."""
+    """Dispatches missing shards to actors in passes until every shard has a marker. actor: class that makes shards."""
 
     def __init__(
         self,
@@ -70,8 +70,8 @@ class ShardDispatcher:
         self._price = config.generate.price_per_hour
         self._layout = PlannedSamples(plan, load_requests(folder, plan)).layout
         self._log = ShardMetrics(folder)
-        self._working: dict[int, int] = {}  # images finished in shards that are not
-        # Of the shards whose rows arrived; those of a block that was restarted may not.
+        self._working: dict[int, int] = {}  # finished images, by unfinished shard
+        # Of shards whose rows arrived; rows of a restarted block may be missing.
         self._images, self._first_start, self._last_end = 0, float("inf"), 0.0
         self._done, self._failed, self._failures = 0, 0, 0
         self._speeds: dict[str, float] = {}  # of each actor's last shard, img/s
@@ -79,7 +79,7 @@ class ShardDispatcher:
         self._telemetry = Telemetry(folder.uri)
 
     def finish(self) -> dict[str, Any]:
-        """Returns figures. Raises the error that used up ray.max_failures, or one that no repetition can cure."""
+        """Returns figures for the result. Raises a final error, or the error that exceeded ray.max_failures."""
         missing = self._missing()
         before = self._made_before(missing)
         self._large = len(missing) >= FORECAST_SHARDS
@@ -123,7 +123,7 @@ class ShardDispatcher:
         return self._plan.num_samples - self._layout.rows(missing)
 
     def _round(self, missing: Shards) -> None:
-        """One pass over the missing shards, if any. Raises the last error of a shard, or Ray's own."""
+        """One pass over the missing shards, if any. Raises the last error of a shard, or an error of Ray."""
         if not len(missing):
             return
         self._working.clear()
@@ -140,7 +140,7 @@ class ShardDispatcher:
             error = pickle.loads(row["error"])
             self._telemetry.error()
             row_errors += 1
-            # When nothing succeeds any more, waiting helps and trying every other shard does not.
+            # After errors only, stop the pass: waiting helps, trying more shards does not.
             if _is_final(error) or row_errors > 2 * self._ray.max_workers:
                 break
         if error is not None:
@@ -150,7 +150,7 @@ class ShardDispatcher:
         hide_restart_notice()
         blocks = shard_blocks(missing, self._ray.max_workers)
         actors = min(self._ray.max_workers, len(blocks))
-        # Not from_arrow: that starts a task of one CPU a block, and the actors may hold all CPUs there are.
+        # Not from_arrow: it starts a one-CPU task per block, and the actors may hold all CPUs.
         dataset = ray.data.from_blocks([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
         rows = dataset.map_batches(
             self._actor,
@@ -195,7 +195,7 @@ class ShardDispatcher:
         self._telemetry.committed(row["rows"], row["failed"])
 
     def _make_forecast(self, row: dict[str, Any]) -> None:
-        """Once a job, from whichever actor is first."""
+        """Log one forecast per invocation, from the first actor that measured."""
         if self._forecast is None and self._large:
             left = self._plan.num_samples - self._done
             actors = min(self._ray.max_workers, self._plan.num_shards)
@@ -205,17 +205,17 @@ class ShardDispatcher:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether repetition cannot help: our own errors, except that a store was out of reach."""
+    """Whether a retry is useless: any PipelineError except Transient."""
     return isinstance(error, PipelineError) and not isinstance(error, Transient)
 
 
 def _named(error: Exception, failures: int) -> Exception:
-    """Our own errors as they are; others, from Ray or a defect, with what to do."""
+    """A PipelineError unchanged; any other error wrapped with advice."""
     if isinstance(error, PipelineError):
         return error
     return PipelineError(
         f"generation failed {failures} times, more than ray.max_failures allows, the last time with "
-        f"{type(error).__name__}: {_first_line(error)}; what is committed stays and the same command goes on from there"
+        f"{type(error).__name__}: {_first_line(error)}; committed shards stay, and the same command continues from them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Analyses as pages: the paper's figures of a table, and a warning where distances cannot be trusted."""
+"""Pages of `ddpm explore`: charts of the table, and a warning about unreliable distances."""
 
 import pyarrow as pa
 import pytest

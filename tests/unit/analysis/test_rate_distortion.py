@@ -1,4 +1,4 @@
-"""Rate and distortion of images: means that no batch decides, and guesses that have the errors that are told."""
+"""Rate and distortion do not depend on the batch size, and predictions have the reported error."""
 
 import numpy as np
 import pyarrow as pa

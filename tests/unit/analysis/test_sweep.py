@@ -1,4 +1,4 @@
-"""A sweep says all that is wrong before it starts, plans ordinary jobs, and goes on where it was stopped."""
+"""A sweep reports all errors before it starts, plans ordinary samples folders, and continues after an interruption."""
 
 from contextlib import nullcontext
 
@@ -8,8 +8,8 @@ from tiny_model import write_model
 from tiny_samples import shard_table
 
 from jobs.__main__ import main
-from pipeline.analysis.sweep import described, open_sweep, run_sweep
-from pipeline.analysis.sweep_grid import refusals
+from pipeline.analysis.sweep import describe_sweep, open_sweep, run_sweep
+from pipeline.analysis.sweep_grid import grid_errors
 from pipeline.analysis.sweep_results import TABLE
 from pipeline.config.generation import GenerateConfig, SweepConfig
 from pipeline.config.layers import Layer, flag_layer, resolve
@@ -65,7 +65,7 @@ def make_dataset(data, size=8):
 
 
 def refused(sweep, generate=None, num_timesteps=100):
-    return list(refusals(SweepConfig(**sweep), GenerateConfig(**generate or {}), num_timesteps, NAMES))
+    return list(grid_errors(SweepConfig(**sweep), GenerateConfig(**generate or {}), num_timesteps, NAMES))
 
 
 def test_short_flags_and_dotted_ones_are_the_same():
@@ -148,7 +148,7 @@ def test_points_are_ordinary_jobs_on_common_noise(world):
 
 
 def test_a_dry_run_counts_what_is_missing_and_its_work(world):
-    told = described(open_sweep(settings(), *world))
+    told = describe_sweep(open_sweep(settings(), *world))
     assert (told["points"], told["missing"]) == (8, 8)
     assert told["evaluations"] == 80 * 2 * (5 + 10 + 9 + 19)
     assert list(store(world[2]).list()) == []
@@ -250,7 +250,7 @@ def test_again_does_nothing_and_a_stopped_sweep_goes_on(world):
     with pytest.raises(KeyboardInterrupt):
         finished(open_sweep(settings(), *world), stops)
     assert not store(world[2]).exists(TABLE)
-    assert described(open_sweep(settings(), *world))["missing"] == 5
+    assert describe_sweep(open_sweep(settings(), *world))["missing"] == 5
     assert finished(open_sweep(settings(), *world))["made"] == 5
     before = {entry.key: store(world[2]).read(entry.key) for entry in store(world[2]).list()}
 

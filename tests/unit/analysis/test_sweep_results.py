@@ -1,8 +1,8 @@
-"""A sweep's folder is of one model, one data set and one seed for ever; where they lie may change."""
+"""A sweep folder is bound to one model, dataset and seed; their URIs may change."""
 
 import pytest
 
-from pipeline.analysis.sweep_results import POINTS, SweepPlan, check_sweep, join_sweep, keep
+from pipeline.analysis.sweep_results import POINTS, SweepPlan, check_sweep, join_sweep, put_if_changed
 from pipeline.errors import AlreadyExists, ConfigError
 from pipeline.storage.store import resolve
 
@@ -53,9 +53,9 @@ def test_another_one_is_refused_and_told_in_full(store):
 
 
 def test_only_what_is_new_is_put(store):
-    assert keep(store, "a", b"1")
-    assert not keep(store, "a", b"1")
-    assert keep(store, "a", b"2")
+    assert put_if_changed(store, "a", b"1")
+    assert not put_if_changed(store, "a", b"1")
+    assert put_if_changed(store, "a", b"2")
     assert store.read("a") == b"2"
 
 

@@ -1,4 +1,4 @@
-"""The cost of a sample is what its sampler really asks of the network."""
+"""Network evaluations per sample, by sampler and guidance."""
 
 import pytest
 

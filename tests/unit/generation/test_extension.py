@@ -1,4 +1,4 @@
-"""A sealed job grows: new ids only, nothing that was there is written again, readers never see half of it."""
+"""Extending a sealed folder adds new ids only, rewrites nothing, and is atomic for readers."""
 
 import json
 

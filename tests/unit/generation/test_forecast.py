@@ -1,4 +1,4 @@
-"""Hours, bytes and cost follow from a measured speed; what a progress line adds."""
+"""Forecast of hours, bytes and cost, and the suffix of the progress line."""
 
 import pytest
 

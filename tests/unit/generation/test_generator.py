@@ -1,4 +1,4 @@
-"""A sample is a function of the plan and its id: not of its batch, its neighbours or an earlier attempt."""
+"""A sample depends only on the plan and its id, not on batch, neighbours or earlier attempts."""
 
 import hashlib
 

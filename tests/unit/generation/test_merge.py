@@ -1,4 +1,4 @@
-"""Merged jobs are the jobs, byte by byte; each sample once; half a merge is none."""
+"""Merging copies samples folders byte for byte, has each sample once, and is atomic."""
 
 import json
 from dataclasses import dataclass

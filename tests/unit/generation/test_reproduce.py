@@ -1,4 +1,4 @@
-"""A stored sample is made again to the bit; what is rounding and what is a contradiction; nothing is taken on trust."""
+"""Reproducing a stored sample: identical, rounding difference, or failed verification."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Request tables as files: three formats, one meaning; line numbers that an editor shows; what cannot be read."""
+"""Request table files: three equivalent formats, line numbers as in an editor, unreadable files."""
 
 import json
 

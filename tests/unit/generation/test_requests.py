@@ -1,4 +1,4 @@
-"""Request rows: what is accepted, what is refused with line and reason, and which request a sample id is of."""
+"""Request rows: valid values, invalid ones with line and reason, and the request of a sample id."""
 
 import json
 import tracemalloc

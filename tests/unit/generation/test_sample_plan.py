@@ -1,4 +1,4 @@
-"""Ids to shards and labels is arithmetic: exact at any size, and listed nowhere."""
+"""Sample ids to shards and labels: exact at any size, without a list."""
 
 import math
 import time
