@@ -29,7 +29,7 @@ from outcome import at_most, known, parsed, tell
 from s3_server import SeaweedServer
 from synthetic import CHANNELS, SHARD_ROWS, SIZE, counted, plan_of
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.commit import collect_garbage, commit_shard, committed_shards, create_plan, marker_key, seal
 from pipeline.generation.generator import GeneratedImages, sample_table
 from pipeline.generation.manifest import SamplePlan

@@ -28,7 +28,8 @@ from digits_model import STEPS, digits_config, train_digits
 from outcome import at_least, known, parsed, tell
 from quality import Judge, drawn, sampler_of
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.unet import UNet
 from pipeline.training.data_plan import keyed_permutation

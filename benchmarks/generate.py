@@ -35,7 +35,8 @@ from steady import CpuClock, Steady, steady
 
 from pipeline.cluster import cluster
 from pipeline.config.generation import GenerateConfig
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.driver import generate
 from pipeline.generation.generator import ShardGenerator
 from pipeline.generation.make_plan import make_plan

@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from outcome import parsed, tell
 
 from pipeline.cluster import cluster
+from pipeline.config.cluster import RayConfig
 from pipeline.config.ingest import IngestConfig
-from pipeline.config.root import Config, RayConfig
+from pipeline.config.root import Config
 from pipeline.ingest.decode.decoder import Decoder
 from pipeline.ingest.decode.resize import prepare
 from pipeline.ingest.driver import ingest

@@ -24,7 +24,8 @@ from stream import Peak, pictures
 from tiny_samples import sample_plan
 
 from pipeline.cluster import cluster
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.evaluation.memorisation.driver import memorisation
 from pipeline.generation.commit import commit_shard, create_plan, seal
 from pipeline.images.png import encode_png

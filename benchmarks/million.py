@@ -28,7 +28,7 @@ from invariants import check_invariants
 from outcome import flags, tell
 from torment import Record, Torment
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.commit import read_plan
 from pipeline.generation.generator import ShardGenerator, sample_table
 from pipeline.model_store.load_model import find_model, load_unet

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outcome import parsed, tell
 
-from pipeline.config.root import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.models.layers import Conv3x3
 from pipeline.models.unet import UNet
 

@@ -36,7 +36,8 @@ from outcome import at_least, known, parsed, tell
 from steady import CpuClock, Steady, steady
 
 from pipeline.cluster import cluster
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.generator import ShardGenerator, sample_table
 from pipeline.generation.make_plan import make_plan
 from pipeline.model_store.load_model import find_model, load_unet

@@ -25,7 +25,7 @@ from outcome import at_most, known, parsed, tell
 from s3_server import SeaweedServer
 from synthetic import counted, marker_of, peak_mb, plan_of, reset_peak
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.commit import committed_shards, create_plan, marker_key, read_plan, seal
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.sample_plan import missing_shards

@@ -27,7 +27,8 @@ from synthetic import plan_of
 from torment import resident_mb
 
 from pipeline.cluster import cluster
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.commit import create_plan, seal
 from pipeline.generation.distributed.actor import GenerateShards
 from pipeline.generation.distributed.dispatcher import ShardDispatcher

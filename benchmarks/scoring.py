@@ -28,7 +28,8 @@ from outcome import parsed, tell
 from synthetic import plan_of
 
 from pipeline.config.evaluation import EvaluateConfig
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.tasks import feature_stats_of
 from pipeline.generation.commit import commit_shard, create_plan, read_sealed, seal

@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from outcome import parsed, tell
 
 from pipeline.cluster import cluster
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.images.convert import to_model
 from pipeline.images.png import encode_png
 from pipeline.ingest.dataset import read_dataset, write_dataset

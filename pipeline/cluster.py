@@ -11,7 +11,7 @@ from typing import IO
 import ray
 from ray.data import DataContext
 
-from pipeline.config.root import RayConfig
+from pipeline.config.cluster import RayConfig
 from pipeline.errors import ConfigError, PipelineError
 
 __all__ = ["cluster", "hide_restart_notice"]

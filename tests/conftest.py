@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 from s3_server import SeaweedServer
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import Store, resolve
 
 _DEFAULTS = {

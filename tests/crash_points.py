@@ -19,7 +19,7 @@ from played_job import MORE, PLAN, play
 from tiny_samples import shard_table
 
 import pipeline.storage.s3  # noqa: F401  (imported once, by the server)
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import Transient
 from pipeline.storage import create_once, local
 from pipeline.storage.store import Store

@@ -7,7 +7,7 @@ from functools import cache
 from invariants import check_invariants, created_once
 from tiny_samples import sample_plan, shard_table
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.generation import commit
 from pipeline.generation.manifest import SamplePlan
 from pipeline.storage.files import parquet_bytes

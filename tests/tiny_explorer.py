@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.config.root import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.models.unet import UNet
 
 MODEL = ModelConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, num_classes=3)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 from PIL import Image
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.images.png import encode_png
 from pipeline.ingest.dataset import read_dataset
 from pipeline.storage.files import read_parquet

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.analysis.explore_result import ExploreResult, Pixels, cells_by_row
 from pipeline.analysis.held_out_images import read_held_out_images
 from pipeline.config.generation import ExploreConfig
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.clipping import clip_to_unit
 from pipeline.diffusion.likelihood import Likelihood, bits_per_dim, rate_distortion
 from pipeline.diffusion.noise import SampleNoise

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.reverse_process import Reverse, split
 from pipeline.diffusion.schedule import make_schedule

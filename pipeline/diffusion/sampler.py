@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.config.generation import SamplerName
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.ancestral import Ancestral
 from pipeline.diffusion.clipping import DynamicThreshold, clip_to_unit
 from pipeline.diffusion.ddim import Ddim

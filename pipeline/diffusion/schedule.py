@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.errors import ConfigError
 
 __all__ = ["Schedule", "evenly_spaced", "make_schedule", "respace", "schedule_from_betas"]

@@ -8,7 +8,7 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.likelihood import bits_per_dim
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.objective import Objective

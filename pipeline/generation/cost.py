@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.objective import Objective
 from pipeline.generation.generator import plan_denoiser, plan_sampler
 from pipeline.generation.manifest import SamplePlan

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.guidance import guided_by_label
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.objective import Denoiser

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.base import FileEntry
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.requests import REQUIRED, BadRow, Requests, Row

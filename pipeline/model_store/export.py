@@ -8,7 +8,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import ConfigError, NotFound
 from pipeline.model_store.checkpoint import checkpoint_key

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from pipeline.config.base import digest_of
-from pipeline.config.root import DiffusionConfig, ModelConfig, StorageConfig
+from pipeline.config.model import DiffusionConfig, ModelConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.diffusion.objective import Objective
 from pipeline.errors import ConfigError, DataError, NotFound, VerificationFailed
 from pipeline.model_store.checkpoint import checkpoint_key, latest_checkpoint, read_checkpoint, read_tensors

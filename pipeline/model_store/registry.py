@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.config.base import FileEntry, Section
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, Busy, DataError, NotFound
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.create_once import create_or_read_document, try_create

@@ -5,7 +5,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.config.base import digest_of
-from pipeline.config.root import NOT_IN_DIGEST, DiffusionConfig, ModelConfig
+from pipeline.config.model import DiffusionConfig, ModelConfig
+from pipeline.config.root import NOT_IN_DIGEST
 from pipeline.errors import DataError
 from pipeline.model_store.checkpoint import (
     RUN,

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.config.root import DiffusionConfig, ModelConfig
+from pipeline.config.model import DiffusionConfig, ModelConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.diffusers_scheduler import (
     DIFFUSERS_VERSION,

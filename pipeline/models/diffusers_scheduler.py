@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.errors import ConfigError, DataError
 
 __all__ = ["DIFFUSERS_VERSION", "SCHEDULER_FILE", "diffusion_config", "scheduler_fields", "validated"]

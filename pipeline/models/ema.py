@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.root import EmaConfig
+from pipeline.config.training import EmaConfig
 from pipeline.errors import DataError
 
 __all__ = ["Ema", "ema_decay", "power_exponent"]

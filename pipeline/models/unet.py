@@ -15,7 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config.root import InitialWeights, ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.training import InitialWeights
 from pipeline.errors import ConfigError
 from pipeline.models.dropout import DropoutKey
 from pipeline.models.layers import (

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from pipeline.config.nightly import HookConfig, NightlyConfig
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import resolve
 
 __all__ = ["EVENTS", "prometheus_text", "run_hooks"]

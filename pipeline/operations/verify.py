@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import DataError, VerificationFailed
 from pipeline.generation.commit import MANIFEST, PLAN
 from pipeline.generation.merge import MERGED, verify_merged

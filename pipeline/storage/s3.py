@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import fsspec.asyn
 import s3fs
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, NotFound, StorageError
 from pipeline.storage.retry import is_transient, limited, retry
 from pipeline.storage.s3_errors import has_no_effect, is_missing_object, is_past_the_end, translated

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound, StorageError
 from pipeline.storage.credentials import without_credentials
 

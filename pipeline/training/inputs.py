@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config.root import Config, TrainConfig
+from pipeline.config.root import Config
+from pipeline.config.training import TrainConfig
 from pipeline.diffusion.importance_sampling import ImportanceTimesteps
 from pipeline.diffusion.noise import integers, normal, stream_key, uniform
 from pipeline.models.dropout import DropoutKey

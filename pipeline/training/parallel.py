@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config.root import TrainConfig
+from pipeline.config.training import TrainConfig
 from pipeline.models.layers import Attention, ResnetBlock
 
 __all__ = ["discard_gathered", "full_tensor", "gradient_sync", "is_sharded", "local_shard", "parallelise"]

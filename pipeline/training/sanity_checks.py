@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.diffusion.variational_bound import prior_term

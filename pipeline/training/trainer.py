@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.root import Config, TrainConfig
+from pipeline.config.root import Config
+from pipeline.config.training import TrainConfig
 from pipeline.diffusion.importance_sampling import ImportanceTimesteps, LossTally
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.reverse_process import split

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from jobs.__main__ import main
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import resolve
 from tiny import command, run
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from tiny_model import CHANNELS, SIZE, write_model
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, StorageError, VerificationFailed
 from pipeline.model_store.checkpoint import (
     checkpoint_key,

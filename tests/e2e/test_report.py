@@ -27,7 +27,7 @@ from reported import (
     make_scores,
 )
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.images.convert import grid
 from pipeline.images.png import decode_pixels

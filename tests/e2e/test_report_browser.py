@@ -10,7 +10,8 @@ import pytest
 from browser import Browser, chromium
 from reported import CONFIG, GRID_STEPS, STEPS, loss_at, make_dataset, make_run, make_samples, make_scores
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.report.driver import compare, report
 from pipeline.report.render.scales import figures
 from pipeline.storage.store import resolve

@@ -14,7 +14,8 @@ from reported import CONFIG, GRID_STEPS, STEPS, make_run, make_samples, make_sco
 from tiny_samples import write_samples
 
 from jobs.__main__ import main
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.images.png import decode_pixels, encode_png
 from pipeline.nightly.ledger import Night

@@ -26,7 +26,7 @@ import yaml
 from processes import wait_for
 from secrets_scan import Secrets
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import resolve
 from tiny import ROOT, settings
 

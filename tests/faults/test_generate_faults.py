@@ -7,7 +7,7 @@ import pytest
 from processes import titled, wait_for
 from tiny_model import write_model
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.commit import committed_shards, read_manifest
 from pipeline.generation.driver import generate
 from pipeline.operations.verify import verify

@@ -5,7 +5,7 @@ from crash_points import EXIT_CODE, STEPS, Fault, Player
 from invariants import check_invariants, created_once
 from played_job import MORE, PLAN, finishes, is_whole, litter, play
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import resolve
 
 pytestmark = pytest.mark.faults

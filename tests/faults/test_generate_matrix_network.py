@@ -5,7 +5,7 @@ from crash_points import STEPS, Fault, Player
 from invariants import created_once
 from played_job import finishes, is_whole, litter
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import resolve
 from proxy import HttpProxy
 

@@ -5,7 +5,7 @@ from crash_points import STEPS, Fault, Player
 from invariants import created_once
 from played_job import MORE, PLAN, finishes, is_whole, litter, play
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError
 from pipeline.generation.commit import create_plan
 from pipeline.storage.store import resolve

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from tiny_ingest import pixels_of, put_images, rejects_of, rows_of, without_ray
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import Transient
 from pipeline.images.png import encode_png
 from pipeline.ingest import map_tasks, phases

@@ -10,7 +10,7 @@ import pytest
 import ray
 from processes import titled, wait_for
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.model_store.checkpoint import committed_steps, latest_checkpoint
 from pipeline.storage.store import resolve
 from pipeline.training.driver import train

@@ -10,7 +10,7 @@ import ray
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.model_store.checkpoint import committed_steps, latest_checkpoint
 from pipeline.storage.store import resolve
 from pipeline.training.metrics_table import read_metrics

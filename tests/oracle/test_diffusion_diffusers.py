@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.sampler import make_sampler
 from pipeline.diffusion.schedule import make_schedule

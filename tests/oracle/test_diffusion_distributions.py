@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.schedule import make_schedule

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.likelihood import bits_per_dim
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.sampler import make_sampler

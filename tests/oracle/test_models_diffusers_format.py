@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 from safetensors.torch import load, save
 
-from pipeline.config.root import DiffusionConfig, ModelConfig
+from pipeline.config.model import DiffusionConfig, ModelConfig
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import diffusers_format as fmt

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from pipeline.config.root import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.models.unet import UNet
 
 pytestmark = pytest.mark.oracle

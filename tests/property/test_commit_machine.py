@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tiny_samples import sample_plan, shard_table
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, DataError, PipelineError, Transient
 from pipeline.generation.commit import (
     collect_garbage,

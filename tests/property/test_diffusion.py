@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.importance_sampling import LossTally
 from pipeline.diffusion.noise import integers, normal, stream_key, uniform

@@ -3,7 +3,8 @@
 import pytest
 import ray
 
-from pipeline.config.root import Config, RayConfig
+from pipeline.config.cluster import RayConfig
+from pipeline.config.root import Config
 from pipeline.operations import cluster_info, doctor
 
 pytestmark = pytest.mark.ray

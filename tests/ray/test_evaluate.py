@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from tiny_model import write_model
 from tiny_samples import sample_plan
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import DataError
 from pipeline.evaluation.driver import evaluate
 from pipeline.evaluation.likelihood import heldout_bound

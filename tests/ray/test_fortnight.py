@@ -19,7 +19,8 @@ from s3_server import SeaweedServer
 from sklearn.datasets import load_digits
 
 from pipeline.config.cron import Cron
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.images.png import encode_png
 from pipeline.model_store.registry import Registry
 from pipeline.nightly.driver import nightly

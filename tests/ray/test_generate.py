@@ -18,7 +18,7 @@ from datasets import load_dataset
 from safetensors.torch import load, save
 from tiny_model import write_model
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, Transient, VerificationFailed
 from pipeline.generation import driver as stage
 from pipeline.generation.commit import commit_shard, committed_shards, create_plan, read_manifest, read_plan

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_model import write_model
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.generation.commit import read_manifest, read_plan
 from pipeline.generation.driver import generate

@@ -9,7 +9,7 @@ import pytest
 import ray
 from tiny_model import write_model
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.commit import read_manifest
 from pipeline.generation.driver import generate
 from pipeline.generation.shard_metrics import SHARD_METRICS

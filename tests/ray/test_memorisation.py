@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_samples import sample_plan
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import DataError
 from pipeline.evaluation.memorisation.driver import memorisation
 from pipeline.evaluation.memorisation.results import Memorisation, read_memorisations, read_sheet

@@ -11,7 +11,7 @@ import ray
 from tiny_model import write_model
 
 from jobs.__main__ import main
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.evaluation.results import read_evaluations
 from pipeline.generation.commit import is_sealed
 from pipeline.operations.verify import verify

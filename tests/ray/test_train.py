@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.ingest.dataset import read_dataset
 from pipeline.model_store.checkpoint import committed_steps, latest_checkpoint, read_tensors

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 import pytest
 from s3_server import SeaweedServer
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, Denied, MissingBucket, Transient
 from pipeline.storage.store import Store, resolve
 

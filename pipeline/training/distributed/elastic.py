@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import ray
 
-from pipeline.config.root import RayConfig
+from pipeline.config.cluster import RayConfig
 
 __all__ = ["ResizeMonitor", "remaining_capacity", "usable_workers"]
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.config.root import TrainConfig
+from pipeline.config.training import TrainConfig
 from pipeline.errors import PipelineError
 from pipeline.training.distributed.coordinator import StepStatus
 from pipeline.training.trainer import StepResult

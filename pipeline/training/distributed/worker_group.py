@@ -13,7 +13,8 @@ import ray.train
 import ray.train.torch
 from ray.data import ExecutionOptions, ExecutionResources
 
-from pipeline.config.root import Config, RayConfig
+from pipeline.config.cluster import RayConfig
+from pipeline.config.root import Config
 from pipeline.errors import Stopped
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.storage.store import Store

@@ -12,7 +12,8 @@ from jobs.__main__ import main
 from pipeline.analysis.explore import explore
 from pipeline.analysis.figures import Explorer, _between
 from pipeline.config.generation import ExploreConfig, GenerateConfig
-from pipeline.config.root import Config, DiffusionConfig
+from pipeline.config.model import DiffusionConfig
+from pipeline.config.root import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.generation.generator import ShardGenerator, plan_sampler
 from pipeline.generation.make_plan import make_plan

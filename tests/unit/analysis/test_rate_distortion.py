@@ -12,7 +12,8 @@ from tiny_model import write_model
 from jobs.__main__ import main
 from pipeline.analysis.rate_distortion import ProgressiveCoder
 from pipeline.config.generation import GenerateConfig
-from pipeline.config.root import Config, DiffusionConfig
+from pipeline.config.model import DiffusionConfig
+from pipeline.config.root import Config
 from pipeline.errors import DataError
 from pipeline.generation.make_plan import make_plan
 from pipeline.model_store.load_model import StoredModel

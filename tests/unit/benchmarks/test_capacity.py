@@ -7,7 +7,7 @@ from capacity import DEDUPLICATE_BYTES, GROUP_BYTES, SORTED_RUN_BYTES, MeasuredC
 from synthetic import marker_of, plan_of
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.generation.commit import committed_shards, create_plan, marker_key, seal
 from pipeline.generation.sample_plan import PlannedSamples, missing_shards
 from pipeline.ingest import map_tasks, phases

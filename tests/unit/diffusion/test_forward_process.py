@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.schedule import make_schedule, schedule_from_betas
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.likelihood import Likelihood, bits_per_dim, rate_distortion
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.objective import Objective

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.variational_bound import bound_term
 

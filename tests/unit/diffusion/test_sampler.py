@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.sampler import make_sampler
 from pipeline.errors import ConfigError

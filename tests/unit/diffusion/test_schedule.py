@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.schedule import evenly_spaced, make_schedule, respace, schedule_from_betas
 from pipeline.errors import ConfigError
 

@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from tiny_samples import SIZE, sample_plan, shard_table
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.extractor import extractor_of

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_samples import sample_plan
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.likelihood import bits_per_dim
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.objective import Objective

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Image
 
 from pipeline.config.generation import GenerateConfig
-from pipeline.config.root import DiffusionConfig, ModelConfig
+from pipeline.config.model import DiffusionConfig, ModelConfig
 from pipeline.diffusion.guidance import guided
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.errors import ConfigError

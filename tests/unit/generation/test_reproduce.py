@@ -8,7 +8,7 @@ import torch
 from tiny_model import write_model
 
 from jobs.__main__ import main
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, VerificationFailed
 from pipeline.generation.commit import commit_shard, create_plan, read_manifest, seal
 from pipeline.generation.generator import ShardGenerator, sample_table

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_ingest import pixels_of, put_images, rejects_of, rows_of, sha256_of, without_ray
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.images.png import encode_png
 from pipeline.ingest import map_tasks, phases, reduce_tasks

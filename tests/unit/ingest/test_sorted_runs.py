@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import VerificationFailed
 from pipeline.ingest.sorted_runs import PreparedImage, RunFormat, SortedRunFile, read_slots, sorted_run_bytes
 from pipeline.storage.files import put_file

@@ -6,7 +6,8 @@ import pytest
 from light_nights import Simulation
 
 from pipeline.config.base import FileEntry
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.model_store import mlflow_registry
 from pipeline.model_store.mlflow_registry import TAG, mirror_to_mlflow

@@ -7,7 +7,7 @@ import pytest
 from tiny_model import write_model
 
 from pipeline.config.base import FileEntry
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, Busy, DataError, VerificationFailed
 from pipeline.model_store.export import export
 from pipeline.model_store.load_model import find_model

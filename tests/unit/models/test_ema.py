@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.root import EmaConfig
+from pipeline.config.training import EmaConfig
 from pipeline.errors import DataError
 from pipeline.models.ema import Ema, ema_decay, power_exponent
 

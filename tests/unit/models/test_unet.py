@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.config.root import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models.dropout import DropoutKey
 from pipeline.models.layers import Conv3x3

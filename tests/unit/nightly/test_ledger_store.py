@@ -52,7 +52,7 @@ def test_the_policy_gets_what_it_needs_and_retention_what_is_old(store):
 
 @pytest.mark.unit
 def test_what_makes_an_artefact_exist_goes_first(tmp_path, monkeypatch):
-    from pipeline.config.root import StorageConfig
+    from pipeline.config.storage import StorageConfig
     from pipeline.storage.store import Store, resolve
 
     root = resolve(str(tmp_path), StorageConfig())

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 from light_nights import Killed, LightStages, Simulation
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import Busy, ConfigError, DataError, PipelineError, Stopped
 from pipeline.model_store.registry import ChangeRequest, Registry
 from pipeline.nightly import driver, watchdog

@@ -8,7 +8,7 @@ import yaml
 from tiny_model import write_model
 
 from jobs.__main__ import main
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.generation.commit import create_plan
 from pipeline.generation.driver import generate

@@ -8,7 +8,7 @@ from light_nights import NAME, Killed, Simulation
 from tiny_model import write_model
 
 from jobs.__main__ import main
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import DataError
 from pipeline.model_store.export import export
 from pipeline.model_store.register import register

@@ -10,7 +10,8 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from jobs.__main__ import main
-from pipeline.config.root import Config, RayConfig
+from pipeline.config.cluster import RayConfig
+from pipeline.config.root import Config
 from pipeline.operations import cluster_info, package
 from pipeline.operations.cluster_info import status_without_token
 from pipeline.operations.doctor import check_cluster

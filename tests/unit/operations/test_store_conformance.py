@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import Denied, MissingBucket
 from pipeline.operations import store_conformance
 from pipeline.operations.store_conformance import access, clock_skew, create_once, listing, round_trip

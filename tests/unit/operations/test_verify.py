@@ -12,7 +12,8 @@ from tiny_samples import sample_plan, sample_png, write_samples
 
 from jobs.__main__ import main
 from pipeline.config.base import FileEntry
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import DataError, VerificationFailed
 from pipeline.generation.commit import marker_key
 from pipeline.images.png import encode_png

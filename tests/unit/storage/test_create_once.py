@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config.base import Section
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, DataError, Transient
 from pipeline.storage import create_once
 from pipeline.storage.create_once import create_or_read, create_or_read_document, create_or_read_file, try_create

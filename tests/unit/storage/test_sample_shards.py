@@ -99,7 +99,7 @@ def zipped():
 )
 def test_a_malformed_tar_is_found(tmp_path, change, reason):
     """Also when the sha256 of the malformed file is in the manifest."""
-    from pipeline.config.root import StorageConfig
+    from pipeline.config.storage import StorageConfig
     from pipeline.storage.store import resolve
 
     place = write_samples(resolve(str(tmp_path), StorageConfig()), TAR_PLAN)
@@ -126,7 +126,7 @@ def test_wrong_types_are_one_error():
 
 
 def local(tmp_path, plan=PLAN, **arguments):
-    from pipeline.config.root import StorageConfig
+    from pipeline.config.storage import StorageConfig
     from pipeline.storage.store import resolve
 
     return write_samples(resolve(str(tmp_path / "samples"), StorageConfig()), plan, **arguments)

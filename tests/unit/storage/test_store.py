@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, ConfigError, DataError, NotFound, StorageError
 from pipeline.storage.store import Store, resolve
 

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.ingest.dataset import read_dataset, write_dataset
 from pipeline.model_store.manifest import RunPlan
 from pipeline.storage.store import resolve

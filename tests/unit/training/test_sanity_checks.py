@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.config.root import DiffusionConfig
+from pipeline.config.model import DiffusionConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.training.sanity_checks import (

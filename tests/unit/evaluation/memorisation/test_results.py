@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config.root import StorageConfig
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import VerificationFailed
 from pipeline.evaluation.memorisation.results import (
     NEIGHBOURS,

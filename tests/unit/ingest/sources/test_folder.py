@@ -7,7 +7,8 @@ import corpus
 import pytest
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import Denied
 from pipeline.ingest.sources.folder import open_folder
 from pipeline.ingest.sources.open import open_source

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound, StorageError
 from pipeline.ingest.sources.open import open_source
 from pipeline.storage.store import resolve

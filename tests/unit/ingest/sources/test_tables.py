@@ -158,7 +158,7 @@ def test_unsafe_uris_are_rejected(tmp_path):
 @pytest.mark.s3
 def test_a_list_in_a_bucket_names_no_local_files(tmp_path, s3_uri):
     pictures(tmp_path)
-    from pipeline.config.root import StorageConfig
+    from pipeline.config.storage import StorageConfig
     from pipeline.storage.store import resolve
 
     store = resolve(s3_uri, StorageConfig())

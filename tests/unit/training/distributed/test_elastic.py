@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from pipeline.config.root import RayConfig
+from pipeline.config.cluster import RayConfig
 from pipeline.training.distributed import coordinator as module
 from pipeline.training.distributed import elastic
 from pipeline.training.distributed.coordinator import StepStatus, StopReason

@@ -12,7 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import metric_row
 
-from pipeline.config.root import Config, StorageConfig
+from pipeline.config.root import Config
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.model_store.manifest import RunPlan
 from pipeline.storage.documents import to_json
