@@ -28,7 +28,7 @@ def test_previews_end_in_the_samples_and_their_score(tmp_path: Path):
     )
     dataset, samples = digits(str(tmp_path)), str(tmp_path / "samples")
     model, out = write_model(str(tmp_path / "run"), settings), resolve(str(tmp_path / "out"), settings.storage)
-    with pytest.raises(DataError, match="ddpm evaluate makes one"):
+    with pytest.raises(DataError, match="run ddpm evaluate first"):
         explore(settings, model, out.uri, dataset)
     generate(settings, model, samples)
     scored = evaluate(settings, samples, dataset)

@@ -83,7 +83,7 @@ def test_a_dry_run_warns_of_much_padding(tmp_path):
         config(), str(tmp_path / "run"), str(tmp_path / "s"), dry_run=True, requests=str(tmp_path / "mixed.csv")
     )
     assert told["padding"] == 1 - 1 / 8  # a batch of 8 for every row
-    assert "88% of the network's work is padding" in told["summary"]
+    assert "88% of the network's work is batch padding" in told["summary"]
     plain = generate(config(), str(tmp_path / "run"), str(tmp_path / "s"), dry_run=True)
     assert plain["padding"] == 0
     assert "padding" not in plain["summary"]
