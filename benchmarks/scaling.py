@@ -1,9 +1,9 @@
-"""The tables and the picture of docs/scaling.md, from the newest results.
+"""Tables and picture of docs/scaling.md, computed from the newest results.
 
     python benchmarks/scaling.py [--write]
 
-Prints what stands between the page's `<!-- table: NAME -->` and `<!-- end -->` marks; with --write replaces it there
-and draws docs/pictures/memory.svg. A test keeps page and results together.
+Prints the tables; with --write replaces the page's text between `<!-- table: NAME -->` and `<!-- end -->` and draws
+docs/pictures/memory.svg. A test compares the page with the results.
 """
 
 import math
@@ -27,17 +27,17 @@ CORES_A_NODE, HOURS = 32, 24.0
 STEPS = 50
 SIZES = (10**6, 10**8, 10**9)
 PNG_BYTES = 2500
-"""Of a 32x32 RGB photograph, about: CIFAR-10's mean is 2,300."""
+"""Size of the PNG of a 32x32 RGB photograph, about: CIFAR-10's mean is 2,300."""
 SOURCES = ("model", "generate", "ingest", "million", "commit", "resume", "planning", "scaleout")
 BUSY = 1.0
-"""Load a core at a script's start above which its times are marked as taken on a busy machine."""
+"""Load average a core at a script's start above which its times are marked as taken on a busy machine."""
 
 
 def costs() -> MeasuredCosts:
-    """Every constant, each from one results file. Raises FileNotFoundError, KeyError naming what is missing."""
+    """Every constant, each from one results file. Raises FileNotFoundError, KeyError naming the missing file or figure."""
     return MeasuredCosts(
         images_a_core_second=measured("model", "forward_ours_images_per_second") / STEPS,
-        requests_a_shard=measured("commit", "requests_by_actor") + 1,  # and one read at the seal
+        requests_a_shard=measured("commit", "requests_by_actor") + 1,  # one more: the read at the seal
         driver_cpu_a_shard=_if_measured("scaleout", "driver_cpu_ms_a_shard") / 1e3,
         efficiency=min(1.0, measured("generate", "pipeline_over_bare")),
         decision_a_shard=measured("resume", "s3_decision_cpu_us_a_shard") / 1e6,
@@ -53,7 +53,7 @@ def costs() -> MeasuredCosts:
 
 
 def _if_measured(script: str, figure: str) -> float:
-    """NaN while there is no result of a script."""
+    """The figure, or NaN without a results file of the script."""
     try:
         return measured(script, figure)
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def _if_measured(script: str, figure: str) -> float:
 
 
 def size(count: float) -> str:
-    """Bytes for people, two significant digits."""
+    """Bytes as text with a unit, two significant digits."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{_two(count / scale)} {unit}"
@@ -104,13 +104,13 @@ GENERATION_ROWS: list[tuple[str, Any]] = [
     (f"nodes of {CORES_A_NODE} cores for {HOURS:.0f} h", lambda n: f"{n.nodes:,}"),
     ("shards = markers", lambda n: f"{n.shards:,}"),
     ("requests to the store", lambda n: number(n.requests)),
-    ("of them listings", lambda n: f"{n.listings:,}"),
+    ("listings among these requests", lambda n: f"{n.listings:,}"),
     ("manifest", lambda n: size(n.manifest_bytes)),
-    ("to know what is missing, driver's CPU", lambda n: lasting(n.decision_seconds)),
+    ("to find the missing shards, driver's CPU", lambda n: lasting(n.decision_seconds)),
     ("to seal, driver's CPU", lambda n: lasting(n.seal_seconds)),
     ("driver's memory at the seal", lambda n: size(n.driver_memory)),
     (
-        "driver, of one core",
+        "driver, share of one core",
         lambda n: "not measured" if math.isnan(n.driver_share) else f"{_two(100 * n.driver_share)} %",
     ),
 ]
@@ -120,7 +120,7 @@ def dataset_table(all_costs: MeasuredCosts) -> str:
     cases = [(images, 1) for images in SIZES] + [(10**9, 100)]
     found = [dataset_needs(images, PNG_BYTES, all_costs, 2000, 1024, parts) for images, parts in cases]
     head = ["images", *(f"{images:.0e}".replace("e+0", "e") for images, _ in cases)]
-    rows = [["generations", *(f"{parts}" for _, parts in cases)]]
+    rows = [["dataset versions", *(f"{parts}" for _, parts in cases)]]
     rows += [[name, *(tell(needs) for needs in found)] for name, tell in DATASET_ROWS]
     return table(head, rows)
 
@@ -128,16 +128,16 @@ def dataset_table(all_costs: MeasuredCosts) -> str:
 DATASET_ROWS: list[tuple[str, Any]] = [
     ("core hours of ingest", lambda n: f"{n.core_hours:,.1f}"),
     ("shards", lambda n: f"{n.shards:,}"),
-    ("runs between the passes", lambda n: f"{n.runs:,}"),
+    ("sorted files between the passes", lambda n: f"{n.runs:,}"),
     ("ranges that the second pass reads", lambda n: number(n.between_requests)),
     ("shards read again to find duplicates", lambda n: number(n.known_requests)),
     ("manifest", lambda n: size(n.manifest_bytes)),
-    ("its memory, in every process that reads it", lambda n: size(n.manifest_memory)),
+    ("memory of the manifest, in every process that reads it", lambda n: size(n.manifest_memory)),
 ]
 
 
 def sources_table() -> str:
-    """Which results the page rests on, and whether the machine had other work."""
+    """Results files behind the page, and whether the machine was busy."""
     rows = []
     for name in SOURCES:
         found = sorted(p for p in RESULTS.glob(f"*-{name}.json") if p.stem.split("-", 4)[-1] == name)
@@ -167,7 +167,7 @@ def tables() -> dict[str, str]:
 
 
 def with_tables(text: str, found: dict[str, str]) -> str:
-    """The page with its tables replaced. Raises KeyError for a mark of a table that is not there."""
+    """The page with its tables replaced. Raises KeyError for the mark of an unknown table."""
 
     def replaced(match: re.Match[str]) -> str:
         return f"{match[1]}\n{found[match[2]]}\n{match[3]}"
@@ -176,7 +176,7 @@ def with_tables(text: str, found: dict[str, str]) -> str:
 
 
 def memory_chart() -> Any:
-    """Resident memory of the drivers of a million samples against samples committed."""
+    """Chart of the drivers' resident memory against committed samples, for a million samples."""
     from pipeline.report.render.content import Chart, Series
 
     document = newest("million")
