@@ -1,4 +1,4 @@
-"""What a job of any size needs, from a few measured constants: pure arithmetic. The page is docs/scaling.md."""
+"""Resources that a samples folder or dataset of any size needs: arithmetic on measured constants, for docs/scaling.md."""
 
 import math
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from pipeline.ingest.partitioning import Slots
 __all__ = ["DatasetNeeds", "GenerationNeeds", "MeasuredCosts", "dataset_needs", "generation_needs"]
 
 PAGE = 1000
-"""Objects a listing gives at once, on S3."""
+"""Objects in one page of a listing, on S3."""
 LISTINGS = 3
-"""Of an undisturbed job: markers before the first round and after it, data files at the end."""
+"""Listings of an undisturbed `generate`: markers before and after generation, data files at the end."""
 SORTED_RUN_BYTES, DEDUPLICATE_BYTES, GROUP_BYTES = 64 * 2**20, 64 * 2**20, 128 * 2**20
 RECORD_BYTES = 268
-"""What is known of one RGB image without its pixels, as `stages/ingest_phases.py` counts it."""
+"""Size of the record of one RGB image without pixels, as `ingest/phases.py` counts it."""
 RANGES_TO_SETTLE, RANGES_TO_WRITE = 3, 4
 
 
 @dataclass(frozen=True)
 class MeasuredCosts:
-    """Times in seconds, sizes in bytes, each of one thing."""
+    """Times in seconds, sizes in bytes, each for one image, shard or marker."""
 
     images_a_core_second: float
     requests_a_shard: float
@@ -34,12 +34,12 @@ class MeasuredCosts:
     dataset_shard_memory: float
     ingest_images_a_core_second: float
     driver_memory: float
-    """Of a driver of a small job: what a large one adds comes on top."""
+    """Memory of the driver of a small samples folder; shards add to it."""
 
 
 @dataclass(frozen=True)
 class GenerationNeeds:
-    """Of one job. seconds of the driver are CPU seconds on one core."""
+    """Resources of one samples folder. The driver's seconds are CPU seconds on one core."""
 
     shards: int
     core_hours: float
@@ -51,13 +51,13 @@ class GenerationNeeds:
     seal_seconds: float
     driver_memory: int
     driver_share: float
-    """Of a core that the driver needs while all nodes work: above 1 it is the limit."""
+    """Share of one core that the driver uses while all nodes work. Above 1 the driver is the bottleneck."""
 
 
 def generation_needs(
     samples: int, shard_size: int, costs: MeasuredCosts, cores_a_node: int, hours: float
 ) -> GenerationNeeds:
-    """Raises ValueError for no samples or no time."""
+    """Resources to generate `samples` in `hours`. Raises ValueError unless all numbers are positive."""
     if min(samples, shard_size, cores_a_node) < 1 or hours <= 0:
         raise ValueError("samples, shard_size, cores_a_node and hours must be positive")
     shards = -(-samples // shard_size)
@@ -81,16 +81,16 @@ def generation_needs(
 
 @dataclass(frozen=True)
 class DatasetNeeds:
-    """Of an ingest, and of what training reads of it."""
+    """Resources of ingest, and of readers of the dataset's manifest."""
 
     partitions: int
-    runs: int
+    sorted_files: int
     shards: int
     core_hours: float
     between_requests: int
-    """Ranges of the runs that the second pass reads: every one of its tasks reads from every run of its generation."""
+    """Ranges that the second pass reads: each of its tasks reads from every sorted file of its dataset version."""
     known_requests: int
-    """Shards of earlier generations that are read to find duplicates; none with ingest.duplicates keep-all."""
+    """Shards of earlier versions that are read to find duplicates; none with ingest.duplicates keep-all."""
     manifest_bytes: int
     manifest_memory: int
 
@@ -101,28 +101,28 @@ def dataset_needs(
     costs: MeasuredCosts,
     partition_rows: int,
     shard_rows: int,
-    generations: int = 1,
+    dataset_versions: int = 1,
 ) -> DatasetNeeds:
-    """image_bytes: of a stored PNG. generations: equal parts that are ingested one after the other.
+    """image_bytes: size of a stored PNG. dataset_versions: number of equal ingests, one after the other.
 
-    Raises ValueError for nothing of something.
+    Raises ValueError unless all numbers are positive.
     """
-    if min(images, image_bytes, partition_rows, shard_rows, generations) < 1:
-        raise ValueError("images, image_bytes, partition_rows, shard_rows and generations must be positive")
-    part = -(-images // generations)
+    if min(images, image_bytes, partition_rows, shard_rows, dataset_versions) < 1:
+        raise ValueError("images, image_bytes, partition_rows, shard_rows and dataset_versions must be positive")
+    part = -(-images // dataset_versions)
     partitions, shards = -(-part // partition_rows), -(-part // shard_rows)
-    runs = max(partitions, -(-part * image_bytes // SORTED_RUN_BYTES))
+    sorted_files = max(partitions, -(-part * image_bytes // SORTED_RUN_BYTES))
     slots = Slots.for_bytes(part * image_bytes, 0.0).train
     settling = min(slots, -(-part * RECORD_BYTES // DEDUPLICATE_BYTES))
     writing = -(-part * image_bytes // GROUP_BYTES)
-    between = runs * (settling * RANGES_TO_SETTLE + writing * RANGES_TO_WRITE)
+    between = sorted_files * (settling * RANGES_TO_SETTLE + writing * RANGES_TO_WRITE)
     return DatasetNeeds(
-        partitions=generations * partitions,
-        runs=generations * runs,
-        shards=generations * shards,
+        partitions=dataset_versions * partitions,
+        sorted_files=dataset_versions * sorted_files,
+        shards=dataset_versions * shards,
         core_hours=images / costs.ingest_images_a_core_second / 3600,
-        between_requests=generations * between,
-        known_requests=shards * generations * (generations - 1) // 2,
-        manifest_bytes=round(generations * shards * costs.dataset_shard_bytes),
-        manifest_memory=round(generations * shards * costs.dataset_shard_memory),
+        between_requests=dataset_versions * between,
+        known_requests=shards * dataset_versions * (dataset_versions - 1) // 2,
+        manifest_bytes=round(dataset_versions * shards * costs.dataset_shard_bytes),
+        manifest_memory=round(dataset_versions * shards * costs.dataset_shard_memory),
     )

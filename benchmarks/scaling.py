@@ -34,7 +34,7 @@ BUSY = 1.0
 
 
 def costs() -> MeasuredCosts:
-    """Every constant, each from one results file. Raises FileNotFoundError, KeyError naming the missing file or figure."""
+    """Every constant, each from one results file. Raises FileNotFoundError, KeyError for a missing file or figure."""
     return MeasuredCosts(
         images_a_core_second=measured("model", "forward_ours_images_per_second") / STEPS,
         requests_a_shard=measured("commit", "requests_by_actor") + 1,  # one more: the read at the seal
@@ -128,7 +128,7 @@ def dataset_table(all_costs: MeasuredCosts) -> str:
 DATASET_ROWS: list[tuple[str, Any]] = [
     ("core hours of ingest", lambda n: f"{n.core_hours:,.1f}"),
     ("shards", lambda n: f"{n.shards:,}"),
-    ("sorted files between the passes", lambda n: f"{n.runs:,}"),
+    ("sorted files between the passes", lambda n: f"{n.sorted_files:,}"),
     ("ranges that the second pass reads", lambda n: number(n.between_requests)),
     ("shards read again to find duplicates", lambda n: number(n.known_requests)),
     ("manifest", lambda n: size(n.manifest_bytes)),

@@ -79,11 +79,11 @@ def test_ingest_bounds_are_those_of_the_stages():
     assert RunFormat(1, 3).record.itemsize + phases.TEXT_BYTES == 268
 
 
-def test_ingest_bends_with_the_square_and_generations_straighten_it():
+def test_ingest_grows_with_the_square_and_dataset_versions_make_it_linear():
     usual = IngestConfig()
     few, many = (dataset_needs(n, 3000, COSTS, usual.partition_rows, usual.shard_rows) for n in (10**7, 10**9))
     assert many.between_requests > 5000 * few.between_requests
-    parts = dataset_needs(10**9, 3000, COSTS, usual.partition_rows, usual.shard_rows, generations=100)
+    parts = dataset_needs(10**9, 3000, COSTS, usual.partition_rows, usual.shard_rows, dataset_versions=100)
     assert parts.between_requests == 100 * few.between_requests
     assert parts.known_requests == few.shards * 100 * 99 // 2
     assert many.known_requests == 0
