@@ -1,4 +1,4 @@
-"""Resources that a samples folder or dataset of any size needs: arithmetic on measured constants, for docs/scaling.md."""
+"""Resources that a samples folder or dataset of any size needs, from measured constants. Page: docs/scaling.md."""
 
 import math
 from dataclasses import dataclass
