@@ -1,16 +1,16 @@
-"""The seed's claim, measured: predicting eps with a plain MSE beats the 2015 way, on digits at equal steps and seeds.
+"""Predicting eps with a plain MSE against the system of 2015, on digits at equal steps and seeds.
 
     python benchmarks/ablation.py [--steps 1000] [--quick] [--json] [--save]
 
-Four systems (Ho et al. 2020, Table 2 has the same four corners on CIFAR-10), one network, one data order, one noise:
+Four systems (as in Ho et al. 2020, Table 2, on CIFAR-10) with the same network, data order and noise:
 
-    2015         the network gives mean and diagonal variance; trained on the variational bound
-    mean-mse     the network gives the mean; plain MSE on it
-    eps-bound    the network gives eps; trained on the variational bound
-    eps-mse      the network gives eps; plain MSE (Eq. 14)
+    2015         output: mean and diagonal variance; loss: variational bound
+    mean-mse     output: mean; loss: plain MSE
+    eps-bound    output: eps; loss: variational bound
+    eps-mse      output: eps; loss: plain MSE (Eq. 14)
 
-Each is scored by FD-class-cnn of ancestral samples against all training images, beside the floor (held-out images at
-the same n) and noise. One process a system, one thread each. `--save` writes results/ and the figure in docs/
+The score is FD-class-cnn of ancestral samples against all training images, beside the floor (held-out images at the
+same n) and noise. One process a system, one thread each. `--save` writes results/ and the figure in docs/
 """
 
 import os

@@ -1,13 +1,13 @@
-"""What exactly-once costs a shard: plan, data, marker, seal against one bare put, on an S3 server. Method: README.md.
+"""Cost of the commit protocol a shard, against one bare put, on an S3 server. Method: README.md.
 
     python benchmarks/commit.py [--quick] [--json] [--check] [--save]
 
 The same rows are committed two ways in turn, shard after shard, to a SeaweedFS server on this machine:
 
-    bare   the Parquet file is encoded and put: one request, whoever comes second replaces it
-    ours   what an actor does: look whether the marker is there, encode, hash, put, create the marker
+    bare   the Parquet file is encoded and put: one request; a second put would replace the file
+    ours   the work of an actor: look up the marker, encode, hash, put, create the marker
 
-Then the job is sealed as `generate` does it, and every request that reached the client's wire is counted by name.
+Then the folder is sealed as by `generate`. Every request that the client sends is counted by name.
 """
 
 import os
@@ -38,11 +38,11 @@ from pipeline.storage.files import parquet_bytes, viewer_rows
 from pipeline.storage.store import Store, resolve
 
 REQUESTS_BAR = 4.1
-"""A look, two puts, one read at the seal, and the job's own documents over a few hundred shards."""
+"""A look-up, two puts, one read at the seal, and the folder's documents divided by a few hundred shards."""
 
 
 def tables(plan: SamplePlan) -> Iterator[tuple[int, pa.Table]]:
-    """Shards of noise, which PNG cannot make smaller: the largest files that such images give."""
+    """Shards of noise, which PNG cannot compress: the largest files of such images."""
     assignments = PlannedSamples(plan)
     for shard in range(plan.num_shards):
         ids = assignments.layout.ids(shard)
@@ -67,7 +67,7 @@ def ours(job: Store, plan: SamplePlan, shard: int, table: pa.Table) -> None:
 
 
 def commits(job: Store, plan: SamplePlan, warm_up: int) -> tuple[dict[str, list[float]], Counter[str], int]:
-    """Seconds of both ways by shard, requests of ours, bytes of a shard; the first shards do not count."""
+    """Seconds of both ways by shard, requests of our commit, bytes of a shard; without the first shards."""
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
     requests: Counter[str] = Counter()
     size = 0
@@ -76,7 +76,7 @@ def commits(job: Store, plan: SamplePlan, warm_up: int) -> tuple[dict[str, list[
             "bare": lambda s=shard, t=table: bare(job, s, t),
             "ours": lambda s=shard, t=table: ours(job, plan, s, t),
         }
-        for name in sorted(runs, reverse=bool(shard % 2)):  # each is first as often as the other
+        for name in sorted(runs, reverse=bool(shard % 2)):  # each way is first equally often
             with counted() as counts:
                 spent = took(runs[name])
             if shard >= warm_up:

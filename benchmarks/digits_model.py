@@ -1,4 +1,4 @@
-"""A small model of 8x8 handwritten digits, trained here with the pipeline's own trainer, as a diffusers folder."""
+"""Trains a small model of 8x8 handwritten digits with the pipeline's trainer and writes a diffusers folder."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ def digits_config(*channels: int, conditional: bool) -> Config:
 
 
 def train_digits(config: Config, folder: Path, steps: int = STEPS) -> str:
-    """Path of a diffusers folder with the averaged weights; what is there already is taken. One thread, a minute."""
+    """Path of a diffusers folder with the averaged weights; an existing folder is reused. One thread, a minute."""
     if (folder / "model_index.json").exists():
         return str(folder)
     data = load_digits()

@@ -1,13 +1,14 @@
-"""Samples a second at equal quality: which sampler with how few steps, and diffusers' pipelines at equal steps.
+"""Samples a second at equal quality: sampler and number of steps, and diffusers' pipelines at equal steps.
 
     python benchmarks/equal_fd.py [--quick] [--json] [--check] [--save]
 
 A small network is trained on the handwritten digits in this process. Every sampler then draws the same ids from the
-same noise; FD-class-cnn is against the training images, beside the floor (held-out images at the same n). Speed is
-samples a CPU second of one thread, samplers and diffusers' pipelines in turn in every round. Method: README.md.
+same noise; FD-class-cnn compares with the training images, beside the floor (held-out images at the same n).
+Speed is samples a CPU second of one thread; every round runs all samplers and diffusers' pipelines in turn.
+Method: README.md.
 
-A sampler is as good as another when its FD is at most 1.05 times the other's, plus what chance gives: the difference of
-a short sampler's FD between two sets of ids.
+A sampler is as good as another when its FD is at most 1.05 times the other's, plus chance: the difference of a
+short sampler's FD between two sets of ids.
 """
 
 import statistics
@@ -42,7 +43,7 @@ PEERS = {"ddim": "DDIM", "dpm++2m": "DPM"}
 SHAPE, BATCH, HELDOUT = (1, 8, 8), 64, 497
 NUM_SAMPLES, QUICK_SAMPLES = 256, 64
 EFFORT, QUICK_EFFORT = 40, 10
-"""Sampling steps that a contender makes in a round, at least: short samplers are run several times."""
+"""Minimum of sampling steps of a contender in a round: short samplers run several times."""
 WIDTHS = (32, 64)
 
 
@@ -55,7 +56,7 @@ def digits() -> tuple[Any, Any, Any]:
 
 
 def peer(folder: str, kind: str, steps: int) -> Callable[[], object]:
-    """A batch by diffusers' own pipeline of the model folder."""
+    """A batch drawn by diffusers' pipeline from the model folder."""
     from diffusers import DDIMPipeline, DDPMPipeline, DPMSolverMultistepScheduler
 
     pipeline = (DDIMPipeline if kind == "DDIM" else DDPMPipeline).from_pretrained(folder)
@@ -74,13 +75,13 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 def speeds(
     unet: UNet, config: Config, folder: str, samplers: list[tuple[str, int]], rounds: int, effort: int
 ) -> dict[tuple[str, int], tuple[list[float], list[float]]]:
-    """Samples a CPU second, ours and diffusers' (empty where it has no such sampler), by round; one warms up."""
+    """Samples a CPU second, ours and diffusers' (empty without such a sampler), by round, after a warm-up round."""
     found: dict[tuple[str, int], tuple[list[float], list[float]]] = {each: ([], []) for each in samplers}
     peers = {each: peer(folder, PEERS[each[0]], each[1]) for each in samplers if each[0] in PEERS}
     for number in range(rounds + 1):
         for name, steps in samplers:
             if number == 0 and steps > effort:
-                continue  # long enough to need none
+                continue  # a long sampler needs no repetition
             how, times = sampler_of(config, name, steps), max(1, effort // steps)
             runs = [lambda h=how: drawn(unet, config, SHAPE, h, range(BATCH))]
             runs += [peers[name, steps]] if (name, steps) in peers else []
@@ -108,7 +109,7 @@ def measure(folder: str, config: Config, quick: bool) -> dict[str, dict[str, Any
     for each in samplers:
         fds[each] = fd(each)
         print(f"{key(*each)}: FD-class-cnn {fds[each]:.3f}", file=sys.stderr, flush=True)
-    # Of the second sampler: the longest one would take as long again.
+    # Chance is measured on the second sampler: the longest one would double the time.
     chance = abs(fds[samplers[1]] - fd(samplers[1], count))
     rates = speeds(unet, config, folder, samplers, rounds, QUICK_EFFORT if quick else EFFORT)
     return judged(samplers, fds, chance, rates) | {

@@ -1,16 +1,17 @@
-"""Figures in the pages that come from a results file: which they are, and whether they still are what is measured.
+"""Compares the figures on the pages with the results files that the figures come from, and updates the pages.
 
     python benchmarks/figures.py [--write]
 
-In Markdown a figure is followed by a comment, which is not shown:
+In Markdown an invisible comment follows such a figure:
 
     driver and Ray take 1.0 %<!-- results: overhead/pipeline_over_bare 100-100x --> of the time
     a shard takes 4.02<!-- results: commit/requests_a_shard --> requests
 
 The comment names the script and the figure in its newest result (benchmarks/results/<date>-<cores>-<script>.json).
-After them may stand how the figure is told: `100x` is a hundred times the value, `100-100x` a hundred less a hundred
-times it, `1/x` its inverse. The number before the comment must be the value rounded to as many places as it shows.
-Without --write the script lists what differs and exits with 1; with it the numbers are replaced. A test compares too.
+An optional second word is the conversion: `100x` is a hundred times the value, `100-100x` a hundred minus a hundred
+times the value, `1/x` the inverse. The number before the comment must be the converted value, rounded to the shown
+places. Without --write the script lists the differences and exits with 1; with --write it replaces the numbers. A test
+compares too.
 """
 
 import re
@@ -37,7 +38,7 @@ _SCALED = re.compile(r"^(?:(?P<from>[\d.]+)-)?(?P<factor>[\d.]+)x$")
 
 
 class Mark(NamedTuple):
-    """A figure in a page: the number as it stands, where, and what it should come from."""
+    """A figure on a page: the number in the text, its position, script and figure of its result, conversion."""
 
     number: str
     span: tuple[int, int]
@@ -56,7 +57,7 @@ def marks(text: str) -> Iterator[Mark]:
 
 
 def told(value: float, how: str) -> float:
-    """The value as the page tells it. Raises ValueError for an unknown way."""
+    """The converted value. Raises ValueError for an unknown conversion."""
     if how == "1/x":
         return 1 / value
     if how == "x":
@@ -68,13 +69,13 @@ def told(value: float, how: str) -> float:
 
 
 def like(number: str, value: float) -> str:
-    """A value with the decimals and the grouping of a number that stands there."""
+    """The value with the decimals and the grouping of `number`."""
     places = len(number.partition(".")[2])
     return f"{value:,.{places}f}"
 
 
 def corrected(text: str, value_of: Callable[[str, str], float]) -> str:
-    """The text with every marked number as the results have it."""
+    """The text with every marked number replaced by the value of the results."""
     for mark in reversed(list(marks(text))):
         start, stop = mark.span
         text = text[:start] + like(mark.number, told(value_of(mark.script, mark.figure), mark.how)) + text[stop:]
@@ -82,7 +83,7 @@ def corrected(text: str, value_of: Callable[[str, str], float]) -> str:
 
 
 def outdated(text: str, value_of: Callable[[str, str], float]) -> list[str]:
-    """What stands there and what should, one line a difference."""
+    """One line for each number that differs from the results."""
     found = []
     for mark in marks(text):
         should = like(mark.number, told(value_of(mark.script, mark.figure), mark.how))
@@ -92,7 +93,7 @@ def outdated(text: str, value_of: Callable[[str, str], float]) -> list[str]:
 
 
 def measured(script: str, figure: str) -> float:
-    """From the newest result. Raises KeyError, FileNotFoundError."""
+    """A figure of the newest result of a script. Raises KeyError, FileNotFoundError."""
     return float(figures_of(newest(script, RESULTS))[figure]["value"])
 
 

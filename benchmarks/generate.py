@@ -4,12 +4,12 @@
 
 The contenders make images in turn, round after round:
 
-    bare       two processes of one thread: sampling loop only, no Ray, nothing encoded, nothing written
+    bare       two processes of one thread: the sampling loop alone, without Ray, encoding or writing
     pipeline   `generate` with two actors: plan, Ray Data, PNG, Parquet, markers, seal, on local files
     diffusers  DDIMPipeline on the same model folder, its default threads and output (a quarter of the images)
-    divided    the same in two processes of one thread, which diffusers leaves to its user: for information
+    divided    the same in two processes of one thread, not diffusers' default: for information
 
-Then the pipeline makes ten times as many (five times with --quick), for the cost of a sample in a large job.
+Then the pipeline makes ten times as many (five times with --quick), for the cost of a sample in a large samples folder.
 Method: README.md.
 """
 
@@ -57,7 +57,7 @@ def settings(num_samples: int) -> GenerateConfig:
 
 
 def bare(folder: str) -> Maker:
-    """The sampling loop on shards of samples, in a process set up as an actor is."""
+    """The sampling loop on shards of samples, in a process with the settings of an actor."""
     compute_on_one_core()
     found = find_model(folder, "ema", StorageConfig())
     generator = ShardGenerator(
@@ -99,7 +99,7 @@ def timed(make: Callable[[range], None]) -> Maker:
 
 
 def serve(build: Callable[[str], Maker], folder: str, pipe: Connection) -> None:
-    """A process that is built once and then makes what it is told; answers (wall seconds, CPU seconds)."""
+    """A process that loads the model once, then makes the requested shards; answers (wall seconds, CPU seconds)."""
     make = build(folder)
     make(range(1))  # warm
     pipe.send("ready")
@@ -129,7 +129,7 @@ class Contender:
 
 
 def pipeline(folder: str, out: Path, num_samples: int) -> Steady:
-    """One job of `generate` in this process's cluster."""
+    """One `generate` in this process's cluster."""
     config = Config.model_validate({"generate": settings(num_samples).model_dump(), "ray": {"workers": ACTORS}})
     began = time.time()
     with CpuClock() as clock:
@@ -153,7 +153,7 @@ def measure(folder: str, out: Path, rounds: int, small: int, large: int) -> dict
         found["pipeline"].append(pipeline(folder, out / f"small-{number}", small))
         found["diffusers"].append(theirs.run(small // SHARD // 4))
         found["divided"].append(divided.run(small // SHARD // 4))
-        if number == rounds // 2:  # in the middle, so that a drift of the machine is no difference
+        if number == rounds // 2:  # in the middle, so that a drift of the machine cancels
             big = pipeline(folder, out / "large", large)
         told(**{name: runs[-1] for name, runs in found.items()}, **({"large": big} if number == rounds // 2 else {}))
 

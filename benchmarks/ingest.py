@@ -1,4 +1,4 @@
-"""Decoding under guard and a whole ingest, against a plain Pillow loop over the same files. Method: README.md.
+"""Sandboxed decoding and a whole ingest, against a plain Pillow loop over the same files. Method: README.md.
 
 python benchmarks/ingest.py [--quick] [--json] [--check] [--save]
 """
@@ -28,13 +28,13 @@ from pipeline.ingest.driver import ingest
 
 DECODE_BAR, INGEST_BAR = 0.7, 0.7
 CASES = {"png28": ("PNG", 28, 1), "jpeg256": ("JPEG", 256, 3)}  # format, size, channels
-IMAGES = {"png28": 20_000, "jpeg256": 1500}  # a whole ingest; it is run on this many and on a quarter of it
+IMAGES = {"png28": 20_000, "jpeg256": 1500}  # a whole ingest runs on this many images and on a quarter
 BATCHES = {"png28": 4000, "jpeg256": 200}  # a round of decoding
 PLAIN_ENCODING = {"compress_level": 1}
 
 
 def picture(number: int, size: int, channels: int) -> Image.Image:
-    """Soft shapes and a little grain, so that codecs work about as hard as on photographs."""
+    """Soft shapes and a little grain, so that codecs need about as much time as for photographs."""
     draw = np.random.default_rng(number)
     coarse = Image.fromarray(draw.integers(0, 256, (5, 5, 3), np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     grain = Image.fromarray(draw.integers(0, 256, (size, size, 3), np.uint8)).filter(ImageFilter.GaussianBlur(1))
@@ -43,7 +43,7 @@ def picture(number: int, size: int, channels: int) -> Image.Image:
 
 
 def files(name: str, count: int, folder: Path) -> list[Path]:
-    """`count` image files of one case, each other pixels."""
+    """`count` image files of one case, all different."""
     kind, size, channels = CASES[name]
     paths = []
     for number in range(count):
@@ -55,7 +55,7 @@ def files(name: str, count: int, folder: Path) -> list[Path]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and all its descendants, the dead ones whose parents waited for them included."""
+    """CPU seconds of this process and all descendants, including ended processes whose parents waited for them."""
     parents, times = {}, {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -79,7 +79,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def plain(data: bytes, size: int, channels: int) -> Image.Image:
-    """What most people write."""
+    """The usual loop with Pillow."""
     image = Image.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB")
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
@@ -90,7 +90,7 @@ def settings(name: str) -> IngestConfig:
 
 
 def decoding(name: str, paths: list[Path], rounds: int) -> dict[str, float]:
-    """Images a CPU second of three ways to get pixels, and quotients by round."""
+    """Images a CPU second of three ways to decode, and quotients by round."""
     config = settings(name)
     data = [path.read_bytes() for path in paths]
     with Decoder(config) as decoder:
@@ -113,7 +113,7 @@ def decoding(name: str, paths: list[Path], rounds: int) -> dict[str, float]:
 
 
 def plain_ingest(paths: list[Path], size: int, channels: int, folder: Path) -> None:
-    """Files in, files out, one after another: no order, no hashes, no checks."""
+    """A plain loop from files to files, without order, hashes and checks."""
     for path in paths:
         buffer = io.BytesIO()
         plain(path.read_bytes(), size, channels).save(buffer, "PNG", **PLAIN_ENCODING)
@@ -121,14 +121,14 @@ def plain_ingest(paths: list[Path], size: int, channels: int, folder: Path) -> N
 
 
 def sources(name: str, count: int, root: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A quarter of the images, then all."""
+    """Two sources: a quarter of the images, and all images."""
     for part in (count // 4, count):
         folder = root / f"{name}-{part}"
         yield folder, files(name, part, folder)
 
 
 def whole(name: str, count: int, root: Path) -> dict[str, float]:
-    """CPU time of a whole ingest on a cluster that is there already: for each image, and what it costs at all."""
+    """CPU time of a whole ingest on a running cluster: for each image, and the fixed part."""
     config = Config(ingest=settings(name))
     plain_folder = root / f"{name}-plain"
     plain_folder.mkdir()

@@ -1,4 +1,4 @@
-"""What a result was measured on, and of which commit."""
+"""Machine, package versions and commit of a result."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "ray", "pyarrow", "numpy", "diffusers", "accelerate", "webd
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Cores, processor, Python and the versions of packages that are installed: no host name, no path."""
+    """Cores, processor, Python and versions of the installed packages, without host name and paths."""
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     versions = {}
     for name in packages or PACKAGES:
@@ -26,7 +26,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out, "+" behind it when files of the program differ from it; "" without git."""
+    """The current commit, followed by "+" when files of the program differ from the commit; "" without git."""
     root = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:

@@ -1,10 +1,10 @@
-"""Memory and speed of the search for training images. Method: benchmarks/README.md.
+"""Memory and speed of `ddpm memorisation`. Method: benchmarks/README.md.
 
     python benchmarks/memorisation.py [--quick] [--json] [--check] [--save]
 
-The same samples are looked up among few and among four times as many training images, on 2 workers: the largest
-memory of all processes must stay the same. And the rate of exact distances on one thread, against a plain float32
-matrix product of the same size, which is the ceiling.
+The same samples are searched among few and among four times as many training images, on 2 workers: the peak memory of
+all processes must stay the same. The rate of exact distances on one thread is compared with a plain float32 matrix
+product of the same size, the ceiling.
 """
 
 import statistics
@@ -46,7 +46,7 @@ def encoded(count: int) -> list[bytes]:
 
 
 def write_dataset_of(store: Store, pngs: list[bytes], heldout: int) -> None:
-    """The last `heldout` images are held out."""
+    """A dataset whose last `heldout` images are held out."""
     shards, size = [], {"width": SIZE, "height": SIZE, "label": 0, "sha256": ""}
     for first in range(0, len(pngs), SHARD_ROWS):
         split = "train" if first < len(pngs) - heldout else "heldout"
@@ -72,7 +72,7 @@ def write_samples_of(store: Store, pngs: list[bytes]) -> None:
 
 
 def memory(folder: Path, few: int, num_samples: int) -> dict[str, float]:
-    """Peaks for `few` and for TIMES as many training images; the extractor is trained before they are taken."""
+    """Peaks for `few` and for TIMES as many training images; the extractor is trained before the measurement."""
     pngs = encoded(few * TIMES + 2 * num_samples)
     samples = resolve(str(folder / "samples"), StorageConfig())
     write_samples_of(samples, pngs[:num_samples])

@@ -1,11 +1,11 @@
-"""A million samples while actors and drivers are killed: none lost, none twice, memory flat. Method: README.md.
+"""A million samples while actors and drivers are killed: each sample exactly once, constant memory. Method: README.md.
 
     python benchmarks/million.py [--samples 1000000] [--actors 2] [--minutes-between-kills 1] [--driver-kills 2]
                                  [--model URI] [--out DIR] [--seed 0] [--quick] [--json] [--check] [--save]
 
 Trains a small class-conditional digits model (or takes --model), then runs `ddpm generate` in a process of its own:
-a random actor gets SIGKILL every so many minutes, the driver at moments drawn from the seed, and the same command is
-run again until the job is sealed. An --out folder is kept, and the same command with it goes on where it was stopped.
+a random actor gets SIGKILL at a fixed interval, the driver at moments drawn from the seed, and the same command is
+repeated until the samples folder is sealed. An --out folder is kept, and the same command continues it.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def judged(job: Store, options: argparse.Namespace, record: Record) -> dict[str,
 
 
 def remade(job: Store, hashes: dict[int, str], chance: random.Random) -> int:
-    """Images of some shards that this process makes again, without Ray, and that are not the same."""
+    """Number of images that differ when this process makes some shards again, without Ray."""
     plan = read_plan(job)
     found = find_model(plan.model_uri, plan.weights, job.config)
     generator = ShardGenerator(load_unet(found, job.config), plan, torch.device("cpu"))
@@ -89,7 +89,7 @@ def remade(job: Store, hashes: dict[int, str], chance: random.Random) -> int:
 
 
 def about(options: argparse.Namespace, record: Record) -> dict[str, Any]:
-    """What a saved result holds beside its figures."""
+    """Further content of a saved result, beside its figures."""
     step = max(1, len(record.memory) // CURVE_POINTS)
     return {
         "settings": GENERATE | {"samples": options.samples, "actors": options.actors, "channels": WIDTHS},

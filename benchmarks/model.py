@@ -51,14 +51,14 @@ def pair(config: ModelConfig, channels: int, size: int) -> tuple[UNet, UNet2DMod
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """CPU seconds of this process: with one thread, the wall time of a machine that nobody else uses."""
+    """CPU seconds of this process: with one thread, the wall time of an idle machine."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def interleaved(rounds: int, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of every run in every round; one round of warm-up is thrown away."""
+    """Seconds of every run in every round; one round of warm-up is discarded."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -69,7 +69,7 @@ def interleaved(rounds: int, runs: dict[str, Callable[[], object]]) -> dict[str,
 
 
 def ratio(times: dict[str, list[float]], theirs: str, ours: str) -> float:
-    """Median over rounds of theirs / ours: both halves of a ratio saw the same neighbours on the machine."""
+    """Median over rounds of theirs / ours: both halves of a quotient had the same load on the machine."""
     return statistics.median(b / a for a, b in zip(times[ours], times[theirs], strict=True))
 
 

@@ -1,7 +1,7 @@
-"""What every benchmark takes and tells: flags, one line a figure, results/<date>-<cores>-<name>.json, the exit code.
+"""Shared by all benchmarks: flags, one line a figure, results/<date>-<cores>-<name>.json, exit code.
 
-A figure is {value, bar, ok}; a null bar is information. The file holds figures by name, and about them `machine`,
-`commit` and whatever else a script adds (curves, settings), which has no "value".
+A figure is {value, bar, ok}; a null bar is information. The file holds figures by name, and entries without "value":
+`machine`, `commit` and the additions of a script (curves, settings).
 """
 
 import argparse
@@ -18,12 +18,12 @@ __all__ = ["RESULTS", "at_least", "at_most", "figures_of", "flags", "known", "ne
 
 RESULTS = Path(__file__).parent / "results"
 LOAD = round(os.getloadavg()[0], 1)
-"""Of the machine when the script began: well above 0 says that others were at work."""
+"""Load average when the script began: a value well above 0 means other work on the machine."""
 Figure = dict[str, Any]
 
 
 def flags(description: str | None, name: str, quick: str) -> argparse.ArgumentParser:
-    """A parser of quick, json, check, save, to which a script may add; `quick` says what --quick leaves out."""
+    """A parser of --quick, --json, --check, --save, which a script may extend. quick: help text of --quick."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", action="store_true", help="last line: {name: {value, bar, ok}}")
@@ -46,12 +46,12 @@ def at_most(value: float, bar: float) -> Figure:
 
 
 def known(value: float) -> Figure:
-    """Information: no bar."""
+    """A figure without a bar."""
     return {"value": value, "bar": None, "ok": True}
 
 
 def result_file(name: str) -> Path:
-    """Where --save puts a result of today."""
+    """Path of today's result, for --save."""
     today = datetime.datetime.now(tz=datetime.UTC).date()
     return RESULTS / f"{today}-{os.cpu_count()}-{name}.json"
 
@@ -66,7 +66,7 @@ def newest(name: str, folder: Path = RESULTS) -> dict[str, Any]:
 
 
 def figures_of(document: dict[str, Any]) -> dict[str, Figure]:
-    """The figures of a result file, without what is told about them."""
+    """The figures of a result file, without the other entries."""
     return {name: entry for name, entry in document.items() if isinstance(entry, dict) and "value" in entry}
 
 
@@ -77,7 +77,7 @@ def tell(
     told: Sequence[str] | None = None,
     **about: Any,
 ) -> int:
-    """Print and, as the options say, save {name: {value, bar, ok}}, `about` before it; returns the exit code.
+    """Print {name: {value, bar, ok}}, and save it after `about` with --save; returns the exit code.
 
     told: the figures to print; all by default.
     """

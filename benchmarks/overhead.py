@@ -1,16 +1,16 @@
-"""What bulk generation adds to the sampling loop, ours and two ways that people write with Ray. Method: README.md.
+"""Overhead of bulk generation over the sampling loop: `generate` and two common ways with Ray. Method: README.md.
 
     python benchmarks/overhead.py [--quick] [--json] [--check] [--save]
 
 The same network, sampler, shards and Parquet rows four ways in turn, round after round, on two actors of one thread:
 
-    bare       two processes with nothing but the sampling loop: nothing encoded, nothing written (the ceiling)
+    bare       two processes with only the sampling loop, without encoding and writing (the ceiling)
     pipeline   `generate`: plan, Ray Data, commit beside the loop, markers, seal
     raydata    `ray.data.range(shards).map_batches(...).write_parquet(...)`: one file a block, no plan, no markers
     pool       `ray.util.ActorPool`: each actor makes a shard, encodes it and writes its file, then takes the next
 
-Rates are those of the stretch in which both actors are at work, and of the whole job with its start (a cluster is
-there already). Neither peer can say after a crash what is whole, nor makes a sample only once; that is what ours costs.
+Rates are measured over the stretch in which both actors work, and over the whole run with its start (on a running
+cluster). After a crash neither peer knows the complete files or makes each sample exactly once.
 """
 
 import shutil
@@ -50,7 +50,7 @@ LOG = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("started", pa.flo
 
 
 class Maker:
-    """A peer's actor: shards of rows in SAMPLES, and a line a shard of when it was made."""
+    """A peer's actor: makes shards of rows in SAMPLES and logs the times of each shard."""
 
     def __init__(self, folder: str, log: str) -> None:
         compute_on_one_core()
@@ -119,7 +119,7 @@ def peer(run: Callable[[str, Path, Path, int], None], folder: str, out: Path, nu
 
 
 def timed(run: Callable[[], Steady], num_samples: int) -> tuple[Steady, float]:
-    """And images a second of the whole job."""
+    """Steady rates, and images a second of the whole run."""
     began = time.monotonic()
     found = run()
     return found, num_samples / (time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""A chart of the report as an SVG file of its own, for the pages in docs/: styles and legend inside."""
+"""Writes a chart of the report as a standalone SVG file with styles and legend, for docs/."""
 
 import re
 from pathlib import Path
@@ -35,9 +35,7 @@ def write_picture(chart: Chart, path: Path) -> None:
         colour = COLOURS[place % len(COLOURS)]
         words.append(f'<rect x="8" y="{y - 6}" width="12" height="3" style="fill:{colour}"/>')
         words.append(f'<text x="26" y="{y}">{escape(series.label)}</text>')
-    drawing = re.sub(
-        r'<g class="band">.*?</g>', "", drawing, flags=re.DOTALL
-    )  # an image in a page shows nothing on hover
+    drawing = re.sub(r'<g class="band">.*?</g>', "", drawing, flags=re.DOTALL)  # an image on a page has no tooltips
     inner = drawing.replace(
         "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" y="{height}" width="380" height="220" ', 1
     )

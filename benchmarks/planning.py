@@ -1,10 +1,10 @@
-"""What planning takes at sizes that no test reaches: a thousand million samples and images. Method: README.md.
+"""CPU time and memory of planning for 10^9 samples and images. Method: README.md.
 
     python benchmarks/planning.py [--quick] [--json] [--check] [--save]
 
-Nothing is stored or drawn: the arithmetic that a driver does, on jobs and datasets of the real size, in a process of
-its own each; documents (markers in a manifest, shards in a dataset's manifest) on 20,000 and 100,000 entries, from
-which one entry's share follows. docs/scaling.md uses the figures.
+No image is stored or drawn. The driver's arithmetic runs at full size, each case in its own process. Documents (markers
+in a manifest, shards in a dataset's manifest) have 20,000 and 100,000 entries, which gives the cost of one entry.
+docs/scaling.md uses the figures.
 """
 
 import sys
@@ -32,7 +32,7 @@ FEW, MANY = 20_000, 100_000
 
 
 def alone(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """What `work` returns, its CPU seconds, and by how many MB (1e6 bytes) it made a new process larger."""
+    """Result of `work` in a new process, its CPU seconds, and the growth of the process in MB (1e6 bytes)."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (work, arguments))
 
@@ -44,7 +44,7 @@ def _measured(work: Callable[..., dict[str, float]], arguments: tuple[Any, ...])
 
 
 def generation(samples: int, shard_size: int) -> dict[str, float]:
-    """Which shards are missing, of a job that lacks every thousandth; and what a random sample's shard is."""
+    """Finds the missing shards when every thousandth is missing, and the shards of random samples."""
     plan = plan_of(-(-samples // shard_size), shard_size)
     layout = PlannedSamples(plan).layout
     committed = (shard for shard in range(layout.num_shards) if shard % 1000)
@@ -98,7 +98,7 @@ def dataset(count: int) -> dict[str, float]:
 
 
 def each(work: Callable[[int], dict[str, float]], few: int, many: int) -> dict[str, float]:
-    """What one entry more takes."""
+    """Cost of one additional entry."""
     small, large = alone(work, few), alone(work, many)
     return {name: (large[name] - small[name]) / (many - few) for name in large}
 

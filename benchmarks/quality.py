@@ -1,4 +1,4 @@
-"""How good the samples of a small network are: FD-class-cnn against the training images, beside its floor."""
+"""Quality of a small network's samples: FD-class-cnn against the training images, beside its floor."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -31,7 +31,7 @@ BATCH = 64
 
 
 def split_of(dataset: Store, name: str, most: int) -> tuple[Pixels, NDArray[np.int64]]:
-    """The first images of a split, which are in random order: uint8 [N, H, W, C], labels int64 [N]."""
+    """The first images of a split (splits are in random order): uint8 [N, H, W, C], labels int64 [N]."""
     manifest = read_dataset(dataset)
     images: list[Pixels] = []
     labels: list[int] = []
@@ -50,7 +50,7 @@ def _pixels(dataset: Store, shard: ShardEntry, size: int, labels: list[int]) -> 
 
 @dataclass(frozen=True)
 class Judge:
-    """Features of one classifier, and the moments of the images that it was trained on."""
+    """Features of one classifier, and moments of its training images."""
 
     extractor: Any
     reference: Moments
@@ -68,7 +68,7 @@ class Judge:
 
 
 def drawn(unet: UNet, config: Config, shape: tuple[int, int, int], how: Sampler, ids: range) -> Pixels:
-    """Samples uint8 [N, H, W, C] of these ids, whose noise is the same for every network and every sampler.
+    """Samples uint8 [N, H, W, C] of these ids, with the same noise for every network and sampler.
 
     shape: (C, H, W).
     """
@@ -83,5 +83,5 @@ def drawn(unet: UNet, config: Config, shape: tuple[int, int, int], how: Sampler,
 
 
 def sampler_of(config: Config, name: str, steps: int) -> Sampler:
-    """With the settings that `generate` has by default."""
+    """A sampler with the default settings of `generate`."""
     return make_sampler(config.diffusion, name, steps, 0.0, None, True)  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
-"""How long a driver takes to know what is missing, and to seal, against the number of shards. Method: README.md.
+"""Time to find missing shards, and to seal, against the number of shards. Method: README.md.
 
     python benchmarks/resume.py [--quick] [--json] [--check] [--save]
 
-A job of n shards gets synthetic markers for all but one, on local files and on a SeaweedFS server. A new process then
-does what every invocation of `generate` does first: read the plan, list the markers, keep what has none. With the last
-marker there, another new process seals the job. Seconds are from the call on (imports are stated apart, once); memory
-is what the largest resident size of the process grew by.
+A samples folder of n shards gets synthetic markers for all shards but one, on local files and on a SeaweedFS server. A
+new process then runs the first steps of `generate`: read the plan, list the markers, find the missing shards. After the
+last marker is written, another new process seals the folder. Seconds start at the call (imports are a separate figure);
+memory is the growth of the process's peak resident size.
 """
 
 import os
@@ -39,8 +39,8 @@ WRITERS = 16
 
 
 def mark(job: Store, plan: SamplePlan, shards: range) -> None:
-    """Markers of these shards. On local files past the store, which would wait for the disk at each."""
-    first = marker_of(plan, shards.start)  # the fingerprint of the plan is the same in all
+    """Write markers of these shards. On local files without the store, which would sync every file."""
+    first = marker_of(plan, shards.start)  # all markers have the same plan fingerprint
     folder = Path(job.path("commits")) if job.kind == "local" else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def alone(work: Callable[[Store], dict[str, float]], job: Store) -> dict[str, fl
 
 
 def _measured(work: Callable[[Store], dict[str, float]], job: Store, pipe: Connection) -> None:
-    job.exists("nothing")  # the client is made, the connection open
+    job.exists("nothing")  # creates the client and opens the connection
     before = reset_peak()
     with counted() as requests:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -115,7 +115,7 @@ def curve(root: Store, counts: tuple[int, ...]) -> list[dict[str, float]]:
 
 
 def figures(kind: str, rows: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """What the largest job took, and what one more shard costs between the smallest and the largest."""
+    """Cost of the largest folder, and cost of one additional shard between the smallest and the largest."""
     first, last = rows[0], rows[-1]
     more = last["shards"] - first["shards"]
 

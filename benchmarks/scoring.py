@@ -1,10 +1,10 @@
-"""What scoring costs beyond the extractor's own forward pass. Method: benchmarks/README.md.
+"""Cost of scoring beyond the extractor's forward pass. Method: benchmarks/README.md.
 
     python benchmarks/scoring.py [--quick] [--json] [--check] [--save]
 
-Samples as they are stored (Parquet shards of PNGs, verified) become merged sketches, on one compute thread; against the
-same extractor's forward pass over the same pixels, which lie in memory already. Both in CPU seconds of the process, in
-turn in every round. And how much memory that takes for few samples and for many, each in a process of its own.
+Stored samples (Parquet shards of PNGs, verified) become merged feature statistics, on one compute thread. The reference
+is the same extractor's forward pass over the same pixels in memory. Both are measured in CPU seconds, in turn in every
+round. Peak memory is measured for few and for many samples, each in its own process.
 """
 
 import multiprocessing
@@ -50,7 +50,7 @@ COST_BAR, MEMORY_BAR = 1.1, 1.15
 
 
 def pictures(first: int, count: int) -> np.ndarray:
-    """uint8 [count, SIZE, SIZE, 1]: soft blobs on black, which PNG packs about as it packs clothes."""
+    """uint8 [count, SIZE, SIZE, 1]: soft blobs on black, which PNG compresses about like Fashion-MNIST."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
     images = np.empty((count, SIZE, SIZE, CHANNELS), np.uint8)
     for number in range(count):
@@ -68,7 +68,7 @@ def column(images: np.ndarray) -> list[dict[str, object]]:
 
 
 def make_dataset(store: Store, rows: int) -> None:
-    """Held-out images only count: they bound n."""
+    """A dataset; its held-out images only limit n."""
     shards = []
     for first in range(0, rows, SHARD_ROWS):
         ids = range(first, min(first + SHARD_ROWS, rows))
@@ -103,7 +103,7 @@ def opened(folder: str, rows: int) -> EvaluationContext:
 
 
 def sketched(extractor: Classifier, context: EvaluationContext) -> FeatureStats:
-    """Every part read, verified, decoded, measured and packed; merged as it comes back from bytes."""
+    """Read, verify and decode every part, compute and serialise its statistics, and merge."""
     whole: FeatureStats | None = None
     fingerprint = fingerprint_of(extractor, context.reference)
     for part in context.image_sets("samples"):
@@ -125,7 +125,7 @@ def seconds(run) -> tuple[float, object]:
 
 
 def costs(folder: str, weights: bytes, rows: int, rounds: int) -> dict[str, float]:
-    """One round of warm-up is thrown away; medians over rounds of quotients within a round."""
+    """Medians over rounds of quotients within a round, after one round of warm-up."""
     extractor, context = Classifier.from_bytes(weights), opened(folder, rows)
     images = pictures(0, rows)
     reference = sketched(extractor, context)
@@ -157,10 +157,10 @@ def costs(folder: str, weights: bytes, rows: int, rounds: int) -> dict[str, floa
 
 
 def peak_mib(folder: str, weights: bytes, rows: int, answer: "multiprocessing.Queue[float]") -> None:
-    """In a process of its own: the most memory that it ever held."""
+    """Peak memory of a new process."""
     torch.set_num_threads(1)
     sketched(Classifier.from_bytes(weights), opened(folder, rows))
-    status = Path("/proc/self/status").read_text()  # getrusage would remember the parent's memory
+    status = Path("/proc/self/status").read_text()  # getrusage would include the parent's memory
     answer.put(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024)
 
 

@@ -1,16 +1,16 @@
-"""How far apart the feed sets what lies together in storage, against a uniform shuffle of the whole dataset.
+"""Distance in training order between neighbours in storage, against a uniform shuffle of the whole dataset.
 
     python benchmarks/shuffle.py [--epochs 20] [--quick] [--json] [--check] [--save]
 
-On the plans that training itself follows (pipeline.training.data_plan.TrainPlan); nothing is read. Distances are
-between the places that a pair of images has in an epoch, in steps (global batches) and in images, for three kinds of
+Computed on training's own plans (pipeline.training.data_plan.TrainPlan) without reading data. Distances are
+between the positions of a pair of images in an epoch, in steps (global batches) and in images, for three kinds of
 pairs:
 
     adjacent     rows that are neighbours in storage
     shard-mates  two rows of one shard, drawn anew each epoch
     any          two rows of the dataset, drawn anew each epoch
 
-docs/feeding.md says what the numbers mean.
+docs/feeding.md explains the numbers.
 """
 
 import sys
@@ -36,7 +36,7 @@ Pairs = tuple[Int64, Int64]
 
 
 class Spread(NamedTuple):
-    """Of the distances of many pairs."""
+    """Statistics of the distances of many pairs."""
 
     low: float  # 5th percentile, steps
     median: float  # steps
@@ -46,13 +46,13 @@ class Spread(NamedTuple):
 
 
 def plan_of(images: int, shard_rows: int = SHARD_ROWS, lanes: int = LANES, micro_batch: int = MICRO_BATCH) -> TrainPlan:
-    """The plan of a dataset as ingest writes it: full shards, and one of the rest."""
+    """The plan of a dataset as ingest writes it: full shards, and one shard with the rest."""
     full, rest = divmod(images, shard_rows)
     return TrainPlan(f"{images} images", (shard_rows,) * full + (rest,) * (rest > 0), lanes, micro_batch, 0)
 
 
 def places(plan: TrainPlan, epoch: int) -> Int64:
-    """Where each row, in order of storage, stands in the epoch's sequence of images; -1 where it is left out.
+    """Position of each row, in storage order, in the epoch's sequence of images; -1 for a row that is left out.
 
     Image number `slot` of lane j in global batch k stands at (k * lanes + j) * micro_batch + slot.
     """
@@ -88,7 +88,7 @@ def any_two(plan: TrainPlan, epoch: int) -> Pairs:
 
 
 def spread(place: Int64, pairs: Pairs, batch: int) -> Spread:
-    """Of the pairs of which both are there."""
+    """Statistics of the pairs with both images in the epoch."""
     a, b = (place[rows] for rows in pairs)
     there = (a >= 0) & (b >= 0)
     a, b = a[there], b[there]
@@ -102,7 +102,7 @@ def mean_spread(spreads: list[Spread]) -> Spread:
 
 
 class Epochs(NamedTuple):
-    """How epochs differ; shares are of the images."""
+    """Differences between epochs; shares are of the images."""
 
     left_out: float  # in an epoch, mean
     unseen: tuple[float, ...]  # in none of the first 1, 2, ... epochs
@@ -111,7 +111,7 @@ class Epochs(NamedTuple):
 
 
 def epochs_of(found: list[Int64], batch: int) -> Epochs:
-    """Of the places in two or more epochs, in their order."""
+    """Differences between two or more consecutive epochs, from their positions."""
     seen = np.zeros(len(found[0]), dtype=bool)
     unseen = []
     for place in found:
@@ -144,7 +144,7 @@ def _num_pairs(sizes: Int64) -> float:
 
 
 def uniform(images: int, epoch: int) -> Int64:
-    """Places under a shuffle of the whole dataset each epoch."""
+    """Positions under a shuffle of the whole dataset in each epoch."""
     return keyed_permutation(images, "uniform", epoch)
 
 
@@ -189,7 +189,7 @@ def show(m: Measured, epochs: int) -> None:
 
 
 def result_of(m: Measured) -> dict[str, dict[str, object]]:
-    """The bars are on what the plan promises, not on the machine."""
+    """Figures and bars; the bars test the plan, not the machine."""
     near, mated = m.spreads["adjacent"], m.spreads["shard-mates"]
     at_least = {"adjacent_median_steps": (near.median, 15.0), "mates_median_steps": (mated.median, 15.0)}
     at_most = {

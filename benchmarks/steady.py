@@ -1,4 +1,4 @@
-"""What a generation job costs while all its actors are at work: start-up and the end of the last shards left out."""
+"""Rate and CPU cost of `generate` while all actors work, without start-up and the end of the last shards."""
 
 import os
 import threading
@@ -61,7 +61,7 @@ class CpuClock:
             self._readings.append((time.time(), self._read()))
 
     def _read(self) -> float:
-        """The last known time of a process that is gone stays in the sum."""
+        """The sum keeps the last known time of an ended process."""
         above, cpu = {}, {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -85,7 +85,7 @@ def _descends(pid: int, ancestor: int, above: dict[int, int]) -> bool:
 def steady(log: pa.Table, actors: int, began: float, clock: CpuClock) -> Steady:
     """The stretch from the first to the last moment at which `actors` shards were being made.
 
-    log: rows of SHARD_METRICS. What is idle in between counts; of a shard that reaches out of the stretch, its share.
+    log: rows of SHARD_METRICS. Idle time inside the stretch counts; a shard across its border counts in proportion.
     """
     starts = log["started"].to_numpy()
     ends = starts + log["seconds"].to_numpy()

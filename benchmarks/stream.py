@@ -1,11 +1,11 @@
-"""Streaming a dataset into training, against the ceiling and against two other readers. Method: benchmarks/README.md.
+"""Reading a dataset into training, against the ceiling and against two other readers. Method: benchmarks/README.md.
 
     python benchmarks/stream.py [--quick] [--json] [--check] [--save]
 
 Four ways to read the same images into float batches, in turn: our lanes (Parquet shards, verified and permuted, through
 Ray Data), a plain loop over bytes in memory (Pillow decodes, numpy stacks: the ceiling), webdataset over tar shards and
-torch's DataLoader over files, both with their workers. And how much memory ingest and streaming take for 10,000 images
-and for 100,000.
+torch's DataLoader over files, both with their workers. Peak memory of ingest and streaming is measured for 10,000
+and 100,000 images.
 """
 
 import io
@@ -108,7 +108,7 @@ def write_everything(folder: Path, kind: str, files: list[bytes]) -> None:
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    """uint8 [H, W, C] the shortest way."""
+    """uint8 [H, W, C], decoded with Pillow."""
     pixels = np.asarray(Image.open(io.BytesIO(data)))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
@@ -148,7 +148,7 @@ class Files(torch.utils.data.Dataset):
 
 
 def stacked(images: list[np.ndarray]) -> torch.Tensor:
-    """uint8 [B, H, W, C], in shared memory on its way from a loader's worker."""
+    """uint8 [B, H, W, C], in shared memory when sent from a loader's worker."""
     batch = torch.from_numpy(np.stack(images))
     return batch[..., None] if batch.ndim == 3 else batch
 
@@ -175,7 +175,7 @@ def first_of(sample: tuple[np.ndarray]) -> np.ndarray:
 
 
 def family() -> list[int]:
-    """This process and all below it."""
+    """This process and all its descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -190,7 +190,7 @@ def family() -> list[int]:
 
 
 def cpu_seconds() -> float:
-    """Of the family and of those of it that have ended."""
+    """CPU seconds of the family, including ended processes."""
     total = 0
     for pid in family():
         try:
@@ -202,7 +202,7 @@ def cpu_seconds() -> float:
 
 
 def memory_mib() -> float:
-    """Proportional memory of the family: what is shared counts once. The object store is among it."""
+    """Proportional memory (PSS) of the family, with the object store; shared pages count once."""
     total = 0
     for pid in family():
         try:
@@ -240,7 +240,7 @@ def measured(run: Callable[[], int], count: int) -> tuple[float, float]:
 
 
 def speeds(folder: Path, kind: str, count: int, rounds: int) -> dict[str, float]:
-    """Every reader once a round; one round of warm-up is thrown away; medians over the rounds."""
+    """Every reader once a round; medians over the rounds after one round of warm-up."""
     files = encoded(kind, count)
     write_everything(folder, kind, files)
     store = resolve(str(folder / "dataset"), StorageConfig())
@@ -272,7 +272,7 @@ def speeds(folder: Path, kind: str, count: int, rounds: int) -> dict[str, float]
 def memory(folder: Path, few: int, many: int) -> dict[str, float]:
     """Peaks of ingest and of streaming, for few and for many images of 28 x 28."""
     peaks: dict[str, dict[int, float]] = {"ingest": {}, "stream": {}}
-    for count in (few, many, few, many):  # the first time of each also loads the program
+    for count in (few, many, few, many):  # the first pass of each also loads the program
         source, dataset = folder / f"{count}.npz", folder / f"dataset-{count}"
         if not source.exists():
             np.savez(source, images=np.stack(list(pictures(count, 28, 1))))

@@ -1,10 +1,10 @@
-"""The benchmarks one after another, each a process, and one table at the end. Method: benchmarks/README.md.
+"""Runs the benchmarks one after another, each in a process, and prints one table. Method: benchmarks/README.md.
 
     python benchmarks/suite.py [--quick | --all] [--only NAME,NAME] [--save] [--check]
 
 Without a flag 20 to 45 minutes on two cores; --quick about 3, on fewer images; --all takes every script's full form,
-about two hours. A script that fails is told and the others go on. --save keeps each script's result, and the table's
-figures as results/<date>-<cores>-suite.json. Exit 1 only with --check: a bar missed, or a script failed.
+about two hours. A failed script is reported and the others continue. --save keeps each script's result, and the
+table's figures as results/<date>-<cores>-suite.json. Exit 1 only with --check: a missed bar or a failed script.
 """
 
 import argparse
@@ -27,7 +27,7 @@ QUICK = ("--quick",)
 
 
 class Run(NamedTuple):
-    """A script with its words in the three forms of the suite; None: not in it."""
+    """A script with its arguments in the three forms of the suite; None: not part of that form."""
 
     name: str
     quick: tuple[str, ...] | None
@@ -55,7 +55,7 @@ RUNS = (
 
 
 class Headline(NamedTuple):
-    """A row of the table: a ratio, and the figures of the same script that it is the ratio of."""
+    """A row of the table: a ratio, and the two figures of the same script behind the ratio."""
 
     script: str
     ratio: str
@@ -104,7 +104,7 @@ HEADLINES = (
 
 
 class Outcome(NamedTuple):
-    """What a script ended with; figures None: it failed, and `complaint` says with what."""
+    """Result of a script. A failed script has no figures, and `complaint` has the error."""
 
     figures: dict[str, dict[str, Any]] | None
     seconds: float
@@ -112,7 +112,7 @@ class Outcome(NamedTuple):
 
 
 def run(script: Run, words: tuple[str, ...], save: bool) -> Outcome:
-    """A script in a process of its own; its figures are the last line of its output."""
+    """Run a script in a new process; the last line of its output has the figures."""
     command = [sys.executable, str(HERE / f"{script.name}.py"), "--json", *words, *(["--save"] if save else [])]
     began = time.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""Jobs that were never run: plans and markers of the real form, requests counted, memory watched. Loads no torch."""
+"""Synthetic plans and markers, request counts and peak memory, without torch."""
 
 import resource
 import sys
@@ -20,7 +20,7 @@ SHARD_ROWS, SIZE, CHANNELS = 64, 32, 3
 
 
 def plan_of(shards: int, shard_rows: int = SHARD_ROWS) -> SamplePlan:
-    """A plan as generate makes it, of a model that is nowhere."""
+    """A plan as written by `generate`, for a model that does not exist."""
     return SamplePlan(
         num_samples=shards * shard_rows,
         shard_size=shard_rows,
@@ -42,7 +42,7 @@ def plan_of(shards: int, shard_rows: int = SHARD_ROWS) -> SamplePlan:
 
 
 def marker_of(plan: SamplePlan, shard: int) -> Marker:
-    """As commit_shard makes it; the data file that it names is nowhere."""
+    """A marker as written by commit_shard; its data file does not exist."""
     ids, attempt = PlannedSamples(plan).layout.ids(shard), f"{shard:032x}"
     return Marker(
         key=f"data/shard-{shard:09d}-{attempt}.parquet",
@@ -60,7 +60,7 @@ def marker_of(plan: SamplePlan, shard: int) -> Marker:
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Every operation that the S3 client of this process is asked for, by its name in the S3 API."""
+    """Counts the S3 operations of this process, by their names in the S3 API."""
     from aiobotocore.client import AioBaseClient as client  # noqa: N813 - only a process that measures S3 pays for it
 
     counts: Counter[str] = Counter()
@@ -78,7 +78,7 @@ def counted() -> Iterator[Counter[str]]:
 
 
 def reset_peak() -> float:
-    """Let the largest resident size start anew, where the kernel allows it; the present one in MB."""
+    """Reset the peak resident size, where the kernel allows it; returns the current size in MB."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return peak_mb()

@@ -5,7 +5,7 @@
 Both train the same U-Net (Fashion-MNIST, 28x28 grey; with --quick the 8x8 digits) with the same batch, learning rate,
 warm-up, clipping and average of the weights, one after the other, each for so many minutes: ours from first weights by
 fan-in with the last layers 0, diffusers' from its own (torch's, no layer 0). Weights are kept meanwhile; afterwards the
-same samples (ids, noise, DPM-Solver++(2M) with 10 steps) are drawn from each and judged by FD-class-cnn against the
+same samples (ids, noise, DPM-Solver++(2M) with 10 steps) are drawn from each and scored by FD-class-cnn against the
 training images, beside the floor. Time is CPU seconds of the trainer and all its processes since its first step
 (start-up is stated apart), so whatever else the machine does is not counted. Method: benchmarks/README.md.
 
@@ -55,7 +55,7 @@ KEPT |= {"warmup_steps": 100, "ema": {"decay": DECAY}, "init": "fan_in"}
 
 
 class Form(NamedTuple):
-    """What is trained, how long, and how it is judged."""
+    """Data, network, training time and evaluation of one form of the benchmark."""
 
     settings: dict[str, Any]
     source: str
@@ -130,7 +130,7 @@ def ours(form: Form, dataset: str, run: str, settings: Path) -> tuple[list[Point
         try:
             train.communicate(timeout=60.0 * form.minutes)
         except subprocess.TimeoutExpired:
-            train.send_signal(signal.SIGTERM)  # it stops with a checkpoint
+            train.send_signal(signal.SIGTERM)  # training stops with a checkpoint
             train.communicate()
     store = resolve(run, config.storage)
     last = latest_checkpoint(store)
@@ -155,7 +155,7 @@ def ours(form: Form, dataset: str, run: str, settings: Path) -> tuple[list[Point
 
 
 def _diffusers_loop(form: Form, images: torch.Tensor, folder: str, out: Any) -> None:
-    """The loop of diffusers' unconditional example, torch's default threads; weights kept as often as ours."""
+    """The loop of diffusers' unconditional example, with torch's default threads; keeps weights as often as ours."""
     before = time.process_time()
     from accelerate import Accelerator
     from diffusers import DDPMScheduler, UNet2DModel
@@ -211,7 +211,7 @@ def diffusers(form: Form, images: torch.Tensor, folder: str) -> tuple[list[Point
 
 
 def _samples(task: tuple[Form, tuple[int, int, int], dict[str, torch.Tensor]]) -> Any:
-    """uint8 [N, H, W, C] from one set of weights, by our sampler whoever trained them."""
+    """uint8 [N, H, W, C] from one set of weights, by our sampler for both trainers."""
     form, shape, state = task
     torch.set_num_threads(1)
     config = Config.model_validate(form.settings)
@@ -225,7 +225,7 @@ Curve = list[tuple[float, float]]
 
 
 def reached(curve: Curve, fd: float) -> float:
-    """CPU seconds at which a curve first is at `fd` or below; between two points log FD is linear. inf: never."""
+    """CPU seconds at which a curve first reaches `fd`, with log FD linear between points; inf if it never does."""
     before: tuple[float, float] | None = None
     for cpu, value in curve:
         if value <= fd:
@@ -238,7 +238,7 @@ def reached(curve: Curve, fd: float) -> float:
 
 
 def compared(mine: Curve, theirs: Curve) -> dict[str, dict[str, Any]]:
-    """At the best FD that both reach, and the median over FDs down to it."""
+    """Ratio at the best FD that both reach, and median ratio over levels down to that FD."""
     target = max(min(fd for _, fd in curve) for curve in (mine, theirs))
     start = min(curve[0][1] for curve in (mine, theirs))
     levels = np.geomspace(max(start, target), target, 5)

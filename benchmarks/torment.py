@@ -1,4 +1,4 @@
-"""Runs a generation driver again and again until its job is sealed, and kills it and its actors meanwhile."""
+"""Repeats a `generate` command until the folder is sealed, while killing its driver and actors."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ ACTOR = b"ray::MapWorker"
 
 @dataclass
 class Record:
-    """What happened: driver memory (seconds, samples, MB), kills, decisions, failures."""
+    """Log: driver memory (seconds, samples, MB), kills, decisions, failures."""
 
     began: float = field(default_factory=time.monotonic)
     memory: list[tuple[float, int, float]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Record:
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process in MB (1e6 bytes), 0 when it is gone."""
+    """Resident memory of a process in MB (1e6 bytes), 0 for an ended process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -93,7 +93,7 @@ def _children_cpu() -> float:
 
 
 class Torment:
-    """Runs the driver again and again until the job is sealed, killing as planned."""
+    """Repeats the driver until the folder is sealed, with the planned kills."""
 
     def __init__(self, job: Store, words: list[str], options: argparse.Namespace, log: Path) -> None:
         self._job, self._words, self._log = job, words, log
@@ -154,7 +154,7 @@ class Torment:
             self.record.markers |= created_once(self._job)
 
     def _kill_driver(self, driver: "subprocess.Popen[bytes]") -> None:
-        """And time how soon a new process knows what is missing: the same decision, without Ray and without work."""
+        """Kill the driver, then time how fast a new process finds the missing shards (`--dry-run`, without Ray)."""
         driver.kill()
         driver.wait()
         self.record.markers |= created_once(self._job)

@@ -58,7 +58,7 @@ CIFAR10 = {  # the network of Ho et al. 2020 for CIFAR-10, 35.7 M parameters
     "model": {"block_out_channels": [128, 256, 256, 256], "attention_levels": [1]},
     "train": {**SCHEDULE, "micro_batch": 16},
 }
-NARROW = {  # 0.9 M parameters: whatever is not the network weighs as much as it can
+NARROW = {  # 0.9 M parameters, so overhead has the largest share
     "ingest": {"image_size": SIZE, "channels": 1, "shard_rows": 128},
     "model": {"block_out_channels": [32, 64, 64], "attention_levels": [2], "norm_num_groups": 8},
     "train": {**SCHEDULE, "micro_batch": 16},
@@ -71,7 +71,7 @@ TINY = {
 
 
 def ddpm(*words: str, settings: dict[str, Any], folder: Path) -> subprocess.Popen:
-    """The program as a user starts it."""
+    """The command as a user starts it."""
     file = folder / "bench.json"  # JSON is YAML
     file.write_text(json.dumps(settings))
     return subprocess.Popen(
@@ -91,7 +91,7 @@ def finish(process: subprocess.Popen) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """One network on its data set in the store; its steps, and how many of them do not count."""
+    """One network and its dataset in the store, with the number of steps and of warm-up steps."""
 
     name: str
     settings: dict[str, Any]
@@ -107,7 +107,7 @@ class Case:
         return self.config.train.global_batch
 
     def ingest(self, root: str, folder: Path) -> torch.Tensor:
-        """The digits, as this network's data set; returns them as tensors."""
+        """Ingests the digits as this network's dataset; returns the images as tensors."""
         words = ["ingest", "--source", "digits", "--dataset", self.dataset(root)]
         finish(ddpm(*words, settings=self.settings, folder=folder))
         return in_memory(self.config, self.dataset(root))
@@ -116,7 +116,7 @@ class Case:
         return f"{root}/digits-{self.name}"
 
     def steady(self, seconds: list[float]) -> float:
-        """Images a second of all steps but the first ones."""
+        """Images a second of all steps except the first ones."""
         counted = seconds[self.warm_up :]
         return self.batch * len(counted) / sum(counted)
 
@@ -159,7 +159,7 @@ def bare(case: Case, images: torch.Tensor) -> float:
 
 
 def bare_beside_ray(case: Case, images: torch.Tensor) -> float:
-    """The same while a local Ray cluster with nothing to do is there: what its processes take of the two cores."""
+    """The same beside an idle local Ray cluster: the cost of Ray's processes on the two cores."""
     import ray
 
     with cluster(case.config.ray, num_cpus=WORKERS):
@@ -169,14 +169,14 @@ def bare_beside_ray(case: Case, images: torch.Tensor) -> float:
 
 
 class Idle:
-    """As one of the actors that Ray Train keeps beside its workers, and that mostly wait."""
+    """Stands for the actors that Ray Train keeps beside its workers, which mostly wait."""
 
     def ready(self) -> None:
-        """Returns once it is there."""
+        """Returns when the actor has started."""
 
 
 def spawned(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> float:
-    """What one of the processes put out; ends the program when one of them fails."""
+    """Output of one of the processes; exits when one fails."""
     context = mp.get_context("spawn")
     out = context.SimpleQueue()
 
@@ -226,7 +226,7 @@ def _diffusers_loop(case: Case, images: torch.Tensor, out: Any) -> None:
 
 
 def diffusers(case: Case, images: torch.Tensor) -> float:
-    """One process with torch's default threads: what its users run on such a machine."""
+    """One process with torch's default threads: the usual way on such a machine."""
     return spawned(_diffusers_loop, (case, images), 1)
 
 
@@ -241,7 +241,7 @@ def in_memory(config: Config, dataset: str) -> torch.Tensor:
 
 
 def peak_memory(images: int, steps: int, folder: Path, root: str) -> float:
-    """Largest MiB that a training worker ever held, over a data set of so many 8x8 images."""
+    """Peak MiB of a training worker, over a dataset of `images` 8x8 images."""
     source = folder / f"noise-{images}-images-idx3-ubyte"
     pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8), np.uint8)
     source.write_bytes(b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes())
