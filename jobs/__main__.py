@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("%s", unknown(words[0]))
         logger.info("%s", usage())
         return 2
-    return execute(importlib.import_module(f"jobs.{words[0]}").VERB, words[1:])
+    return execute(importlib.import_module(f"jobs.{words[0]}").run, words[1:])
 
 
 def program() -> NoReturn:

@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.log import FORMATS, LEVELS, configure
 from pipeline.operations.submission import SubmittedJob
 
-__all__ = ["Argument", "Call", "Verb", "as_job", "execute", "write_out"]
+__all__ = ["Argument", "Call", "Verb", "as_job", "execute", "verb", "write_out"]
 
 logger = logging.getLogger("ddpm.jobs")
 
@@ -50,6 +50,11 @@ class Argument:
     nargs: str | None = None
     kind: type = str
     switch: bool = False
+
+    @property
+    def name(self) -> str:
+        """Attribute of the parsed command line."""
+        return self.flag.lstrip("-").replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,13 @@ class Verb:
     recipe: str | None = None
     passes_on: bool = False
     """The first positional word is another verb, and the words after it belong to that verb."""
+
+
+def verb(
+    name: str, purpose: str, *arguments: Argument, recipe: str | None = None, passes_on: bool = False
+) -> Callable[[Callable[[Call], Result]], Verb]:
+    """Decorator: makes a `Verb` of the function that runs it."""
+    return lambda run: Verb(name, purpose, arguments, run, recipe, passes_on)
 
 
 COMMON = (
@@ -170,7 +182,7 @@ def _configure_logging(verb: Verb, argv: Sequence[str]) -> None:
 def _short_names(verb: Verb, parsed: argparse.Namespace) -> Layer:
     values: dict[str, Any] = {}
     for argument in (*verb.arguments, *COMMON):
-        value = getattr(parsed, argument.flag.lstrip("-").replace("-", "_"))
+        value = getattr(parsed, argument.name)
         if argument.path is not None and value is not None:
             section, _, name = argument.path.partition(".")
             values.setdefault(section, {})[name] = value
@@ -187,9 +199,7 @@ def _resolve(verb: Verb, parsed: argparse.Namespace, dotted: Sequence[str]) -> C
 
 
 def _require(verb: Verb, parsed: argparse.Namespace) -> None:
-    missing = [
-        a.flag for a in verb.arguments if a.required and getattr(parsed, a.flag.lstrip("-").replace("-", "_")) is None
-    ]
+    missing = [a.flag for a in verb.arguments if a.required and getattr(parsed, a.name) is None]
     if missing:
         raise ConfigError(f"ddpm {verb.name} needs {' and '.join(missing)} (--help lists every flag)")
 
@@ -207,7 +217,7 @@ def as_job(verb: Verb, words: Sequence[str]) -> SubmittedJob:
         files[f"{len(files)}-environment.yaml"] = yaml.safe_dump(environment).encode()
     naming = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     naming.add_argument("--config", action="append")
-    names = [a.flag.lstrip("-").replace("-", "_") for a in verb.arguments if a.path is None]
+    names = [a.name for a in verb.arguments if a.path is None]
     arguments = {name: getattr(parsed, name) for name in [*names, "dry_run"]}
     return SubmittedJob(verb.name, tuple(naming.parse_known_args(list(words))[1]), config, arguments, files)
 

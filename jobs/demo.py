@@ -2,10 +2,17 @@
 
 from pathlib import Path
 
-from jobs.command import Argument, Call, Result, Verb
+from jobs.command import Argument, Call, Result, verb
 
 
-def _run(call: Call) -> Result:
+@verb(
+    "demo",
+    "Run the whole pipeline on 1,797 handwritten digits; a few minutes on two CPU cores.",
+    Argument("--root", "storage root (default: ./demo-output)"),
+    Argument("--source", "other images, as for ddpm ingest; give a matching --recipe (default: digits)"),
+    recipe="digits",
+)
+def run(call: Call) -> Result:
     from pipeline.cluster import cluster
     from pipeline.evaluation.driver import evaluate
     from pipeline.generation.driver import generate
@@ -26,15 +33,3 @@ def _run(call: Call) -> Result:
         results["evaluate"] = evaluate(config, samples, dataset)
         results["report"] = report(config, [run, samples], verified=results["verify"]["summary"])
     return {**results, "summary": "\n".join(["", *(result["summary"] for result in results.values())])}
-
-
-VERB = Verb(
-    name="demo",
-    purpose="Run the whole pipeline on 1,797 handwritten digits; a few minutes on two CPU cores.",
-    arguments=(
-        Argument("--root", "storage root (default: ./demo-output)"),
-        Argument("--source", "other images, as for ddpm ingest; give a matching --recipe (default: digits)"),
-    ),
-    run=_run,
-    recipe="digits",
-)

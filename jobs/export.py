@@ -1,10 +1,18 @@
 """`ddpm export --run URI --out URI`"""
 
-from jobs.command import Argument, Call, Result, Verb
+from jobs.command import Argument, Call, Result, verb
 from pipeline.errors import ConfigError
 
 
-def _run(call: Call) -> Result:
+@verb(
+    "export",
+    "Write a checkpoint's weights as a diffusers folder for DDPMPipeline.from_pretrained.",
+    Argument("--run", "URI of a run (its latest checkpoint) or of a checkpoint", required=True),
+    Argument("--out", "URI of the model's folder: created, or completed", required=True),
+    Argument("--step", "step of the checkpoint (default: the latest)"),
+    Argument("--ema", "weights: an EMA profile by name, or 'raw'", path="generate.weights"),
+)
+def run(call: Call) -> Result:
     from pipeline.model_store.export import export
 
     step = call.arguments.step
@@ -13,16 +21,3 @@ def _run(call: Call) -> Result:
     return export(
         call.config, call.arguments.run, call.arguments.out, None if step is None else int(step), dry_run=call.dry_run
     )
-
-
-VERB = Verb(
-    name="export",
-    purpose="Write a checkpoint's weights as a diffusers folder for DDPMPipeline.from_pretrained.",
-    arguments=(
-        Argument("--run", "URI of a run (its latest checkpoint) or of a checkpoint", required=True),
-        Argument("--out", "URI of the model's folder: created, or completed", required=True),
-        Argument("--step", "step of the checkpoint (default: the latest)"),
-        Argument("--ema", "weights: an EMA profile by name, or 'raw'", path="generate.weights"),
-    ),
-    run=_run,
-)

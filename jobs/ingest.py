@@ -1,27 +1,22 @@
 """`ddpm ingest --source S --dataset URI`"""
 
-from jobs.command import Argument, Call, Result, Verb
+from jobs.command import Argument, Call, Result, verb
 
 
-def _run(call: Call) -> Result:
+@verb(
+    "ingest",
+    "Turn images into a dataset: shuffled Parquet shards and a manifest.",
+    Argument(
+        "--source",
+        "URI of images, Parquet, tar, zip, npz or IDX (file or folder), a list of images, or 'digits'",
+        required=True,
+    ),
+    Argument("--dataset", "URI of the dataset's folder", required=True),
+    Argument("--image-size", "height and width of the stored images, pixels", path="ingest.image_size"),
+    Argument("--channels", "1: grey, 3: RGB", path="ingest.channels"),
+    Argument("--max-reject-share", "largest share of rejects; above: exit code 3", path="ingest.max_reject_share"),
+)
+def run(call: Call) -> Result:
     from pipeline.ingest.driver import ingest
 
     return ingest(call.config, call.arguments.source, call.arguments.dataset, dry_run=call.dry_run)
-
-
-VERB = Verb(
-    name="ingest",
-    purpose="Turn images into a dataset: shuffled Parquet shards and a manifest.",
-    arguments=(
-        Argument(
-            "--source",
-            "URI of images, Parquet, tar, zip, npz or IDX (file or folder), a list of images, or 'digits'",
-            required=True,
-        ),
-        Argument("--dataset", "URI of the dataset's folder", required=True),
-        Argument("--image-size", "height and width of the stored images, pixels", path="ingest.image_size"),
-        Argument("--channels", "1: grey, 3: RGB", path="ingest.channels"),
-        Argument("--max-reject-share", "largest share of rejects; above: exit code 3", path="ingest.max_reject_share"),
-    ),
-    run=_run,
-)

@@ -1,11 +1,19 @@
 """`ddpm nightly --root URI --source S --date D`"""
 
-from jobs.command import Argument, Call, Result, Verb
+from jobs.command import Argument, Call, Result, verb
 from pipeline.config.nightly import as_date
 from pipeline.errors import ConfigError
 
 
-def _run(call: Call) -> Result:
+@verb(
+    "nightly",
+    "Run one night: ingest new images, train from the champion, evaluate, promote or hold.",
+    Argument("--root", "storage root of datasets, runs, models, samples and ledgers", path="nightly.root"),
+    Argument("--date", "YYYY-MM-DD (default: today in nightly.time_zone)"),
+    Argument("--source", "images to ingest, as for ddpm ingest", path="nightly.source"),
+    Argument("--name", "name of dataset, models and nights under the root", path="nightly.name"),
+)
+def run(call: Call) -> Result:
     from pipeline.evaluation.driver import evaluate
     from pipeline.generation.driver import generate
     from pipeline.ingest.driver import ingest
@@ -25,16 +33,3 @@ def _run(call: Call) -> Result:
         raise ConfigError(f"--date: {error}") from error
     drivers = Drivers(ingest, train, export, generate, evaluate, report)
     return nightly(config, root, NightStages(config, resolve(root, config.storage), drivers), day, dry_run=call.dry_run)
-
-
-VERB = Verb(
-    name="nightly",
-    purpose="Run one night: ingest new images, train from the champion, evaluate, promote or hold.",
-    arguments=(
-        Argument("--root", "storage root of datasets, runs, models, samples and ledgers", path="nightly.root"),
-        Argument("--date", "YYYY-MM-DD (default: today in nightly.time_zone)"),
-        Argument("--source", "images to ingest, as for ddpm ingest", path="nightly.source"),
-        Argument("--name", "name of dataset, models and nights under the root", path="nightly.name"),
-    ),
-    run=_run,
-)

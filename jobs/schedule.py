@@ -1,10 +1,17 @@
 """`ddpm schedule run` and `ddpm schedule render --target T`"""
 
-from jobs.command import Argument, Call, Result, Verb
+from jobs.command import Argument, Call, Result, verb
 from pipeline.errors import ConfigError
 
 
-def _run(call: Call) -> Result:
+@verb(
+    "schedule",
+    "Run the command of the `schedule` section on schedule (run), or render it for another scheduler (render).",
+    Argument("action", "run or render", required=True, nargs="?"),
+    Argument("--target", "systemd, cron, k8s-cronjob, raycronjob or airflow (render)"),
+    Argument("--out", "local folder for the files (render; default: stdout)"),
+)
+def run(call: Call) -> Result:
     from pipeline.operations.schedule import render, run_here
 
     if call.arguments.action == "render":
@@ -12,15 +19,3 @@ def _run(call: Call) -> Result:
     if call.arguments.action == "run":
         return run_here(call.config.schedule, dry_run=call.dry_run)
     raise ConfigError(f"ddpm schedule {call.arguments.action}: must be run or render")
-
-
-VERB = Verb(
-    name="schedule",
-    purpose="Run the command of the `schedule` section on schedule (run), or render it for another scheduler (render).",
-    arguments=(
-        Argument("action", "run or render", required=True, nargs="?"),
-        Argument("--target", "systemd, cron, k8s-cronjob, raycronjob or airflow (render)"),
-        Argument("--out", "local folder for the files (render; default: stdout)"),
-    ),
-    run=_run,
-)

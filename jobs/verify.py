@@ -1,17 +1,14 @@
 """`ddpm verify URI`"""
 
-from jobs.command import Argument, Call, Result, Verb
+from jobs.command import Argument, Call, Result, verb
 
 
-def _run(call: Call) -> Result:
+@verb(
+    "verify",
+    "Check a dataset, run, checkpoint, samples, registry or nights against its manifest.",
+    Argument("uri", "URI of the artefact", required=True, nargs="?"),
+)
+def run(call: Call) -> Result:
     from pipeline.operations.verify import verify
 
     return verify(call.config, call.arguments.uri)
-
-
-VERB = Verb(
-    name="verify",
-    purpose="Check a dataset, run, checkpoint, samples, registry or nights against its manifest.",
-    arguments=(Argument("uri", "URI of the artefact", required=True, nargs="?"),),
-    run=_run,
-)

@@ -31,7 +31,7 @@ DAY = date(2026, 1, 31)
 URIS = ("--dataset", "s3://b/d", "--run", "s3://b/r")
 
 
-def digest(*words, verb=train.VERB):
+def digest(*words, verb=train.run):
     return as_job(verb, [*URIS, *words]).digest()
 
 
@@ -139,7 +139,7 @@ def test_files_and_environment_come_along_and_keep_their_order(monkeypatch, tmp_
     (one := tmp_path / "night.yaml").write_text("train: {lr: 1.0, steps: 7, lanes: 3}\n")
     (two := tmp_path / "a" / "night.yaml").write_text("train: {lr: 2.0, steps: 8}\n")
     monkeypatch.setenv("DDPM__TRAIN__LR", "3.0")
-    job = as_job(train.VERB, [*URIS, f"--config={one}", "--train.seed", "1", "--config", str(two), "--json"])
+    job = as_job(train.run, [*URIS, f"--config={one}", "--train.seed", "1", "--config", str(two), "--json"])
     words = shlex.split(entrypoint(job, "sent"))
     assert words[:4] == ["python", "-m", "jobs", "train"]
     assert words[-9:] == [*URIS, "--train.seed", "1", "--json", "--address", "auto"]
@@ -149,14 +149,14 @@ def test_files_and_environment_come_along_and_keep_their_order(monkeypatch, tmp_
     for name, content in job.files.items():
         (tmp_path / name).write_bytes(content)
     there = shlex.split(entrypoint(job, str(tmp_path)))
-    again = as_job(train.VERB, there[4:])
+    again = as_job(train.run, there[4:])
     assert again.config.train == job.config.train
     assert again.arguments == job.arguments
     assert again.digest() == job.digest()
 
 
 def test_words_reach_the_shell_as_they_were_written():
-    job = as_job(merge.VERB, ["--out", "s3://b/o o", "s3://b/$(id)", "s3://b/'x'"])
+    job = as_job(merge.run, ["--out", "s3://b/o o", "s3://b/$(id)", "s3://b/'x'"])
     assert shlex.split(entrypoint(job, "sent"))[4:] == [*job.words, "--address", "auto"]
 
 
@@ -171,7 +171,7 @@ def test_words_reach_the_shell_as_they_were_written():
 )
 def test_a_bad_command_line_is_refused_here(words, text):
     with pytest.raises(ConfigError, match=text):
-        as_job(train.VERB, [*URIS, *words])
+        as_job(train.run, [*URIS, *words])
 
 
 @pytest.mark.parametrize(
@@ -186,11 +186,11 @@ def test_a_bad_command_line_is_refused_here(words, text):
 def test_relative_paths_are_refused(words, text, tmp_path):
     (tmp_path / "asked.csv").write_text("x")
     with pytest.raises(ConfigError, match=text):
-        refuse_local_paths(as_job(generate.VERB, words), tmp_path, ())
+        refuse_local_paths(as_job(generate.run, words), tmp_path, ())
 
 
 def test_what_is_sent_along_and_what_all_nodes_see_is_not_refused(tmp_path):
-    job = as_job(generate.VERB, ["--out", "/fs/o", "--model", "s3://b/m@champion", "--requests", "tables/asked.csv"])
+    job = as_job(generate.run, ["--out", "/fs/o", "--model", "s3://b/m@champion", "--requests", "tables/asked.csv"])
     refuse_local_paths(job, tmp_path, ("tables",))
     with pytest.raises(ConfigError):
         refuse_local_paths(job, tmp_path, ("table",))
