@@ -88,21 +88,17 @@ class _StderrHandler(logging.Handler):
 def configure(level: str = "info", style: str = "text") -> None:
     """Set up stderr. level: one of LEVELS; style: one of FORMATS. Replaces any earlier setup of this process."""
     _origin.clear()
-    _replace(_StderrHandler, _stderr_handler(style))
+    handler = _StderrHandler()
+    handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
+    _replace(handler)
     logger.setLevel(level.upper())
     progress.allow_bars(style == "text" and logger.isEnabledFor(logging.INFO))
     _forwarded.clear()
 
 
-def _stderr_handler(style: str) -> logging.Handler:
-    handler = _StderrHandler()
-    handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
-    return handler
-
-
-def _replace(kind: type[logging.Handler], handler: logging.Handler) -> None:
+def _replace(handler: logging.Handler) -> None:
     for present in list(logger.handlers):
-        if isinstance(present, kind):
+        if type(present) is type(handler):
             logger.removeHandler(present)
     logger.addHandler(handler)
 
@@ -164,7 +160,7 @@ def collect(send: Callable[[Entry], object] | None = None, **origin: str | int) 
     Records of level INFO and above also go, as JSON, to the process's stderr, which Ray keeps in a file on the node.
     """
     collector = WarningCollector(send, {"node": platform.node(), **origin})
-    _replace(WarningCollector, collector)
+    _replace(collector)
     if _origin or not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):  # not on a driver
         configure(style="json")
         _origin.update(collector.origin)

@@ -69,17 +69,15 @@ class Progress:
         now = time.monotonic()
         if now - self._shown >= (BAR_INTERVAL_SECONDS if self._bar else PLAIN_INTERVAL_SECONDS):
             self._shown = now
-            line = self.line(now, note)
-            if self._bar:
-                _terminal.write(line, is_bar=True)
-            else:
-                logger.info("%s", line)
+            self._print(self.line(now, note), is_bar=True)
 
     def close(self, note: str = "") -> None:
         """Print the final state on a line of its own."""
-        line = self.line(time.monotonic(), note)
+        self._print(self.line(time.monotonic(), note), is_bar=False)
+
+    def _print(self, line: str, is_bar: bool) -> None:
         if self._bar:
-            write_line(line)
+            _terminal.write(line, is_bar)
         else:
             logger.info("%s", line)
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.cluster import cluster
 from pipeline.config.base import digest_of
@@ -35,10 +35,6 @@ __all__ = ["Drivers", "NightStages"]
 Result = dict[str, Any]
 
 
-class _Report(Protocol):
-    def __call__(self, config: Config, uris: Sequence[str]) -> Result: ...
-
-
 @dataclass(frozen=True)
 class Drivers:
     """Drivers that the stages call; injected because report stands above nightly in the import order."""
@@ -48,7 +44,7 @@ class Drivers:
     export: Export
     generate: Callable[[Config, str, str], Result]
     evaluate: Callable[[Config, str, str], Result]
-    report: _Report
+    report: Callable[[Config, Sequence[str]], Result]
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,10 @@ def run_hooks(config: NightlyConfig, event: Event) -> None:
             _run(hook, event)
         except Exception as error:  # any hook error: the night's outcome and exit code stay
             what = hook.webhook_env or hook.textfile or (hook.command or ("",))[0]
-            why = f"{type(error).__name__}{_detail(hook, error)}"
+            why = type(error).__name__
+            if hook.webhook_env is None:  # else the error message may repeat the URL, which may hold a token
+                why = f"{why}: {error}"
             logger.warning("hook %s of on_%s failed: %s", what, event["event"], why)
-
-
-def _detail(hook: HookConfig, error: Exception) -> str:
-    """Nothing for a webhook: the error message may repeat the URL, which may hold a token."""
-    return "" if hook.webhook_env is not None else f": {error}"
 
 
 def _run(hook: HookConfig, event: Event) -> None:

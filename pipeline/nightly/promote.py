@@ -16,8 +16,6 @@ from pipeline.storage.store import resolve
 
 __all__ = ["GateInputs", "models", "promote", "rollback"]
 
-Now = Callable[[], datetime]
-
 
 class GateInputs(NamedTuple):
     """URIs that a gated promotion compares: the dataset and the evaluated samples of both models.
@@ -30,12 +28,8 @@ class GateInputs(NamedTuple):
     champion: str | None
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def promote(
-    config: Config, model: str, export: Export, reason: str | None, inputs: GateInputs | None, now: Now = _now
+    config: Config, model: str, export: Export, reason: str | None, inputs: GateInputs | None
 ) -> dict[str, Any]:
     """Make a version champion: by the gate when `inputs` are given, else by a person's decision with its reason.
 
@@ -54,7 +48,7 @@ def promote(
     metrics: dict[str, Any] = {}
     if inputs is not None:
         reason, metrics = _pass_gate(config, number, head, inputs)
-    change = ChangeRequest(reason or "", uuid.uuid4().hex, now(), metrics)
+    change = ChangeRequest(reason or "", uuid.uuid4().hex, datetime.now(UTC), metrics)
     return _moved(config, registry, registry.promote(number, change, head.champion, head.number), "promoted")
 
 
@@ -83,7 +77,13 @@ def _pass_gate(config: Config, number: int, head: Record, inputs: GateInputs) ->
     return verdict.reason, found.metrics
 
 
-def rollback(config: Config, uri: str, version: int | None, reason: str, now: Now = _now) -> dict[str, Any]:
+def rollback(
+    config: Config,
+    uri: str,
+    version: int | None,
+    reason: str,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> dict[str, Any]:
     """Make the previous champion, or the earlier champion `version`, champion again. Raises DataError, Busy."""
     registry = Registry(resolve(uri, config.storage))
     record = registry.rollback(version, ChangeRequest(reason, uuid.uuid4().hex, now(), {}))

@@ -28,7 +28,9 @@ STORE_CHECKS: Sequence[Callable[[Store], Finding]] = (
 def doctor(config: Config, root: str | None) -> dict[str, Any]:
     """All findings; `exit_code` is 1 when a check fails. Raises ConfigError for an invalid root."""
     store = None if root is None else resolve(root, config.storage)
-    findings = [*check_cluster(config), *([] if store is None else check_store(store)), _check_package()]
+    folder = Path.cwd()
+    packed = diagnosis.package(str(folder), package.folder_sizes(folder), package.UPLOAD_LIMIT)
+    findings = [*check_cluster(config), *([] if store is None else check_store(store)), packed]
     failed = sum(finding.level == "fail" for finding in findings)
     return {
         "findings": [finding._asdict() for finding in findings],
@@ -70,8 +72,3 @@ def check_store(store: Store) -> list[Finding]:
         except StorageError as error:
             return [*findings, Finding("fail", "store", str(error))]
     return findings
-
-
-def _check_package() -> Finding:
-    folder = Path.cwd()
-    return diagnosis.package(str(folder), package.folder_sizes(folder), package.UPLOAD_LIMIT)

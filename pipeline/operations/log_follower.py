@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import aiohttp
 
@@ -58,10 +58,10 @@ class LogFollower:
         """Write the log past `_written` until the stream ends; a new stream starts at the log's beginning."""
         skip = self._written
         pieces = aiter(self._jobs.tail(self._id))
-        waiting: asyncio.Task[str | None] | None = None
+        waiting: asyncio.Future[str | None] | None = None
         try:
             while True:
-                waiting = waiting or asyncio.create_task(_next(pieces))
+                waiting = waiting or asyncio.ensure_future(anext(pieces, None))
                 if not (await asyncio.wait({waiting}, timeout=QUIET_SECONDS))[0]:
                     if await self._has_ended():
                         return
@@ -84,7 +84,3 @@ class LogFollower:
             self._reported = state.message
             logger.info("waiting: %s", state.message)
         return state.ended
-
-
-async def _next(pieces: AsyncIterator[str]) -> str | None:
-    return await anext(pieces, None)

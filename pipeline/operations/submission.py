@@ -63,9 +63,8 @@ class SubmittedJob:
         settings = self.config.model_dump(mode="json", exclude={"schedule", "storage", "submit"})
         settings["ray"].pop("address")
         given = {name: value for name, value in self.arguments.items() if value not in (None, False, [])}
-        storage = self.config.storage.model_dump(
-            mode="json", exclude_unset=True
-        )  # defaults come from this machine's environment
+        # Defaults of storage come from this machine's environment.
+        storage = self.config.storage.model_dump(mode="json", exclude_unset=True)
         return digest_of({"verb": self.verb, "arguments": given, "settings": settings, "storage": storage})
 
 
