@@ -14,7 +14,6 @@ begin a new shard, and manifest-000001.json seals old and new shards. No existin
 the old samples until the new manifest exists. The newest plan or manifest has the highest number.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.schema import STATUS_OK
 from pipeline.storage.create_once import COMMIT_ATTEMPTS, create_or_read_document, try_create
 from pipeline.storage.documents import find_document, read_document, to_json
-from pipeline.storage.files import parquet_bytes, viewer_rows
+from pipeline.storage.files import file_entry, parquet_bytes, viewer_rows
 from pipeline.storage.sample_shards import TAR, tar_bytes
 from pipeline.storage.store import Store
 
@@ -109,7 +108,7 @@ def join_plan(folder: Store, plan: SamplePlan) -> SamplePlan:
     """
     plans = [read_plan(folder, extension) for extension in range(max(1, newest_number(folder, PLAN) + 1))]
     for there in plans:
-        if there.without_extensions().fingerprint == plan.fingerprint:
+        if there.model_copy(update={"earlier": ()}).fingerprint == plan.fingerprint:
             return there
     last = plans[-1]
     ours, theirs = plan.model_dump(exclude={"earlier"}), last.model_dump(exclude={"earlier"})
@@ -127,9 +126,8 @@ def join_plan(folder: Store, plan: SamplePlan) -> SamplePlan:
 
 def _text(value: Any) -> str:
     """A plan's value in an error message; a request table is shown as the hash of its source."""
-    return (
-        f"sha256 {value['source_sha256'][:16]}" if isinstance(value, dict) and "source_sha256" in value else repr(value)
-    )
+    is_table = isinstance(value, dict) and "source_sha256" in value
+    return f"sha256 {value['source_sha256'][:16]}" if is_table else repr(value)
 
 
 def read_plan(folder: Store, extension: int | None = None) -> SamplePlan:
@@ -169,9 +167,7 @@ def commit_shard(
     tar = plan.format == "webdataset"
     data = tar_bytes(table) if tar else parquet_bytes(table, viewer_rows(table))
     marker = Marker(
-        key=f"data/shard-{shard:09d}-{attempt}{TAR if tar else '.parquet'}",
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        **file_entry(f"data/shard-{shard:09d}-{attempt}{TAR if tar else '.parquet'}", data).model_dump(),
         shard=shard,
         rows=len(ids),
         first_id=expected.start,
@@ -189,10 +185,11 @@ def commit_shard(
 
 def seal(folder: Store, plan: SamplePlan) -> SampleManifest:
     """Write the manifest. Raises DataError while a shard has no marker, or a marker of another plan."""
-    earlier = read_manifest(folder, plan.num_extensions - 1).shards if plan.num_extensions else ()
-    markers = list(earlier)
+    markers = list(read_manifest(folder, plan.num_extensions - 1).shards) if plan.num_extensions else []
     shards = range(plan.first_new_shard, plan.num_shards)
-    for shard, marker in zip(shards, _read_markers(folder, shards), strict=True):
+    with ThreadPoolExecutor(MARKER_READERS) as pool:  # one read takes milliseconds on an object store
+        found = list(pool.map(lambda shard: read_marker(folder, shard), shards))
+    for shard, marker in zip(shards, found, strict=True):
         if marker is None:
             raise DataError(f"{folder.uri} cannot be sealed: shard {shard} has no marker; rerun the same command")
         if marker.plan != plan.fingerprint:
@@ -209,12 +206,6 @@ def seal(folder: Store, plan: SamplePlan) -> SampleManifest:
         raise DataError(f"{folder.location(key)} is sealed with other shards than its markers name")
     folder.put(SUCCESS, b"")
     return manifest
-
-
-def _read_markers(folder: Store, shards: range) -> Iterator[Marker | None]:
-    """Read in parallel: one read takes milliseconds on an object store."""
-    with ThreadPoolExecutor(MARKER_READERS) as pool:
-        yield from pool.map(lambda shard: read_marker(folder, shard), shards)
 
 
 def read_manifest(folder: Store, extension: int | None = None) -> SampleManifest:

@@ -71,18 +71,11 @@ def _facts(plan: SamplePlan) -> Iterator[tuple[str, str]]:
     if plan.sampler == "ddpm":
         sampler += f", variance {plan.variance}"
     if plan.requests is not None:
-        yield (
-            "requests",
-            f"{plan.requests.rows:,}, in `{plan.requests.file.key}`; defaults are below",
-        )
+        yield "requests", f"{plan.requests.rows:,}, in `{plan.requests.file.key}`; defaults are below"
     yield "sampler", sampler
     yield "seed", str(plan.seed)
     yield "weights", plan.weights
-    mix = (
-        "every class equally often"
-        if plan.labels is None
-        else ", ".join(f"{k} : {weight:g}" for k, weight in plan.labels)
-    )
+    mix = ", ".join(f"{k} : {weight:g}" for k, weight in plan.labels or ()) or "every class equally often"
     yield "classes", "none" if plan.num_classes is None else f"{plan.num_classes}; {mix}"
     if plan.guidance is not None:
         interval = plan.guidance_interval

@@ -5,8 +5,9 @@ has the same tensor shapes and the same place in its batch, on every actor. Nois
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,15 @@ from pipeline.images.png import encode_png
 from pipeline.models.unet import UNet
 from pipeline.schema import IMAGE, REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 
-__all__ = ["GeneratedImages", "SamplingProgress", "ShardGenerator", "plan_denoiser", "plan_sampler", "sample_table"]
+__all__ = [
+    "GeneratedImages",
+    "SamplingProgress",
+    "ShardGenerator",
+    "plan_denoiser",
+    "plan_noise",
+    "plan_sampler",
+    "sample_table",
+]
 
 NOT_FINITE = "the network gave NaN or infinity, twice"
 
@@ -78,6 +87,11 @@ def plan_denoiser(
     return guided_by_label(predict, labels, null_labels, guidance, plan.guidance_interval)
 
 
+def plan_noise(plan: SamplePlan, ids: Tensor, seed: int | tuple[int, ...] | None = None) -> SampleNoise:
+    """The noise of samples `ids`, int64 [B]. seed: one, or one a row; default the plan's."""
+    return SampleNoise(plan.seed if seed is None else seed, ids, (plan.channels, plan.image_size, plan.image_size))
+
+
 class ShardGenerator:
     """Makes shards of one plan with one network, in this process and on one device."""
 
@@ -89,21 +103,15 @@ class ShardGenerator:
             # Shapes are fixed, and all actors of a node share inductor's disk cache.
             self._model.compile(dynamic=False)
         self._planned = PlannedSamples(plan, requests)
-        self._samplers: dict[tuple[str, int], Sampler] = {}
+        self._sampler = cache(partial(plan_sampler, plan))
 
     def shard(self, ids: range) -> GeneratedImages:
         """The images of `ids`, which must start at the first id of a shard."""
-        steps = self.steps(ids)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                images: GeneratedImages = end.value
-                return images
+        return next(step for step in self.steps(ids) if isinstance(step, GeneratedImages))
 
     @torch.inference_mode()
-    def steps(self, ids: range) -> Generator[SamplingProgress, None, GeneratedImages]:
-        """As `shard`, but a generator that yields after every sampling step and every batch."""
+    def steps(self, ids: range) -> Iterator[SamplingProgress | GeneratedImages]:
+        """As `shard`, but also yields after every sampling step and every batch; the images come last."""
         size = self.plan.batch_size
         pixels: list[NDArray[np.uint8]] = []
         finite: list[NDArray[np.bool_]] = []
@@ -113,7 +121,7 @@ class ShardGenerator:
             pixels.append(to_uint8(torch.where(good[:, None, None, None], x_0, -1.0)))
             finite.append(good.cpu().numpy())
             yield SamplingProgress(start + len(pixels[-1]), pixels[-1])
-        return GeneratedImages(self._planned.specs(ids), np.concatenate(pixels), np.concatenate(finite))
+        yield GeneratedImages(self._planned.specs(ids), np.concatenate(pixels), np.concatenate(finite))
 
     def _samples(self, specs: SampleSpecs, done: int) -> Generator[SamplingProgress, None, Tensor]:
         """float32 [N, C, H, W]; rows that are not finite at the first attempt come from the second."""
@@ -131,21 +139,14 @@ class ShardGenerator:
         ids = _padded(np.arange(specs.ids.start, specs.ids.stop), size)
         seeds = _padded(specs.seeds, size).tolist()
         labels = None if specs.labels is None else torch.from_numpy(_padded(specs.labels, size)).to(self.device)
-        shape = (plan.channels, plan.image_size, plan.image_size)
         seed = seeds[0] if len(set(seeds)) == 1 else tuple(seeds)
-        noise = SampleNoise(seed, torch.from_numpy(ids).to(self.device), shape)
+        noise = plan_noise(plan, torch.from_numpy(ids).to(self.device), seed)
         denoiser = plan_denoiser(self._model, plan, labels, specs.guidance)
         x_0 = torch.empty(0)
-        for state in self._sampler(specs).run(denoiser, noise):
+        for state in self._sampler(specs.sampler, specs.steps).run(denoiser, noise):
             x_0 = state.x_t
             yield SamplingProgress(done)
         return x_0[: len(specs.ids)]
-
-    def _sampler(self, specs: SampleSpecs) -> Sampler:
-        key = specs.sampler, specs.steps
-        if key not in self._samplers:
-            self._samplers[key] = plan_sampler(self.plan, *key)
-        return self._samplers[key]
 
 
 def _padded(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -157,27 +158,16 @@ def sample_table(plan: SamplePlan, images: GeneratedImages) -> pa.Table:
     """The rows of a shard (SAMPLES or REQUESTED_SAMPLES). A failed sample has status and error, and no image."""
     encoded = [_encoded(p) if ok else NOT_FINITE for p, ok in zip(images.pixels, images.finite, strict=True)]
     pngs = [png if isinstance(png, bytes) else None for png in encoded]
-    specs, count = images.specs, len(pngs)
     columns = {
-        "sample_id": np.arange(specs.ids.start, specs.ids.stop),
+        **images.specs.columns(plan),
+        "sample_id": images.specs.ids,
         "image": pa.array([None if png is None else {"bytes": png, "path": None} for png in pngs], IMAGE),
-        "label": [None] * count if specs.labels is None else specs.labels,
-        "seed": specs.seeds.astype(np.uint64),
-        "model_digest": [plan.model_digest] * count,
-        "ema": [plan.weights] * count,
-        "sampler": [specs.sampler] * count,
-        "steps": [specs.steps] * count,
-        "eta": [plan.eta if specs.sampler == "ddim" else 0.0] * count,
-        "guidance": [specs.guidance] * count,
-        "width": [plan.image_size] * count,
-        "height": [plan.image_size] * count,
         "sha256": [None if png is None else hashlib.sha256(png).hexdigest() for png in pngs],
         "status": [STATUS_FAILED if png is None else STATUS_OK for png in pngs],
         "error": [None if isinstance(error, bytes) else error for error in encoded],
     }
-    if specs.request_ids is None:
-        return pa.table(columns, schema=SAMPLES)
-    return pa.table({**columns, "request_id": specs.request_ids, "extra": specs.extras}, schema=REQUESTED_SAMPLES)
+    schema = SAMPLES if images.specs.request_ids is None else REQUESTED_SAMPLES
+    return pa.table(columns, schema=schema)
 
 
 def _encoded(pixels: NDArray[np.uint8]) -> bytes | str:

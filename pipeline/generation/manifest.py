@@ -97,10 +97,6 @@ class SamplePlan(Section):
         here = EarlierPlan(plan=self.fingerprint, num_samples=self.num_samples)
         return self.model_copy(update={"num_samples": num_samples, "earlier": (*self.earlier, here)})
 
-    def without_extensions(self) -> "SamplePlan":
-        """The plan of a new folder with this many samples, which is what a command line describes."""
-        return self.model_copy(update={"earlier": ()})
-
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of what decides the samples, without the model's URI and the stored copy of the request table.
@@ -108,9 +104,7 @@ class SamplePlan(Section):
         Fields in _ADDED_FIELDS count only when they differ from their default, so older plans keep their fingerprint.
         """
         values = self.model_dump(mode="json", exclude={"model_uri": True, "requests": {"file"}})
-        return digest_of(
-            {name: v for name, v in values.items() if name not in _ADDED_FIELDS or v != _ADDED_FIELDS[name]}
-        )
+        return digest_of({k: v for k, v in values.items() if k not in _ADDED_FIELDS or v != _ADDED_FIELDS[k]})
 
 
 _ADDED_FIELDS: dict[str, Any] = {

@@ -10,7 +10,7 @@ verified, evaluated and reproduced like any samples folder.
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import combinations
 from typing import Any
 
 from pipeline.config.root import Config
@@ -26,7 +26,7 @@ from pipeline.storage.files import read_verified
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["MERGED", "copy_part", "merge", "part_store", "plan_merge", "read_merged", "seal_merged", "verify_merged"]
+__all__ = ["MERGED", "copy_part", "merge", "part_store", "plan_merge", "read_merged", "verify_merged"]
 
 MERGED = "merged.json"
 PARTS = "parts"
@@ -45,17 +45,12 @@ def merge(config: Config, out: str, sources: Sequence[str], dry_run: bool = Fals
     merged = plan_merge(target, stores)
     if dry_run:
         return {"summary": f"would copy {merged.rows:,} samples of {len(stores)} folders to {target.uri}"}
-    progress, copied = Progress("merge", merged.rows, "images"), 0
-
-    def report(rows: int) -> None:
-        nonlocal copied
-        copied += rows
-        progress.update(copied)
-
+    progress = Progress("merge", merged.rows, "images")
     for store, part in zip(stores, merged.parts, strict=True):
-        copy_part(store, part_store(target, part), report)
+        copy_part(store, part_store(target, part), lambda rows: progress.update(progress.done + rows))
     progress.close()
-    seal_merged(target, merged)
+    if not try_create(target, MERGED, to_json(merged)):
+        _check_folder(target, merged)
     ending = {"parquet": "parquet", "webdataset": "tar"}[read_plan(stores[0]).format]
     target.put(CARD, merged_card(merged, ending).encode())
     return {
@@ -81,25 +76,18 @@ def plan_merge(out: Store, folders: Sequence[Store]) -> MergedManifest:
     format, or when `out` holds something else.
     """
     sealed = [read_sealed(folder) for folder in folders]
-    kinds = [(plan.image_size, plan.channels, plan.format) for plan, _ in sealed]
+    kinds = [f"{p.image_size}x{p.image_size}x{p.channels} images as {p.format}" for p, _ in sealed]
     for folder, kind in zip(folders, kinds, strict=True):
         if kind != kinds[0]:
-            raise ConfigError(
-                f"{folder.uri} has {_kind(kind)}, {folders[0].uri} {_kind(kinds[0])}: these cannot be merged"
-            )
-    origins = [{marker.plan for marker in manifest.shards} for _, manifest in sealed]
-    for i, first in enumerate(origins):
-        for j in range(i + 1, len(origins)):
-            if first & origins[j]:
-                raise ConfigError(f"{folders[i].uri} and {folders[j].uri} share samples: a merge has each sample once")
-    parts = tuple(_part(folder, plan, manifest) for folder, (plan, manifest) in zip(folders, sealed, strict=True))
+            raise ConfigError(f"{folder.uri} has {kind}, {folders[0].uri} {kinds[0]}: these cannot be merged")
+    plans = [{marker.plan for marker in manifest.shards} for _, manifest in sealed]
+    for i, j in combinations(range(len(folders)), 2):
+        if plans[i] & plans[j]:
+            raise ConfigError(f"{folders[i].uri} and {folders[j].uri} share samples: a merge has each sample once")
+    parts = tuple(_part(folder, *documents) for folder, documents in zip(folders, sealed, strict=True))
     merged = MergedManifest(parts=parts, rows=sum(p.rows for p in parts), failed=sum(p.failed for p in parts))
     _check_folder(out, merged)
     return merged
-
-
-def _kind(kind: tuple[int, int, str]) -> str:
-    return f"{kind[0]}x{kind[0]}x{kind[1]} images as {kind[2]}"
 
 
 def _part(folder: Store, plan: SamplePlan, manifest: SampleManifest) -> MergedPart:
@@ -117,9 +105,10 @@ def _check_folder(out: Store, merged: MergedManifest) -> None:
     there = read_merged(out) if out.exists(MERGED) else None
     if there is not None and there.digest_of_parts != merged.digest_of_parts:
         raise ConfigError(f"{out.uri} is a merge of other samples: choose another --out")
-    ours = {f"{PARTS}/{part.plan[:16]}" for part in merged.parts}
-    for folder, _ in groupby(out.list(), key=lambda entry: "/".join(entry.key.split("/")[:2])):
-        if folder not in ours | {MERGED, CARD}:
+    ours = {MERGED, CARD, *(f"{PARTS}/{part.plan[:16]}" for part in merged.parts)}
+    for entry in out.list():
+        folder = "/".join(entry.key.split("/")[:2])
+        if folder not in ours:
             raise ConfigError(f"{out.uri} holds {folder}, which is not part of this merge: choose another --out")
 
 
@@ -154,12 +143,6 @@ def _copy_once(source: Store, target: Store, key: str) -> None:
         raise DataError(f"{target.location(key)} differs from the one of {source.uri}: choose another --out")
 
 
-def seal_merged(out: Store, merged: MergedManifest) -> None:
-    """Create merged.json. Raises ConfigError when another merge created it first."""
-    if not try_create(out, MERGED, to_json(merged)):
-        _check_folder(out, merged)
-
-
 def read_merged(out: Store) -> MergedManifest:
     """The manifest of a merged folder. Raises DataError when there is none."""
     try:
@@ -173,20 +156,13 @@ def verify_merged(out: Store, decode: Decode, found: Findings) -> None:
     with found.record_errors():
         merged = read_merged(out)
         for part in merged.parts:
-            _verify_part(part_store(out, part), part, decode, found)
+            store = part_store(out, part)
+            verify_samples(store, decode, found)
+            with found.record_errors():
+                there = _part(store, *read_sealed(store)).model_copy(update={"source": part.source})
+                found.expect(there == part, f"{store.uri} is not the samples folder that was merged")
         found.expect(
             (merged.rows, merged.failed) == (sum(p.rows for p in merged.parts), sum(p.failed for p in merged.parts)),
             f"{out.location(MERGED)} counts {merged.rows} samples, which is not the sum of its parts",
         )
         found.counts["parts"] = len(merged.parts)
-
-
-def _verify_part(store: Store, part: MergedPart, decode: Decode, found: Findings) -> None:
-    verify_samples(store, decode, found)
-    with found.record_errors():
-        plan, manifest = read_sealed(store)
-        there = _part(store, plan, manifest)
-        found.expect(
-            there.model_copy(update={"source": part.source}) == part,
-            f"{store.uri} is not the samples folder that was merged",
-        )

@@ -6,11 +6,11 @@ shard to ids and id to shard are bisections over the segments' bounds.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,6 @@ __all__ = ["PlannedSamples", "SampleSpecs", "ShardLayout", "missing_shards", "mi
 
 Int64Array = npt.NDArray[np.int64]
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
-CHUNK = 2**16
-"""Shard numbers read from a listing at a time."""
 STRIDES = 64
 """Half-width of the search for a step near the golden section."""
 
@@ -70,18 +68,13 @@ class ShardLayout:
         return int(np.minimum(self.shard_size, self.bounds[segment + 1] - start).sum())
 
 
-def missing_shards(num_shards: int, committed: Iterable[int] | Int64Array) -> Int64Array:
+def missing_shards(num_shards: int, committed: Iterable[int]) -> Int64Array:
     """Shards without a marker, ascending: int64. Takes one byte per shard and eight per missing shard."""
-    done = np.zeros(num_shards, dtype=np.bool_)
-    for found in [committed] if isinstance(committed, np.ndarray) else _chunks(committed):
-        done[found[found < num_shards]] = True
-    return np.flatnonzero(~done).astype(np.int64, copy=False)
-
-
-def _chunks(numbers: Iterable[int]) -> Iterator[Int64Array]:
-    rest = iter(numbers)
-    while len(part := np.fromiter(islice(rest, CHUNK), np.int64)):
-        yield part
+    missing = bytearray(b"\x01") * num_shards
+    for shard in committed:
+        if shard < num_shards:
+            missing[shard] = False
+    return np.flatnonzero(np.frombuffer(missing, np.bool_)).astype(np.int64, copy=False)
 
 
 def mix_counts(count: int, weights: Sequence[float]) -> list[int]:
@@ -140,6 +133,26 @@ class SampleSpecs:
     guidance: float | None
     request_ids: tuple[str, ...] | None = None
     extras: tuple[str | None, ...] | None = None
+
+    def columns(self, plan: SamplePlan) -> dict[str, list[Any]]:
+        """The columns of the stored rows (SAMPLES or REQUESTED_SAMPLES) that `plan` decides, besides the ids."""
+        count = len(self.ids)
+        same = {
+            "model_digest": plan.model_digest,
+            "ema": plan.weights,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "eta": plan.eta if self.sampler == "ddim" else 0.0,
+            "guidance": self.guidance,
+            "width": plan.image_size,
+            "height": plan.image_size,
+        }
+        columns: dict[str, list[Any]] = {name: [value] * count for name, value in same.items()}
+        columns["label"] = [None] * count if self.labels is None else self.labels.tolist()
+        columns["seed"] = self.seeds.tolist()
+        if self.request_ids is not None:
+            columns |= {"request_id": list(self.request_ids), "extra": list(self.extras or ())}
+        return columns
 
 
 @dataclass(frozen=True)

@@ -138,22 +138,7 @@ def _check_shard(folder: Store, planned: PlannedSamples, marker: Marker, decode:
 
 def _check_origin(where: str, plan: SamplePlan, work: SampleSpecs, table: pa.Table, found: Findings) -> None:
     """Every row holds the settings that the plan gives its sample."""
-    count = len(work.ids)
-    planned: dict[str, list[Any]] = {
-        "label": [None] * count if work.labels is None else work.labels.tolist(),
-        "seed": work.seeds.tolist(),
-        "model_digest": [plan.model_digest] * count,
-        "ema": [plan.weights] * count,
-        "sampler": [work.sampler] * count,
-        "steps": [work.steps] * count,
-        "eta": [plan.eta if work.sampler == "ddim" else 0.0] * count,
-        "guidance": [work.guidance] * count,
-        "width": [plan.image_size] * count,
-        "height": [plan.image_size] * count,
-    }
-    if work.request_ids is not None:
-        planned |= {"request_id": list(work.request_ids), "extra": list(work.extras or ())}
-    for name, values in planned.items():
+    for name, values in work.columns(plan).items():
         if table[name].to_pylist() != values:
             stored = table[name].unique().to_pylist()[:3]
             said = f"holds {stored}, the plan says {values[0]}" if len(set(values)) == 1 else "differs from the plan"

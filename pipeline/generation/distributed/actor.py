@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.generation.generator import GeneratedImages, ShardGenerator, sampl
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.request_table import load_requests
 from pipeline.generation.sample_plan import PlannedSamples
+from pipeline.generation.shard_metrics import SHARD_METRICS
 from pipeline.images.png import encode_png
 from pipeline.log import collect
 from pipeline.model_store.load_model import find_model, load_unet
@@ -32,28 +34,16 @@ HEARTBEAT_SECONDS = 30.0
 """Interval of progress rows. A shard may take hours, and Ray Data aborts after half an hour without output."""
 MEASURED_BATCHES = 2
 """Batches timed after one warm-up batch. The first actor's speed gives the forecast."""
-WORKING, MEASURED, COMMITTED, ALREADY_COMMITTED, ERROR = (
-    "working",
-    "measured",
-    "committed",
-    "already committed",
-    "error",
-)
+WORKING, MEASURED, ERROR = "working", "measured", "error"
+COMMITTED = "committed"
+ALREADY_COMMITTED = "already committed"
+"""By another attempt."""
 ROW = pa.schema(
     [
-        pa.field("shard", pa.int64()),
-        pa.field("state", pa.string()),  # ALREADY_COMMITTED: by another attempt
-        pa.field("rows", pa.int64()),  # images; WORKING: finished so far
+        *(field.with_nullable(True) for field in SHARD_METRICS),  # rows of WORKING: images finished so far
+        pa.field("state", pa.string()),
         pa.field("bytes", pa.int64()),  # of the file; MEASURED: of the images as PNG
-        pa.field("failed", pa.int64()),
-        pa.field("started", pa.float64()),  # Unix seconds
-        pa.field("seconds", pa.float64()),  # in the network and the sampler
-        pa.field("img_s", pa.float64()),
-        pa.field("node", pa.string()),
         pa.field("actor", pa.string()),  # node:process
-        pa.field("pixel_mean", pa.float64()),  # of levels 0..255, failed images excluded
-        pa.field("pixel_std", pa.float64()),
-        pa.field("saturated_share", pa.float64()),  # share of levels that are 0 or 255
         pa.field("error", pa.binary()),  # pickled exception
         pa.field("warnings", pa.binary()),  # pickled list of log.Entry since the row before
     ]
@@ -76,8 +66,6 @@ class GenerateShards:
         self._warnings = collect(actor=f"{platform.node()}:{os.getpid()}")
         self._side = ThreadPoolExecutor(1, "commit")
         self._speed = _Speed()
-        self._planned: PlannedSamples | None = None
-        self._generator: ShardGenerator | None = None
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         pending: Future[Row] | None = None
@@ -98,17 +86,12 @@ class GenerateShards:
         """Sample a shard. Returns a function that commits it and returns its row."""
         if self._folder.exists(marker_key(shard)):
             return lambda: {"shard": shard, "state": ALREADY_COMMITTED}
-        generator = self._loaded()
-        ids = self._planned_samples().layout.ids(shard)
+        generator, ids = self._generator, self._planned.layout.ids(shard)
         started, clock = time.time(), time.monotonic()
-        last_report, steps = clock, generator.steps(ids)
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                images: GeneratedImages = end.value
-                seconds = time.monotonic() - clock
-                return lambda: self._committed(shard, images, started, seconds)
+        last_report = clock
+        for step in generator.steps(ids):
+            if isinstance(step, GeneratedImages):
+                return partial(self._committed, shard, step, started, time.monotonic() - clock)
             if step.pixels is not None and (measured := self._speed.after(step.pixels)) is not None:
                 yield self._table({"shard": shard, "state": MEASURED, **measured})
             if time.monotonic() - last_report >= HEARTBEAT_SECONDS:
@@ -136,20 +119,17 @@ class GenerateShards:
             **_levels(images.pixels[images.finite]),
         }
 
-    def _loaded(self) -> ShardGenerator:
-        if self._generator is None:
-            config = self._folder.config
-            found = find_model(self._model_uri, self._plan.weights, config)
-            if found.digest != self._plan.model_digest:
-                raise VerificationFailed(f"{found.uri} is another model now than when {self._folder.uri} was planned")
-            requests = self._planned_samples().requests
-            self._generator = ShardGenerator(load_unet(found, config), self._plan, self._device, requests)
-        return self._generator
+    @cached_property
+    def _generator(self) -> ShardGenerator:
+        config = self._folder.config
+        found = find_model(self._model_uri, self._plan.weights, config)
+        if found.digest != self._plan.model_digest:
+            raise VerificationFailed(f"{found.uri} is another model now than when {self._folder.uri} was planned")
+        return ShardGenerator(load_unet(found, config), self._plan, self._device, self._planned.requests)
 
-    def _planned_samples(self) -> PlannedSamples:
-        if self._planned is None:
-            self._planned = PlannedSamples(self._plan, load_requests(self._folder, self._plan))
-        return self._planned
+    @cached_property
+    def _planned(self) -> PlannedSamples:
+        return PlannedSamples(self._plan, load_requests(self._folder, self._plan))
 
     def _table(self, row: Row) -> pa.Table:
         """A row for the driver, with the warnings that this actor logged since the previous row."""

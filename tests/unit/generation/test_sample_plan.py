@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_samples import sample_plan
 
-from pipeline.generation.sample_plan import CHUNK, PlannedSamples, ShardLayout, missing_shards, mix_counts, mixed_labels
+from pipeline.generation.sample_plan import PlannedSamples, ShardLayout, missing_shards, mix_counts, mixed_labels
 
 pytestmark = pytest.mark.unit
 
@@ -61,7 +61,7 @@ def test_a_plan_of_a_billion_and_its_pending_set_take_seconds_and_little_memory(
 def test_missing_is_what_has_no_marker_whatever_the_order():
     assert missing_shards(5, iter([3, 0])).tolist() == [1, 2, 4]
     assert missing_shards(3, [0, 1, 2]).tolist() == []
-    many = 2 * CHUNK + 5  # a listing that comes in three parts
+    many = 2**17 + 5
     assert missing_shards(many, iter(range(0, many, 2))).tolist() == list(range(1, many, 2))
     assert missing_shards(2, iter([1, 7])).tolist() == [0]  # a shard of a later part of the job is no business of this
 
