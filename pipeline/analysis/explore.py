@@ -7,8 +7,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.analysis.explore_page import preview_page, rate_page, sheet_page
-from pipeline.analysis.explore_result import ExploreResult
-from pipeline.analysis.figures import Explorer, Picture
+from pipeline.analysis.figures import Explorer, ExploreResult, Picture
 from pipeline.analysis.preview_quality import measure_preview_quality
 from pipeline.analysis.rate_distortion import measure_rate_distortion
 from pipeline.config.generation import ExploreConfig
@@ -21,7 +20,7 @@ from pipeline.images.png import encode_png
 from pipeline.model_store.load_model import StoredModel, find_model, load_unet
 from pipeline.report.render.content import Fact, Report
 from pipeline.report.render.page import render
-from pipeline.schema import EXPLORED, IMAGE
+from pipeline.schema import EXPLORED
 from pipeline.storage.files import parquet_bytes, viewer_rows
 from pipeline.storage.store import Store, resolve
 
@@ -53,9 +52,9 @@ def explore(config: Config, model: str, out: str, dataset: str | None = None, dr
         cells, columns = np.stack([p.pixels for p in pictures]), 1 + max(p.column for p in pictures)
         result = ExploreResult(_table(pictures), cells, columns)
     elif settings.mode == "frechet":
-        result = measure_preview_quality(Explorer(unet, plan, device), data, plan, settings, plan.batch_size)
+        result = measure_preview_quality(Explorer(unet, plan, device), data, plan, settings)
     else:
-        result = measure_rate_distortion(unet, plan, data, settings, plan.batch_size, device)
+        result = measure_rate_distortion(unet, plan, data, settings, device)
     return _write(target, settings.mode, result, plan, found)
 
 
@@ -82,10 +81,8 @@ def _pictures(explorer: Explorer, settings: ExploreConfig) -> list[Picture]:
 
 
 def _table(pictures: list[Picture]) -> pa.Table:
-    names = [name for name in EXPLORED.names if name != "image"]
-    columns: dict[str, Any] = {name: [getattr(picture, name) for picture in pictures] for name in names}
-    columns["image"] = pa.array([{"bytes": encode_png(p.pixels), "path": None} for p in pictures], IMAGE)
-    return pa.table({name: columns[name] for name in EXPLORED.names}, schema=EXPLORED)
+    rows = [{**vars(p), "image": {"bytes": encode_png(p.pixels), "path": None}} for p in pictures]
+    return pa.Table.from_pylist(rows, schema=EXPLORED)
 
 
 def _write(target: Store, mode: str, result: ExploreResult, plan: SamplePlan, model: StoredModel) -> dict[str, Any]:

@@ -77,17 +77,6 @@ def _rate_table(picked: Sequence[dict[str, float]]) -> Table:
     return Table("By reverse process time", columns, rows, words=0, note=note)
 
 
-def _few(n: int, feature_dim: int) -> Verdict | None:
-    """A warning when there are too few images for reliable distances."""
-    if n > feature_dim:
-        return None
-    return Verdict(
-        "warning",
-        f"{n:,} images are not more than the {feature_dim:,} features: the distances are biased far upward; "
-        "compare only their order, or raise explore.num_images.",
-    )
-
-
 def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim: int) -> Report:
     """The page of a PREVIEWS table, with a sheet of the first samples. feature_dim: of the extractor."""
     rows = table.to_pylist()
@@ -99,10 +88,14 @@ def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim
     series = (Series("predicted x_0", steps, values), level)
     chart = Chart(f"{first['metric']} by steps", "sampling steps", "", series, log, note, dots=True)
     cells = tuple((f"{row['step']:,}", f"{row['t']:,}", figures(row["fd"])) for row in rows)
+    few = (
+        f"{first['n']:,} images are not more than the {feature_dim:,} features: the distances are biased far upward; "
+        "compare only their order, or raise explore.num_images."
+    )
     return Report(
         title="Quality by sampling steps",
         subtitle="Progressive generation, as section 4.3 of Ho et al. 2020",
-        verdict=_few(first["n"], feature_dim),
+        verdict=Verdict("warning", few) if first["n"] <= feature_dim else None,
         facts=(
             Fact("Measured", f"n = {first['n']:,} against {first['reference_n']:,} training images"),
             Fact("Extractor", f"{first['extractor']} {first['weights_sha256'][:8]}"),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,16 +20,35 @@ from torch import Tensor
 from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.objective import Denoiser
 from pipeline.errors import ConfigError, DataError
-from pipeline.generation.generator import plan_denoiser, plan_sampler
+from pipeline.generation.generator import plan_denoiser, plan_noise, plan_sampler
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.images.convert import to_uint8
 from pipeline.models.unet import UNet
 
-__all__ = ["Explorer", "Picture"]
-
+__all__ = ["ExploreResult", "Explorer", "Picture", "Pixels", "cells_by_row"]
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ExploreResult:
+    """The table of one mode, and its sheet of pictures: cells, uint8 [rows * columns, H, W, C], row by row.
+
+    chosen: the step count or reverse time of each column. feature_dim: of the extractor, 0 without one.
+    """
+
+    table: pa.Table
+    cells: Pixels
+    columns: int
+    chosen: tuple[int, ...] = ()
+    feature_dim: int = 0
+
+
+def cells_by_row(columns: Sequence[Pixels]) -> Pixels:
+    """Columns of images [rows, H, W, C] -> [rows * columns, H, W, C], row by row."""
+    cells = np.stack(columns, axis=1)
+    return cells.reshape(-1, *cells.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -76,17 +96,19 @@ class Explorer:
         return sorted({round((i + 1) * steps / columns) for i in range(columns)} - {0})
 
     @torch.inference_mode()
-    def progressive(self, ids: Sequence[int], columns: int) -> list[Picture]:
-        """One row per sample: predicted x_0 after the steps in `steps_done(columns)`, the sample itself last."""
+    def previews(self, ids: Sequence[int], columns: int) -> list[tuple[int, Pixels]]:
+        """Timestep index and predicted x_0 [N, H, W, C] after the steps in `steps_done`; the last one is the sample."""
         steps, chosen = len(self._timesteps), [done - 1 for done in self.steps_done(columns)]
         states = plan_sampler(self._plan).run(self._denoiser(ids), self._noise(ids))
-        seen = [(s.t, s.x_t if s.step == steps - 1 else s.x_0) for s in states if s.step in chosen]
-        labels = self._labels(ids)
-        pixels = [_pixels(x_0) for _, x_0 in seen]
+        return [(s.t, _pixels(s.x_t if s.step == steps - 1 else s.x_0)) for s in states if s.step in chosen]
+
+    def progressive(self, ids: Sequence[int], columns: int) -> list[Picture]:
+        """One row per sample, one column per preview."""
+        previews = self.previews(ids, columns)
         return [
-            Picture(row, column, pixels[column][row], sample_id, t, labels[row])
-            for row, sample_id in enumerate(ids)
-            for column, (t, _) in enumerate(seen)
+            Picture(row, column, pixels[row], sample_id, t, label)
+            for row, (sample_id, label) in enumerate(zip(ids, self._labels(ids), strict=True))
+            for column, (t, pixels) in enumerate(previews)
         ]
 
     @torch.inference_mode()
@@ -103,11 +125,9 @@ class Explorer:
         others = [sample_id + k for k in range(columns)]
         label = self._labels([sample_id])[0]
         pictures: list[Picture] = []
-        for row in range(rows):
-            index = round((len(self._timesteps) - 1) * (1.0 - row / rows))
+        for row, index in enumerate(self._start_indices(rows)):
             x_t = self._state([sample_id], index).expand(columns, -1, -1, -1)
-            decoded = self._decoded(x_t, index, [sample_id] * columns, others)
-            for column, pixels in enumerate(decoded):
+            for column, pixels in enumerate(self._decoded(x_t, index, [sample_id] * columns, others)):
                 t = self._timesteps[index]
                 pictures.append(Picture(row, column, pixels, sample_id, t, label, noise_id=others[column]))
         return pictures
@@ -122,8 +142,7 @@ class Explorer:
         nearer = [first if share < 0.5 else second for share in shares]
         labels = self._labels(nearer)
         pictures: list[Picture] = []
-        for row in range(rows):
-            index = round((len(self._timesteps) - 1) * (1.0 - row / rows))
+        for row, index in enumerate(self._start_indices(rows)):
             ends = self._state([first, second], index)
             x_t = torch.cat([_between(ends[:1], ends[1:], share) for share in shares])
             for column, pixels in enumerate(self._decoded(x_t, index, nearer, [first] * columns)):
@@ -131,6 +150,9 @@ class Explorer:
                 place = (row, column, pixels, first, t, labels[column])
                 pictures.append(Picture(*place, other_id=second, share=shares[column], noise_id=first))
         return pictures
+
+    def _start_indices(self, rows: int) -> list[int]:
+        return [round((len(self._timesteps) - 1) * (1.0 - row / rows)) for row in range(rows)]
 
     def _state(self, ids: Sequence[int], index: int) -> Tensor:
         """x_t of samples `ids` before the step at the index-th smallest timestep: float32 [len(ids), C, H, W]."""
@@ -143,18 +165,14 @@ class Explorer:
                 return state.x_t
         raise AssertionError("a sampler takes as many steps as it has timesteps")
 
-    def _decoded(
-        self, x_t: Tensor, index: int, label_ids: Sequence[int], noise_ids: Sequence[int]
-    ) -> NDArray[np.uint8]:
+    def _decoded(self, x_t: Tensor, index: int, label_ids: Sequence[int], noise_ids: Sequence[int]) -> Pixels:
         """Images uint8 [N, H, W, C]: decodes x_t by the remaining steps of the sampler."""
         sampler = plan_sampler(self._plan, steps=self._timesteps[: index + 1])
         *_, last = sampler.run(self._denoiser(label_ids), _NoiseFrom(x_t, self._noise(noise_ids)))
         return _pixels(last.x_t)
 
     def _noise(self, ids: Sequence[int]) -> SampleNoise:
-        plan = self._plan
-        shape = (plan.channels, plan.image_size, plan.image_size)
-        return SampleNoise(plan.seed, torch.tensor(list(ids), device=self._device), shape)
+        return plan_noise(self._plan, torch.tensor(list(ids), device=self._device))
 
     def _labels(self, ids: Sequence[int]) -> list[int | None]:
         found = (PlannedSamples(self._plan).specs(range(i, i + 1)).labels for i in ids)

@@ -7,10 +7,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.evaluation.stored_images import decode_column
+from pipeline.evaluation.stored_images import decode_column, first_rows, read_usable
 from pipeline.generation.manifest import SamplePlan
 from pipeline.ingest.dataset import read_dataset
-from pipeline.storage.files import read_parquet
 from pipeline.storage.store import Store
 
 __all__ = ["HeldOutImages", "read_held_out_images"]
@@ -37,12 +36,8 @@ def read_held_out_images(dataset: Store, plan: SamplePlan, count: int) -> HeldOu
         raise DataError(
             f"explore.num_images is {count:,}, but {dataset.uri} has {manifest.rows('heldout'):,} held-out images"
         )
-    tables, rows = [], 0
-    for shard in manifest.split("heldout"):
-        if rows < count:
-            tables.append(read_parquet(dataset, shard, ["sample_id", "image", "label"]))
-            rows += shard.rows
-    table = pa.concat_tables(tables).slice(0, count)
+    columns = ["sample_id", "image", "label"]
+    shards = first_rows(manifest.split("heldout"), count)
+    table = pa.concat_tables(read_usable(dataset, shard, columns, count=n) for _, shard, n in shards)
     labels = table["label"].to_numpy().astype(np.int64) if plan.num_classes is not None else None
-    pixels = decode_column(table, plan.shape)
-    return HeldOutImages(table["sample_id"].to_numpy(), labels, pixels)
+    return HeldOutImages(table["sample_id"].to_numpy(), labels, decode_column(table, plan.shape))

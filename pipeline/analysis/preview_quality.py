@@ -1,10 +1,8 @@
 """Quality of progressive generation: Frechet distance of the predicted x_0 by number of sampling steps."""
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.analysis.explore_result import ExploreResult, Pixels, cells_by_row
-from pipeline.analysis.figures import Explorer
+from pipeline.analysis.figures import Explorer, ExploreResult, Pixels, cells_by_row
 from pipeline.analysis.held_out_images import read_held_out_images
 from pipeline.config.generation import ExploreConfig
 from pipeline.errors import DataError
@@ -23,7 +21,7 @@ __all__ = ["measure_preview_quality"]
 
 
 def measure_preview_quality(
-    explorer: Explorer, dataset: Store, plan: SamplePlan, settings: ExploreConfig, batch: int
+    explorer: Explorer, dataset: Store, plan: SamplePlan, settings: ExploreConfig
 ) -> ExploreResult:
     """Frechet distances between the training split and the x_0 predicted for the first `num_images` samples.
 
@@ -32,35 +30,27 @@ def measure_preview_quality(
     extractor, reference = _extractor_and_reference(dataset)
     images = read_held_out_images(dataset, plan, settings.num_images)
     nothing = Moments.empty(fingerprint_of(extractor, reference.fingerprint.reference))
-    scored: dict[tuple[int, int], Moments] = {}
+    steps = explorer.steps_done(settings.columns)
+    scored: dict[int, Moments] = {}  # by timestep index
     first: list[Pixels] = []
     progress = Progress("previews", settings.num_images, "img")
-    for start in range(0, settings.num_images, batch):
-        ids = range(start, min(start + batch, settings.num_images))
-        pictures = explorer.progressive(ids, settings.columns)
-        columns = 1 + max(picture.column for picture in pictures)
-        by_column = [np.stack([p.pixels for p in pictures if p.column == column]) for column in range(columns)]
-        for column, pixels in enumerate(by_column):
-            key = column, pictures[column].t
-            scored[key] = scored.get(key, nothing).update(features_of(extractor, pixels))
-        first = first or [pixels[: settings.rows] for pixels in by_column]
+    for start in range(0, settings.num_images, plan.batch_size):
+        ids = range(start, min(start + plan.batch_size, settings.num_images))
+        previews = explorer.previews(ids, settings.columns)
+        for t, pixels in previews:
+            scored[t] = scored.get(t, nothing).update(features_of(extractor, pixels))
+        first = first or [pixels[: settings.rows] for _, pixels in previews]
         progress.update(ids.stop)
     progress.close()
     floor = frechet(nothing.update(features_of(extractor, images.pixels)), reference)
     shared = {"metric": floor.name, "floor": floor.value, "n": settings.num_images, "reference_n": reference.n}
     shared |= {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
-    steps = explorer.steps_done(settings.columns)
     rows = [
-        {"step": steps[column], "t": t, "fd": frechet(moments, reference).value, **shared}
-        for (column, t), moments in sorted(scored.items())
+        {"step": step, "t": t, "fd": frechet(moments, reference).value, **shared}
+        for step, (t, moments) in zip(steps, scored.items(), strict=True)
     ]
-    return ExploreResult(
-        pa.Table.from_pylist(rows, schema=PREVIEWS),
-        cells_by_row(first),
-        len(first),
-        tuple(steps),
-        extractor.feature_dim,
-    )
+    table = pa.Table.from_pylist(rows, schema=PREVIEWS)
+    return ExploreResult(table, cells_by_row(first), len(first), tuple(steps), extractor.feature_dim)
 
 
 def _extractor_and_reference(dataset: Store) -> tuple[Extractor, Moments]:

@@ -7,18 +7,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pipeline.analysis.explore_result import ExploreResult, Pixels, cells_by_row
+from pipeline.analysis.figures import ExploreResult, Pixels, cells_by_row
 from pipeline.analysis.held_out_images import read_held_out_images
 from pipeline.config.generation import ExploreConfig
 from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.clipping import clip_to_unit
 from pipeline.diffusion.likelihood import Likelihood, bits_per_dim, rate_distortion
-from pipeline.diffusion.noise import SampleNoise
 from pipeline.diffusion.objective import Denoiser, Objective
 from pipeline.errors import DataError
-from pipeline.generation.generator import plan_denoiser
+from pipeline.generation.generator import plan_denoiser, plan_noise
 from pipeline.generation.manifest import SamplePlan
 from pipeline.images.convert import to_model, to_uint8
 from pipeline.models.unet import UNet
@@ -65,7 +63,8 @@ class ProgressiveCoder:
             rows = slice(start, start + batch)
             denoiser = self._denoiser(None if labels is None else labels[rows])
             x_0 = to_model(images[rows]).to(self._device)
-            parts.append(bits_per_dim(self._objective, denoiser, x_0, self._noise(ids[rows])))
+            noise = plan_noise(self._plan, torch.tensor(ids[rows], device=self._device))
+            parts.append(bits_per_dim(self._objective, denoiser, x_0, noise))
             on_batch(min(start + batch, len(images)))
         terms = torch.cat([part.terms for part in parts]).mean(0)
         if not bool(terms.isfinite().all()):
@@ -79,18 +78,14 @@ class ProgressiveCoder:
         self, images: Pixels, ids: NDArray[np.int64], labels: NDArray[np.int64] | None, timesteps: Sequence[int]
     ) -> list[Pixels]:
         """x_0 as predicted from the x_t of each timestep index, clipped: uint8 [N, H, W, C] each."""
-        x_0, noise, denoiser = to_model(images).to(self._device), self._noise(ids), self._denoiser(labels)
-        return [to_uint8(self._guess(denoiser, x_0, noise, step)) for step in timesteps]
-
-    def _guess(self, denoiser: Denoiser, x_0: Tensor, noise: SampleNoise, step: int) -> Tensor:
-        t = torch.full((len(x_0),), step, device=self._device)
-        x_t = self._objective.process.q_sample(x_0, t, noise.at(step))
-        return self._objective.reverse(denoiser(x_t, t), x_t, t, clip_to_unit).x_0
-
-    def _noise(self, ids: NDArray[np.int64]) -> SampleNoise:
-        plan = self._plan
-        shape = (plan.channels, plan.image_size, plan.image_size)
-        return SampleNoise(plan.seed, torch.tensor(ids, device=self._device), shape)
+        x_0, denoiser = to_model(images).to(self._device), self._denoiser(labels)
+        noise = plan_noise(self._plan, torch.tensor(ids, device=self._device))
+        guesses = []
+        for step in timesteps:
+            t = torch.full((len(x_0),), step, device=self._device)
+            x_t = self._objective.process.q_sample(x_0, t, noise.at(step))
+            guesses.append(to_uint8(self._objective.reverse(denoiser(x_t, t), x_t, t, clip_to_unit).x_0))
+        return guesses
 
     def _denoiser(self, labels: NDArray[np.int64] | None) -> Denoiser:
         given = None if labels is None else torch.tensor(labels, device=self._device)
@@ -98,12 +93,12 @@ class ProgressiveCoder:
 
 
 def measure_rate_distortion(
-    unet: UNet, plan: SamplePlan, dataset: Store, settings: ExploreConfig, batch: int, device: torch.device
+    unet: UNet, plan: SamplePlan, dataset: Store, settings: ExploreConfig, device: torch.device
 ) -> ExploreResult:
     """Of the first `num_images` held-out images. Raises DataError."""
     images, coder = read_held_out_images(dataset, plan, settings.num_images), ProgressiveCoder(unet, plan, device)
     progress = Progress("coding", len(images.ids), "img")
-    coded = coder.code(images.pixels, images.ids, images.labels, batch, progress.update)
+    coded = coder.code(images.pixels, images.ids, images.labels, plan.batch_size, progress.update)
     progress.close()
     T = coder.num_timesteps
     columns = {
@@ -112,10 +107,9 @@ def measure_rate_distortion(
         **coded._asdict(),
         "images": [len(images.ids)] * T,
     }
-    table = pa.table({name: columns[name] for name in RATE_DISTORTION.names}, schema=RATE_DISTORTION)
+    table = pa.table(columns, schema=RATE_DISTORTION)
     chosen = sorted({1, *(round((i + 1) * T / settings.columns) for i in range(settings.columns))} - {0})
-    some = slice(0, settings.rows)
-    labels = None if images.labels is None else images.labels[some]
-    guesses = coder.guesses(images.pixels[some], images.ids[some], labels, [T - time for time in chosen])
-    sheet = [*guesses, images.pixels[some]]
+    first, ids = images.pixels[: settings.rows], images.ids[: settings.rows]
+    labels = None if images.labels is None else images.labels[: settings.rows]
+    sheet = [*coder.guesses(first, ids, labels, [T - time for time in chosen]), first]
     return ExploreResult(table, cells_by_row(sheet), len(sheet), tuple(chosen))

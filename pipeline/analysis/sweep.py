@@ -61,12 +61,15 @@ class Sweep:
         context = EvaluationContext(point.config, point.store, self.dataset, plan, sealed, self.manifest)
         return read_evaluation(point.store, context.digest) if plan.fingerprint == point.plan.fingerprint else None
 
+    def missing(self) -> list[Point]:
+        """The unfinished points."""
+        return [point for point in self.points if self.evaluation(point) is None]
+
     @property
     def n(self) -> int:
         """Images evaluated per point, unless some samples fail."""
-        limit = self.config.evaluate.num_images
-        sizes = (self.manifest.rows("heldout"), self.config.generate.num_samples, *([limit] if limit else []))
-        return min(sizes)
+        samples = self.config.generate.num_samples
+        return min(self.manifest.rows("heldout"), samples, self.config.evaluate.num_images or samples)
 
 
 def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
@@ -105,8 +108,7 @@ def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
 
 def describe_sweep(sweep: Sweep) -> dict[str, Any]:
     """The result of --dry-run."""
-    missing = [point for point in sweep.points if sweep.evaluation(point) is None]
-    samples = sweep.config.generate.num_samples
+    missing, samples = sweep.missing(), sweep.config.generate.num_samples
     evaluations = samples * sum(point.evaluations for point in missing)
     lines = [
         f"would sweep {len(sweep.points)} points ({len(missing)} missing) of {samples:,} samples with seed "
@@ -114,12 +116,8 @@ def describe_sweep(sweep: Sweep) -> dict[str, Any]:
         f"-> {sweep.out.uri}",
         *(f"  {point}: {point.evaluations} network evaluations per image" for point in missing),
     ]
-    return {
-        "points": len(sweep.points),
-        "missing": len(missing),
-        "evaluations": evaluations,
-        "summary": "\n".join(lines),
-    }
+    counts = {"points": len(sweep.points), "missing": len(missing), "evaluations": evaluations}
+    return {**counts, "summary": "\n".join(lines)}
 
 
 def run_sweep(sweep: Sweep, generate: Stage, evaluate: Stage) -> dict[str, Any]:
@@ -127,7 +125,7 @@ def run_sweep(sweep: Sweep, generate: Stage, evaluate: Stage) -> dict[str, Any]:
     the evaluation skips them, and the table counts them."""
     began = time.monotonic()
     join_sweep(sweep.out, sweep.plan)
-    missing = [point for point in sweep.points if sweep.evaluation(point) is None]
+    missing = sweep.missing()
     if missing:
         with cluster(sweep.config.ray, sweep.config.ray.max_workers + 1):
             for number, point in enumerate(missing, start=len(sweep.points) - len(missing) + 1):
@@ -135,9 +133,8 @@ def run_sweep(sweep: Sweep, generate: Stage, evaluate: Stage) -> dict[str, Any]:
                 _generate(sweep, point, generate)
                 evaluate(point.config, point.store.uri, sweep.dataset.uri)
     evaluations = [_finished(sweep, point) for point in sweep.points]
-    table = pa.Table.from_pylist(
-        [_row(point, e) for point, e in zip(sweep.points, evaluations, strict=True)], schema=SWEEP
-    )
+    rows = [_row(point, e) for point, e in zip(sweep.points, evaluations, strict=True)]
+    table = pa.Table.from_pylist(rows, schema=SWEEP)
     warnings = list(dict.fromkeys(line for e in evaluations for line in e.warnings))
     return {**_written(sweep, table, warnings, len(missing)), "seconds": round(time.monotonic() - began, 1)}
 
@@ -168,12 +165,8 @@ def _row(point: Point, evaluation: Evaluation) -> dict[str, Any]:
     kernel = next((s for s in evaluation.scores if s.kind == "samples" and s.spread is not None), None)
     img_s, actors = _rate(point.store) or (None, None)
     return {
-        "sampler": plan.sampler,
-        "steps": plan.steps,
+        **plan.model_dump(include={"sampler", "steps", "eta", "guidance", "seed"}),
         "ema": plan.weights,
-        "eta": plan.eta,
-        "guidance": plan.guidance,
-        "seed": plan.seed,
         "samples": plan.num_samples,
         "failed": evaluation.failed,
         "evaluations": point.evaluations,

@@ -8,7 +8,7 @@ from pipeline.analysis.sweep_results import POINTS
 from pipeline.config.generation import SAMPLERS, GenerateConfig, SweepConfig
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError
-from pipeline.generation.cost import network_evaluations
+from pipeline.generation.generator import network_evaluations
 from pipeline.generation.make_plan import make_plan
 from pipeline.generation.manifest import SamplePlan
 from pipeline.model_store.load_model import find_model, weight_names
@@ -88,7 +88,7 @@ def grid_errors(
         if twice:
             yield f"sweep.{axis}: {', '.join(twice)} more than once"
     for setting, sampler in ONLY_OF.items():
-        if _is_set(generate, setting) and sampler not in sweep.samplers:
+        if getattr(generate, setting) != _default(setting) and sampler not in sweep.samplers:
             yield f"generate.{setting} belongs to sampler {sampler!r}, which is not in sweep.samplers"
 
 
@@ -99,10 +99,6 @@ def _hint(word: str, known: Sequence[str]) -> str:
 
 def _default(setting: str) -> object:
     return GenerateConfig.model_fields[setting].default
-
-
-def _is_set(generate: GenerateConfig, setting: str) -> bool:
-    return bool(getattr(generate, setting) != _default(setting))
 
 
 def _point_settings(config: Config, sampler: str, steps: int, ema: str) -> Config:

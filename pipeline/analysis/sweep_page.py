@@ -27,10 +27,9 @@ def sweep_page(
     """The page of SWEEP rows (at least one). names: label -> URI of the model and the dataset."""
     rows = table.to_pylist()
     best = best_row(rows)
-    uneven = (
-        [] if len({row["n"] for row in rows}) == 1 else ["the points have different n, and distances decrease with n"]
-    )
-    result = verdict(_scores(best), [*warnings, *uneven])
+    if len({row["n"] for row in rows}) > 1:
+        warnings = [*warnings, "the points have different n, and distances decrease with n"]
+    result = verdict(_scores(best), warnings)
     return Report(
         title="Sampler sweep",
         subtitle=f"{len(rows)} points, {best['samples']:,} samples each",

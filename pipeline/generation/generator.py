@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.config.model import DiffusionConfig
 from pipeline.diffusion.guidance import guided_by_label
 from pipeline.diffusion.noise import SampleNoise
-from pipeline.diffusion.objective import Denoiser
+from pipeline.diffusion.objective import Denoiser, Objective
 from pipeline.diffusion.sampler import make_sampler
 from pipeline.diffusion.timestep_grid import Sampler
 from pipeline.generation.manifest import SamplePlan
@@ -33,6 +33,7 @@ __all__ = [
     "GeneratedImages",
     "SamplingProgress",
     "ShardGenerator",
+    "network_evaluations",
     "plan_denoiser",
     "plan_noise",
     "plan_sampler",
@@ -90,6 +91,26 @@ def plan_denoiser(
 def plan_noise(plan: SamplePlan, ids: Tensor, seed: int | tuple[int, ...] | None = None) -> SampleNoise:
     """The noise of samples `ids`, int64 [B]. seed: one, or one a row; default the plan's."""
     return SampleNoise(plan.seed if seed is None else seed, ids, (plan.channels, plan.image_size, plan.image_size))
+
+
+def network_evaluations(plan: SamplePlan) -> int:
+    """Images that pass through the network to make one sample, counted by sampling one pixel with a stub network.
+
+    Heun's two calls a step count twice, and so does a guided step. Raises ConfigError as `plan_sampler` does.
+    """
+    evaluations = 0
+    out_channels = Objective(DiffusionConfig.model_validate(plan.diffusion), plan.channels).out_channels
+
+    def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        nonlocal evaluations
+        evaluations += len(x_t)
+        return torch.zeros(len(x_t), out_channels, 1, 1)
+
+    first = torch.zeros(1, dtype=torch.int64)
+    denoiser = plan_denoiser(network, plan, None if plan.num_classes is None else first, plan.guidance)
+    for _ in plan_sampler(plan).run(denoiser, SampleNoise(plan.seed, first, (plan.channels, 1, 1))):
+        pass
+    return evaluations
 
 
 class ShardGenerator:

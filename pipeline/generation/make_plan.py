@@ -16,6 +16,9 @@ from pipeline.storage.store import Store
 
 __all__ = ["PlannedFolder", "make_plan", "plan_folder"]
 
+_UNCHANGED = {"shard_size", "seed", "sampler", "eta", "clip", "compile", "guidance", "format"}
+"""Settings that the plan takes as they are."""
+
 
 @dataclass(frozen=True)
 class PlannedFolder:
@@ -82,28 +85,21 @@ def make_plan(
     if config.guidance is not None and (reason := guidance_error(model)):
         raise ConfigError(f"generate.guidance {config.guidance:g}: {reason}")
     plan = SamplePlan(
+        **config.model_dump(include=_UNCHANGED),
         num_samples=config.num_samples if num_samples is None else num_samples,
-        shard_size=config.shard_size,
         batch_size=min(config.batch_size, config.shard_size),
-        seed=config.seed,
         model_uri=model.uri,
         model_digest=model.digest,
         weights=model.weights,
-        sampler=config.sampler,
         steps=config.steps or model.diffusion.num_timesteps,
-        eta=config.eta,
         variance=config.variance or model.diffusion.variance,
-        clip=config.clip,
-        compile=config.compile,
         image_size=model.image_size,
         channels=model.channels,
         num_classes=model.model.num_classes,
         diffusion=model.diffusion.model_dump(mode="json"),
-        guidance=config.guidance,
         guidance_interval=_interval(config.guidance_interval, model.diffusion.num_timesteps),
         labels=_mix(config, model),
         requests=requests,
-        format=config.format,
     )
     plan_sampler(plan)
     return plan

@@ -21,7 +21,7 @@ from pipeline.generation.manifest import MergedManifest, MergedPart, SampleManif
 from pipeline.generation.verify import verify_samples
 from pipeline.progress import Progress
 from pipeline.storage.create_once import create_or_read, try_create
-from pipeline.storage.documents import read_document, to_json
+from pipeline.storage.documents import find_document, read_document, to_json
 from pipeline.storage.files import read_verified
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import Store, resolve
@@ -102,7 +102,7 @@ def _part(folder: Store, plan: SamplePlan, manifest: SampleManifest) -> MergedPa
 
 
 def _check_folder(out: Store, merged: MergedManifest) -> None:
-    there = read_merged(out) if out.exists(MERGED) else None
+    there = find_document(out, MERGED, MergedManifest)
     if there is not None and there.digest_of_parts != merged.digest_of_parts:
         raise ConfigError(f"{out.uri} is a merge of other samples: choose another --out")
     ours = {MERGED, CARD, *(f"{PARTS}/{part.plan[:16]}" for part in merged.parts)}

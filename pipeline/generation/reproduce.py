@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError, DataError, VerificationFailed
@@ -77,25 +76,20 @@ def _compared(what: str, plan: SamplePlan, stored: Row, made: Row) -> dict[str, 
     if STATUS_OK not in (stored["status"], made["status"]):
         return {**result, "state": "failed again", "summary": f"failed again: {what}: {made['error']}"}
     if stored["status"] != made["status"]:
-        before, now = (row["error"] or "an image" for row in (stored, made))
-        raise VerificationFailed(f"{what}: stored {before}, now {now}")
-    difference = int(np.abs(_levels(plan, stored) - _levels(plan, made)).max())
+        was, now_is = (row["error"] or "an image" for row in (stored, made))
+        raise VerificationFailed(f"{what}: stored {was}, now {now_is}")
+    before, now = (decode_pixels(row["image"]["bytes"], plan.image_size**2).astype(int) for row in (stored, made))
+    difference = int(np.abs(before - now).max())
     result["max_difference"] = difference
     if stored["sha256"] == made["sha256"]:
-        text = f"equal: {what}: sha256 {stored['sha256']}"
-    elif difference <= ROUNDING:
-        text = (
-            f"warning: not bit-identical: {what}: pixels differ by at most {difference} of 255 levels, as between "
-            f"machines or library versions; sha256 {stored['sha256']} stored, {made['sha256']} made here"
-        )
-    else:
+        return {**result, "state": "equal", "summary": f"equal: {what}: sha256 {stored['sha256']}"}
+    hashes = f"sha256 {stored['sha256']} stored, {made['sha256']} made here"
+    if difference > ROUNDING:
         raise VerificationFailed(
-            f"{what} cannot be reproduced: pixels differ by up to {difference} of 255 levels; "
-            f"sha256 {stored['sha256']} stored, {made['sha256']} made here"
+            f"{what} cannot be reproduced: pixels differ by up to {difference} of 255 levels; {hashes}"
         )
-    state = "equal" if stored["sha256"] == made["sha256"] else "close"
-    return {**result, "state": state, "summary": text}
-
-
-def _levels(plan: SamplePlan, row: Row) -> NDArray[np.int64]:
-    return decode_pixels(row["image"]["bytes"], plan.image_size**2).astype(np.int64)
+    text = (
+        f"warning: not bit-identical: {what}: pixels differ by at most {difference} of 255 levels, as between "
+        f"machines or library versions; {hashes}"
+    )
+    return {**result, "state": "close", "summary": text}

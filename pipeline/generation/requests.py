@@ -7,7 +7,7 @@ The ids of a request begin at the sum of the counts of all earlier requests, so 
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from functools import cached_property
@@ -61,15 +61,17 @@ def normalise_requests(rows: Iterable[tuple[int, Row]], unit: str, rules: Reques
 
     unit: "line" or "row", for messages. Raises DataError that lists every bad row with number and reason.
     """
-    reader, chunks, numbers = _Reader(rules), [], []
+    chunks, numbers = [], []
+    bad: dict[int, str] = {}
     rows = iter(rows)
     while part := list(islice(rows, CHUNK_ROWS)):
         numbers.append(np.array([number for number, _ in part], np.int64))
-        values = [reader.read(number, row) for number, row in part]
-        chunks.append(pa.Table.from_pylist(values, schema=REQUESTS))
+        checked = [_checked(row, rules) for _, row in part]
+        bad |= {number: reason for (number, _), (_, reason) in zip(part, checked, strict=True) if reason}
+        chunks.append(pa.Table.from_pylist([values for values, _ in checked], schema=REQUESTS))
     if not chunks:
         raise DataError("the table has no requests")
-    table, bad = pa.concat_tables(chunks), reader.bad
+    table = pa.concat_tables(chunks)
     for number, reason in _duplicates(table, np.concatenate(numbers), unit):
         bad[number] = f"{bad[number]}; {reason}" if number in bad else reason
     if bad:
@@ -92,34 +94,23 @@ def _duplicates(table: pa.Table, numbers: Int64Array, unit: str) -> Iterator[tup
         yield int(numbers[row]), f"request_id {name!r} repeats {unit} {numbers[first[codes[row]]]}"
 
 
-@dataclass
-class _Reader:
-    """Checks rows one by one. bad: row number -> reason, for invalid rows."""
-
-    rules: RequestRules
-    bad: dict[int, str] = field(default_factory=dict)
-
-    def read(self, number: int, row: Row) -> dict[str, Any]:
-        """The columns of REQUESTS. An invalid row keeps only its request_id, so that duplicates are found."""
-        if isinstance(row, BadRow):
-            self.bad[number] = row.reason
-            return {}
-        reasons: list[str] = []
-        values: dict[str, Any] = {}
-        for name, check in _COLUMNS.items():
-            given = row.get(name)
-            try:
-                values[name] = check(None if given == "" else given, self.rules)
-            except ValueError as error:
-                reasons.append(f"{name} {error}")
+def _checked(row: Row, rules: RequestRules) -> tuple[dict[str, Any], str]:
+    """The columns of REQUESTS and ''; of an invalid row its request_id, so that duplicates are found, and why."""
+    if isinstance(row, BadRow):
+        return {}, row.reason
+    reasons: list[str] = []
+    values: dict[str, Any] = {}
+    for name, check in _COLUMNS.items():
+        given = row.get(name)
         try:
-            values["extra"] = _extra(row)
+            values[name] = check(None if given == "" else given, rules)
         except ValueError as error:
-            reasons.append(str(error))
-        if reasons:
-            self.bad[number] = "; ".join(reasons)
-            return {"request_id": values.get("request_id")}
-        return values
+            reasons.append(f"{name} {error}")
+    try:
+        values["extra"] = _extra(row)
+    except ValueError as error:
+        reasons.append(str(error))
+    return ({"request_id": values.get("request_id")} if reasons else values), "; ".join(reasons)
 
 
 # --- one column ------------------------------------------------------------------------------------------------------

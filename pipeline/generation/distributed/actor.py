@@ -65,7 +65,7 @@ class GenerateShards:
             compute_on_one_core()
         self._warnings = collect(actor=f"{platform.node()}:{os.getpid()}")
         self._side = ThreadPoolExecutor(1, "commit")
-        self._speed = _Speed()
+        self._batches: list[tuple[float, int]] = []  # end and images of the first batches
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         pending: Future[Row] | None = None
@@ -92,11 +92,20 @@ class GenerateShards:
         for step in generator.steps(ids):
             if isinstance(step, GeneratedImages):
                 return partial(self._committed, shard, step, started, time.monotonic() - clock)
-            if step.pixels is not None and (measured := self._speed.after(step.pixels)) is not None:
-                yield self._table({"shard": shard, "state": MEASURED, **measured})
+            if step.pixels is not None and len(self._batches) <= MEASURED_BATCHES:
+                self._batches.append((time.monotonic(), len(step.pixels)))
+                if len(self._batches) > MEASURED_BATCHES:
+                    yield self._table({"shard": shard, "state": MEASURED, **self._measured(step.pixels)})
             if time.monotonic() - last_report >= HEARTBEAT_SECONDS:
                 last_report = time.monotonic()
                 yield self._table({"shard": shard, "state": WORKING, "rows": step.done})
+
+    def _measured(self, pixels: NDArray[np.uint8]) -> Row:
+        """Speed of the batches after this actor's first one, and PNG size of the last one, `pixels`."""
+        (began, _), *batches = self._batches
+        images = sum(count for _, count in batches)
+        size = sum(len(encode_png(image)) for image in pixels) / len(pixels)
+        return {"rows": images, "seconds": batches[-1][0] - began, "bytes": round(size * images)}
 
     def _committed(self, shard: int, images: GeneratedImages, started: float, seconds: float) -> Row:
         attempt = uuid.uuid4().hex
@@ -135,27 +144,6 @@ class GenerateShards:
         """A row for the driver, with the warnings that this actor logged since the previous row."""
         warnings = self._warnings.take()
         return pa.Table.from_pylist([{**row, "warnings": pickle.dumps(warnings) if warnings else None}], schema=ROW)
-
-
-class _Speed:
-    """Measures speed and PNG size over this actor's first MEASURED_BATCHES batches after the warm-up batch."""
-
-    def __init__(self) -> None:
-        self._batches, self._images, self._began = 0, 0, 0.0
-
-    def after(self, pixels: NDArray[np.uint8]) -> Row | None:
-        """Call after each batch; returns the row of the measurement once, after the last measured batch."""
-        now = time.monotonic()
-        self._batches += 1
-        if self._batches == 1:
-            self._began = now
-        if not 1 < self._batches <= 1 + MEASURED_BATCHES:
-            return None
-        self._images += len(pixels)
-        if self._batches <= MEASURED_BATCHES:
-            return None
-        size = sum(len(encode_png(image)) for image in pixels) / len(pixels)
-        return {"rows": self._images, "seconds": now - self._began, "bytes": round(size * self._images)}
 
 
 def _levels(pixels: NDArray[np.uint8]) -> Row:

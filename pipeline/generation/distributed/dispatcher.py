@@ -81,7 +81,7 @@ class ShardDispatcher:
     def finish(self) -> dict[str, Any]:
         """Returns figures for the result. Raises a final error, or the error that exceeded ray.max_failures."""
         missing = self._missing()
-        before = self._made_before(missing)
+        before = self._plan.num_samples - self._layout.rows(missing)
         self._large = len(missing) >= FORECAST_SHARDS
         self._progress = Progress("generate", self._plan.num_samples, "images", before)
         if len(missing):
@@ -119,15 +119,12 @@ class ShardDispatcher:
     def _missing(self) -> Shards:
         return missing_shards(self._plan.num_shards, committed_shards(self._folder))
 
-    def _made_before(self, missing: Shards) -> int:
-        return self._plan.num_samples - self._layout.rows(missing)
-
     def _round(self, missing: Shards) -> None:
         """One pass over the missing shards, if any. Raises the last error of a shard, or an error of Ray."""
         if not len(missing):
             return
         self._working.clear()
-        self._done = self._made_before(missing)
+        self._done = self._plan.num_samples - self._layout.rows(missing)
         error: Exception | None = None
         row_errors = 0
         for row in self._rows(missing):
@@ -154,12 +151,7 @@ class ShardDispatcher:
         dataset = ray.data.from_blocks([pa.table({"shard": pa.array(block, pa.int64())}) for block in blocks])
         rows = dataset.map_batches(
             self._actor,
-            fn_constructor_kwargs={
-                "folder": self._folder,
-                "plan": self._plan,
-                "model_uri": self._model_uri,
-                "use_gpu": self._ray.use_gpu,
-            },
+            fn_constructor_args=(self._folder, self._plan, self._model_uri, self._ray.use_gpu),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=min(self._ray.min_workers, actors), max_size=actors),
@@ -181,18 +173,15 @@ class ShardDispatcher:
             self._done += len(self._layout.ids(shard))
         if row["state"] == COMMITTED:
             self._log.add(row)
-            self._count(row)
+            self._images += row["rows"]
+            self._failed += row["failed"]
+            self._first_start = min(self._first_start, row["started"])
+            self._last_end = max(self._last_end, row["started"] + row["seconds"])
+            self._speeds[row["actor"]] = row["img_s"]
+            self._telemetry.committed(row["rows"], row["failed"])
         done = self._done + sum(self._working.values())
         self._progress.update(done, progress_note(self._failed, self._speeds))
         self._telemetry.at(done, self._plan.num_samples, self._progress.rate)
-
-    def _count(self, row: dict[str, Any]) -> None:
-        self._images += row["rows"]
-        self._failed += row["failed"]
-        self._first_start = min(self._first_start, row["started"])
-        self._last_end = max(self._last_end, row["started"] + row["seconds"])
-        self._speeds[row["actor"]] = row["img_s"]
-        self._telemetry.committed(row["rows"], row["failed"])
 
     def _make_forecast(self, row: dict[str, Any]) -> None:
         """Log one forecast per invocation, from the first actor that measured."""

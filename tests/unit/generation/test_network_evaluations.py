@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config.generation import GenerateConfig
 from pipeline.config.model import DiffusionConfig, ModelConfig
-from pipeline.generation.cost import network_evaluations
+from pipeline.generation.generator import network_evaluations
 from pipeline.generation.make_plan import make_plan
 from pipeline.model_store.load_model import StoredModel
 
