@@ -190,10 +190,8 @@ def _short_names(verb: Verb, parsed: argparse.Namespace) -> Layer:
 
 
 def _resolve(verb: Verb, parsed: argparse.Namespace, dotted: Sequence[str]) -> Config:
-    layers = []
     recipe = parsed.recipe or verb.recipe
-    if recipe:
-        layers.append(recipe_layer(recipe))
+    layers = [recipe_layer(recipe)] if recipe else []
     layers += [yaml_layer(Path(file)) for file in parsed.config]
     return resolve([*layers, environment_layer(), flag_layer(dotted), _short_names(verb, parsed)])
 

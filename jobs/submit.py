@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 )
 def run(call: Call) -> Result:
     from jobs.__main__ import VERBS, unknown
-    from pipeline.operations.submit import Options, submit
+    from pipeline.operations.submit import submit
 
     given, (name, *words) = call.arguments, call.rest or ("",)
     if not name:
@@ -27,4 +27,5 @@ def run(call: Call) -> Result:
     if {"-h", "--help", "--print-config"} & set(words):
         return {"exit_code": execute(chosen, words)}
     words = [*([f"--submit.address={given.address}"] if given.address else []), *words]
-    return submit(as_job(chosen, words), Options(given.date, given.again, given.detach, call.dry_run))
+    job = as_job(chosen, words)
+    return submit(job, given.date, again=given.again, detach=given.detach, dry_run=call.dry_run)

@@ -64,11 +64,12 @@ def _version(config: Config, model: str, export: Export) -> tuple[Registry, int]
 
 
 def _pass_gate(config: Config, number: int, head: Record, inputs: GateInputs) -> tuple[str, dict[str, Any]]:
-    if head.champion is not None and inputs.champion is None:
-        raise ConfigError(f"--against is missing: the evaluated samples of the champion {version_key(head.champion)}")
     champion = None
-    if head.champion is not None and inputs.champion is not None:
-        champion = EvaluatedSamples(version_key(head.champion), inputs.champion)
+    if head.champion is not None:
+        name = version_key(head.champion)
+        if inputs.champion is None:
+            raise ConfigError(f"--against is missing: the evaluated samples of the champion {name}")
+        champion = EvaluatedSamples(name, inputs.champion)
     challenger = EvaluatedSamples(version_key(number), inputs.challenger)
     found = compare(config, inputs.dataset, challenger, champion)
     verdict = gate(found.challenger, found.champion, found.difference, config.gate)

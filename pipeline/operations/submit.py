@@ -28,7 +28,7 @@ from pipeline.operations.log_follower import LogFollower
 from pipeline.operations.package import UPLOAD_LIMIT, job_files, sizes_of, zipped
 from pipeline.operations.submission import SubmittedJob
 
-__all__ = ["FILES", "Options", "submit"]
+__all__ = ["FILES", "submit"]
 
 logger = logging.getLogger("ddpm.operations")
 
@@ -63,16 +63,6 @@ def _ask_after_interrupt() -> Literal["detach", "stop", "follow"]:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to send and follow. day: of the submission id, YYYY-MM-DD; unset: today in `nightly.time_zone`."""
-
-    day: str | None = None
-    again: bool = False
-    detach: bool = False
-    dry_run: bool = False
-
-
-@dataclass(frozen=True)
 class _Request:
     """One submission to the Jobs API. options: metadata and resources of the entrypoint; package: zip."""
 
@@ -82,33 +72,34 @@ class _Request:
     package: bytes
 
 
-def submit(job: SubmittedJob, options: Options) -> dict[str, Any]:
+def submit(job: SubmittedJob, day: str | None, *, again: bool, detach: bool, dry_run: bool) -> dict[str, Any]:
     """Send the job of this command and day, or attach to the running one; `exit_code` is the verb's own.
 
+    day: of the submission id, YYYY-MM-DD; None: today in `nightly.time_zone`.
     Raises ConfigError before anything is sent: local paths, a package that is too large, credentials in the package,
     no dashboard, a refused token, incompatible versions of Python or Ray.
     """
-    base = submission.submission_id(job.verb, job.digest(), _day(options.day, job.config.nightly.time_zone))
+    base = submission.submission_id(job.verb, job.digest(), _day(day, job.config.nightly.time_zone))
     address, token = dashboard_address(job.config.submit.address, os.environ), find_token(os.environ)
     request = _request(job, base, token)
-    if options.dry_run:
+    if dry_run:
         size = f"{len(request.package) / submission.MIB:.2f} MiB"
         summary = f"would submit {base} to {address}, {size}: {request.entrypoint}"
         return {"submission_id": base, "address": address, "entrypoint": request.entrypoint, "summary": summary}
     jobs = JobsClient(address, token)
     last = submission.newest_attempt(base, jobs.all())
-    action = submission.decision(last, options.again)
+    action = submission.decision(last, again)
     if last is not None and action == "done":
         done = f"already done: {last.id} (--again runs it anew; ray job logs {last.id} --address {address})"
         return {"submission_id": last.id, "address": address, "status": last.status, "summary": done}
     if last is not None and action == "attach":
-        return _follow(jobs, last.id, attached=True, detach=options.detach)
+        return _follow(jobs, last.id, attached=True, detach=detach)
     _check_versions(jobs, job.config.submit)
     job_id = submission.next_id(base, last)
     started = _send(jobs, job_id, request)
     if started and last is not None:
         logger.info("%s %s: run anew", last.id, last.status.lower())
-    return _follow(jobs, job_id, attached=not started, detach=options.detach)
+    return _follow(jobs, job_id, attached=not started, detach=detach)
 
 
 def _day(given: str | None, zone: str) -> date:
