@@ -48,7 +48,6 @@ __all__ = [
     "stored_feature_stats",
     "write_evaluation",
     "write_extractor",
-    "write_feature_stats",
 ]
 
 SCORES = pa.schema(
@@ -202,11 +201,6 @@ def cached_extractor(dataset: Store, extractor_id: str, weights_sha256: str) -> 
 def feature_stats_name(side: str, number: int, count: int, source: str) -> str:
     """File name for the first `count` images of source `number` with sha256 `source` (hex)."""
     return f"{side}-{number:09d}-{count}-{source[:16]}.safetensors"
-
-
-def write_feature_stats(store: Store, key: str, stats: FeatureStats) -> None:
-    """Store the statistics of one image set. A repeated task writes the same bytes."""
-    store.put(key, stats.to_bytes())
 
 
 def stored_feature_stats(store: Store, folder: str) -> set[str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.evaluation.context import MEASURED, REFERENCE, EvaluationContext, ImageSet
-from pipeline.evaluation.results import ExtractorRecord, cached_extractor, extractor_folder, write_feature_stats
+from pipeline.evaluation.results import ExtractorRecord, cached_extractor, extractor_folder
 from pipeline.evaluation.stored_images import Pixels, decode_column, read_usable
 from pipeline.log import collect
 from pipeline.metrics.feature_stats import FeatureStats, Kind, Score
@@ -33,7 +33,7 @@ def compute_feature_stats(batch: pa.Table, context: EvaluationContext, weights_s
     image_set: ImageSet = pickle.loads(batch["image_set"][0].as_py())
     extractor = cached_extractor(context.dataset, context.extractor_id, weights_sha256)
     stats = feature_stats_of(extractor, fingerprint_of(extractor, context.reference), context, image_set)
-    write_feature_stats(image_set.store, image_set.key, stats)
+    image_set.store.put(image_set.key, stats.to_bytes())  # a repeated task writes the same bytes
     return pa.table({"images": [image_set.count], "warnings": [pickle.dumps(warnings.take())]})
 
 

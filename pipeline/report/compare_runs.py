@@ -23,18 +23,17 @@ def compare_page(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
     """
     names = short_names([store.uri for store in stores])
     scored = _scored(dict(zip(names, stores, strict=True)), samples)
-    runs, configs = {}, {}
+    runs = {}
     for store, name in zip(stores, names, strict=True):
         checkpoint, curves = read_run(store)
         scores = scored[name].scores if name in scored else ()
         runs[name] = ComparedRun(curves, checkpoint.config, checkpoint.dataset_digest, scores)
-        configs[name] = checkpoint.config
     grids = [last_grid(store, name) for store, name in zip(stores, names, strict=True)]
     return Report(
         title=f"{len(names)} runs compared",
         subtitle=" · ".join(names),
         verdict=compared_verdict(runs),
-        leading=(final_figures(runs), different_settings(configs)),
+        leading=(final_figures(runs), different_settings({name: run.config for name, run in runs.items()})),
         charts=training_charts({name: run.curves for name, run in runs.items()}),
         grids=tuple(grid for grid in grids if grid is not None),
     )

@@ -24,7 +24,6 @@ from pipeline.evaluation.results import (
     stored_feature_stats,
     write_evaluation,
     write_extractor,
-    write_feature_stats,
 )
 from pipeline.metrics.classifier import train_classifier
 from pipeline.metrics.feature_stats import FeatureStats, Score
@@ -113,7 +112,7 @@ def test_feature_stats_are_named_by_their_images_and_merge_exactly(store: Store)
     rows = features(120, seed=1)
     keys = [f"m/{feature_stats_name('samples', i, b - a, 'f' * 64)}" for i, (a, b) in enumerate(pairwise(bounds))]
     for key, (a, b) in zip(keys, pairwise(bounds), strict=True):
-        write_feature_stats(store, key, sketched(np.arange(a, b), rows[a:b]))
+        store.put(key, sketched(np.arange(a, b), rows[a:b]).to_bytes())
     store.put("m/notes.txt", b"")
     assert stored_feature_stats(store, "m") == set(keys)
     merged = merge_all(read_feature_stats((store, key) for key in keys))
