@@ -7,14 +7,14 @@ worker.
 """
 
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import PipelineError
 from pipeline.images.decode import BadImage
+from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
-from pipeline.ingest.decode.resize import Pixels, prepare_pixels
+from pipeline.ingest.decode.resize import prepare_pixels
 from pipeline.ingest.decode.subprocess_client import Crash, DecodingProcess
 
 __all__ = ["Decoder"]
@@ -70,9 +70,7 @@ class Decoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -7,18 +7,16 @@ the colours hidden under transparent pixels would otherwise bleed into edges.
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.images.decode import BadImage, decode_checked
+from pipeline.images.png import Pixels
 
-__all__ = ["Pixels", "prepare", "prepare_pixels"]
+__all__ = ["prepare", "prepare_pixels"]
 
 _SIXTEEN_BIT: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
-
-Pixels = NDArray[np.uint8]
 
 
 def prepare(data: bytes, config: IngestConfig) -> Pixels:

@@ -20,8 +20,8 @@ from typing import IO, Final, NamedTuple
 import pipeline
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import PipelineError
+from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import REASONS, Reject
-from pipeline.ingest.decode.resize import Pixels
 from pipeline.ingest.decode.subprocess_main import IDLE, OK, PROGRESS_BYTES, READY, shared_arrays
 
 __all__ = ["Crash", "DecodingProcess"]

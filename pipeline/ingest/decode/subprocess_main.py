@@ -29,8 +29,9 @@ from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.images.decode import BadImage
+from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
-from pipeline.ingest.decode.resize import Pixels, prepare
+from pipeline.ingest.decode.resize import prepare
 
 __all__ = ["BAD", "IDLE", "OK", "PROGRESS_BYTES", "READY", "memory_limit", "serve", "shared_arrays"]
 

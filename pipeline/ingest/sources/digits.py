@@ -19,14 +19,8 @@ class DigitsSource:
     """`--source digits`: labelled images without a download."""
 
     partition_rows: int
-
-    @property
-    def name(self) -> str:
-        return "digits"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(str(digit) for digit in range(10))
+    name: str = "digits"
+    classes: tuple[str, ...] = tuple("0123456789")
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
         chunks = [] if _FILE.fingerprint in known else chunk_rows(len(_load().target), self.partition_rows)

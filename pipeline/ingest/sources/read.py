@@ -3,8 +3,9 @@
 import errno
 import gzip
 import io
-from collections.abc import Container, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO, Final, cast
 
 from pipeline.errors import Denied, MissingBucket, NotFound, StorageError
@@ -67,19 +68,15 @@ def as_reject(store: Store, error: StorageError) -> Reject:
 def read_images(files: Iterable[tuple[Store, SourceFile]], max_bytes: int) -> Iterator[bytes | Reject]:
     """The bytes of every file or the reason why there are none, in order; objects are read ahead."""
     pool = ThreadPoolExecutor(_REQUESTS_AT_ONCE)  # starts no thread before the first submit
-    waiting: list[Future[bytes | Reject]] = []
+    waiting: list[Callable[[], bytes | Reject]] = []
     try:
         for store, file in files:
-            if store.kind != "s3":
-                while waiting:
-                    yield waiting.pop(0).result()
-                yield _read(store, file, max_bytes)
-                continue
-            waiting.append(pool.submit(_read, store, file, max_bytes))
+            read = partial(_read, store, file, max_bytes)
+            waiting.append(pool.submit(read).result if store.kind == "s3" else read)
             if len(waiting) >= _REQUESTS_AT_ONCE:
-                yield waiting.pop(0).result()
+                yield waiting.pop(0)()
         while waiting:
-            yield waiting.pop(0).result()
+            yield waiting.pop(0)()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -12,16 +12,12 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
 
-__all__ = ["Partition", "Pixels", "Source", "SourceFile", "SourceRow", "chunk_rows"]
+__all__ = ["Partition", "Source", "SourceFile", "SourceRow", "chunk_rows"]
 
 _MOST_SEQUENTIAL_CHUNKS = 16
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class SourceFile(NamedTuple):

@@ -5,7 +5,6 @@ import io
 import json
 import re
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any, Final
@@ -108,7 +107,7 @@ def _lines(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Lin
             yield from _parquet(store, file, config)
             return
         try:
-            with _text(raw) as text:
+            with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
                 first = text.readline(_LONGEST_LINE)
                 text.seek(0)
                 yield from _json_lines(text, config) if first.lstrip().startswith("{") else _csv(text, first, config)
@@ -116,15 +115,6 @@ def _lines(store: Store, file: SourceFile, config: IngestConfig) -> Iterator[Lin
             raise UnusableFile(
                 "damaged-container", f"{store.location(file.key)} is not a list in UTF-8: {error}"
             ) from error
-
-
-@contextmanager
-def _text(raw: IO[bytes]) -> Iterator[IO[str]]:
-    text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-    try:
-        yield text
-    finally:
-        text.detach()
 
 
 def _csv(text: IO[str], first: str, config: IngestConfig) -> Iterator[Line]:
