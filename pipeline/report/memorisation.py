@@ -7,24 +7,14 @@ from pipeline.metrics.memorisation import Share, SpaceResult
 from pipeline.report.render.content import Fact, Picture
 from pipeline.storage.store import Store
 
-__all__ = ["memorisation_content", "memorisation_fact", "memorisation_picture"]
+__all__ = ["memorisation_content"]
 
 
-def memorisation_fact(result: SpaceResult, extractor: str) -> Fact:
+def _fact(result: SpaceResult, extractor: str) -> Fact:
     """The share of near-copies with its interval, beside the baseline."""
     return Fact(
         f"Near-copies of training images, {_space(result, extractor)}",
         f"{_share_text(result.near_copies)} samples; {_share_text(result.baseline)} held-out images by the same rule",
-    )
-
-
-def memorisation_picture(result: SpaceResult, extractor: str, pairs: int, flagged: int, png: bytes) -> Picture:
-    """The sheet with the closest pairs. pairs: their number; flagged: how many of them are near-copies."""
-    what = f"The {pairs:,} samples closest to a training image {_space(result, extractor)}, closest first"
-    return Picture(
-        f"{what}: sample left, its nearest training image right. {flagged:,} of these samples are near-copies.",
-        f"{pairs:,} pairs of a sample and its nearest training image",
-        png,
     )
 
 
@@ -45,13 +35,20 @@ def memorisation_content(samples: Store, plan: str) -> tuple[list[Fact], list[Pi
     if not found:
         return [], []
     widest = max(found, key=lambda result: result.n)
-    facts = [memorisation_fact(result, widest.extractor) for result in widest.spaces]
+    facts = [_fact(result, widest.extractor) for result in widest.spaces]
     return facts, list(_sheets(samples, widest))
 
 
 def _sheets(samples: Store, found: Memorisation) -> Iterator[Picture]:
+    """Per space, the sheet with the closest pairs."""
     for result in found.spaces:
         pairs = [pair for pair in found.pairs if pair.space == result.space]
         flagged = sum(pair.near_copy for pair in pairs)
-        png = read_sheet(samples, found, result.space)
-        yield memorisation_picture(result, found.extractor, len(pairs), flagged, png)
+        what = (
+            f"The {len(pairs):,} samples closest to a training image {_space(result, found.extractor)}, closest first"
+        )
+        yield Picture(
+            f"{what}: sample left, its nearest training image right. {flagged:,} of these samples are near-copies.",
+            f"{len(pairs):,} pairs of a sample and its nearest training image",
+            read_sheet(samples, found, result.space),
+        )
