@@ -24,7 +24,7 @@ demo-fashion: $(STAMP)
 	$(BIN)/ddpm demo --recipe fashion-mnist --source $(FASHION)
 
 # Two test processes: one folder of Ray tests is one piece of work, with a cluster of its own.
-XDIST := -n 2 --dist loadgroup --no-loadscope-reorder
+XDIST := -n 2 --no-loadscope-reorder
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(XDIST)

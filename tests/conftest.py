@@ -8,11 +8,11 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
 from s3_server import SeaweedServer
+from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import Store, resolve
@@ -42,19 +42,25 @@ HEAVY = ("oracle/test_compiled", "faults", "ray", "e2e")
 """With several test processes (-n): each of these is one piece of work, in this order; then every other file is one."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Share the tests among processes so that one process runs all tests of a folder that need Ray, on one cluster."""
-    if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_piece(item)))
-    items.sort(key=lambda item: HEAVY.index(_piece(item)) if _piece(item) in HEAVY else len(HEAVY))
-
-
-def _piece(item: pytest.Item) -> str:
-    name = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+def _piece(nodeid: str) -> str:
+    name = nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
     return next((piece for piece in HEAVY if name.startswith(piece)), name)
+
+
+class ByPiece(LoadScopeScheduling):
+    """One process runs all tests of a piece, so that a folder of Ray tests shares one cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _piece(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByPiece:
+    return ByPiece(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # the long pieces first, so that none is left over at the end
+        items.sort(key=lambda item: HEAVY.index(_piece(item.nodeid)) if _piece(item.nodeid) in HEAVY else len(HEAVY))
 
 
 @pytest.fixture(scope="session")
