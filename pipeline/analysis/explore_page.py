@@ -5,7 +5,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from pipeline.report.render.content import QUIET, Chart, Fact, Picture, Report, Series, Table, Verdict
+from pipeline.analysis.sweep_page import distance_chart
+from pipeline.report.render.content import Chart, Fact, Picture, Report, Series, Table, Verdict
 from pipeline.report.render.scales import figures
 from pipeline.report.scores import FLOOR_NAME
 
@@ -27,7 +28,6 @@ _SHEETS: Final = {
         "row has in common was determined by x_t (figure 7).",
     ),
 }
-_LARGE_RATIO: Final = 10.0
 
 
 def sheet_page(mode: str, png: bytes, facts: Sequence[Fact]) -> Report:
@@ -81,12 +81,9 @@ def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim
     """The page of a PREVIEWS table, with a sheet of the first samples. feature_dim: of the extractor."""
     rows = table.to_pylist()
     first, steps = rows[0], tuple(float(row["step"]) for row in rows)
-    values, floor = tuple(row["fd"] for row in rows), first["floor"]
-    level = Series(f"{FLOOR_NAME} (floor)", (steps[0], steps[-1]), (floor, floor), muted=True, look=QUIET)
-    log = min(*values, floor) > 0 and max(values) / min(*values, floor) > _LARGE_RATIO
     note = "Distance of the predicted x_0 after each step count; at the last one, of the samples. Lower is better."
-    series = (Series("predicted x_0", steps, values), level)
-    chart = Chart(f"{first['metric']} by steps", "sampling steps", "", series, log, note, dots=True)
+    series = Series("predicted x_0", steps, tuple(row["fd"] for row in rows))
+    chart = distance_chart(f"{first['metric']} by steps", "sampling steps", [series], first["floor"], note)
     cells = tuple((f"{row['step']:,}", f"{row['t']:,}", figures(row["fd"])) for row in rows)
     few = (
         f"{first['n']:,} images are not more than the {feature_dim:,} features: the distances are biased far upward; "
@@ -99,7 +96,7 @@ def preview_page(table: pa.Table, png: bytes, facts: Sequence[Fact], feature_dim
         facts=(
             Fact("Measured", f"n = {first['n']:,} against {first['reference_n']:,} training images"),
             Fact("Extractor", f"{first['extractor']} {first['weights_sha256'][:8]}"),
-            Fact(f"Floor: {FLOOR_NAME}", figures(floor)),
+            Fact(f"Floor: {FLOOR_NAME}", figures(first["floor"])),
             *facts,
         ),
         samples=(

@@ -8,7 +8,7 @@ x_t is the state before the step at timestep index t; at the largest index it is
 spherical: a straight line between two Gaussian states has too little variance in the middle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,13 +124,12 @@ class Explorer:
             )
         others = [sample_id + k for k in range(columns)]
         label = self._labels([sample_id])[0]
-        pictures: list[Picture] = []
-        for row, index in enumerate(self._start_indices(rows)):
-            x_t = self._state([sample_id], index).expand(columns, -1, -1, -1)
-            for column, pixels in enumerate(self._decoded(x_t, index, [sample_id] * columns, others)):
-                t = self._timesteps[index]
-                pictures.append(Picture(row, column, pixels, sample_id, t, label, noise_id=others[column]))
-        return pictures
+
+        def start(index: int) -> Tensor:
+            return self._state([sample_id], index).expand(columns, -1, -1, -1)
+
+        cells = self._cells(rows, start, [sample_id] * columns, others)
+        return [Picture(row, k, pixels, sample_id, t, label, noise_id=others[k]) for row, k, t, pixels in cells]
 
     @torch.inference_mode()
     def interpolate(self, first: int, second: int, columns: int, rows: int) -> list[Picture]:
@@ -141,18 +140,28 @@ class Explorer:
         shares = [column / (columns - 1) for column in range(columns)]
         nearer = [first if share < 0.5 else second for share in shares]
         labels = self._labels(nearer)
-        pictures: list[Picture] = []
-        for row, index in enumerate(self._start_indices(rows)):
-            ends = self._state([first, second], index)
-            x_t = torch.cat([_between(ends[:1], ends[1:], share) for share in shares])
-            for column, pixels in enumerate(self._decoded(x_t, index, nearer, [first] * columns)):
-                t = self._timesteps[index]
-                place = (row, column, pixels, first, t, labels[column])
-                pictures.append(Picture(*place, other_id=second, share=shares[column], noise_id=first))
-        return pictures
 
-    def _start_indices(self, rows: int) -> list[int]:
-        return [round((len(self._timesteps) - 1) * (1.0 - row / rows)) for row in range(rows)]
+        def start(index: int) -> Tensor:
+            ends = self._state([first, second], index)
+            return torch.cat([_between(ends[:1], ends[1:], share) for share in shares])
+
+        cells = self._cells(rows, start, nearer, [first] * columns)
+        return [
+            Picture(row, k, pixels, first, t, labels[k], other_id=second, share=shares[k], noise_id=first)
+            for row, k, t, pixels in cells
+        ]
+
+    def _cells(
+        self, rows: int, start: Callable[[int], Tensor], label_ids: Sequence[int], noise_ids: Sequence[int]
+    ) -> Iterator[tuple[int, int, int, Pixels]]:
+        """(row, column, t, pixels): each row takes the x_t of start(index) through the remaining sampling steps."""
+        denoiser, noise = self._denoiser(label_ids), self._noise(noise_ids)
+        for row in range(rows):
+            index = round((len(self._timesteps) - 1) * (1.0 - row / rows))
+            sampler = plan_sampler(self._plan, steps=self._timesteps[: index + 1])
+            *_, last = sampler.run(denoiser, _NoiseFrom(start(index), noise))
+            for column, pixels in enumerate(_pixels(last.x_t)):
+                yield row, column, self._timesteps[index], pixels
 
     def _state(self, ids: Sequence[int], index: int) -> Tensor:
         """x_t of samples `ids` before the step at the index-th smallest timestep: float32 [len(ids), C, H, W]."""
@@ -164,12 +173,6 @@ class Explorer:
             if state.step == before - 1:
                 return state.x_t
         raise AssertionError("a sampler takes as many steps as it has timesteps")
-
-    def _decoded(self, x_t: Tensor, index: int, label_ids: Sequence[int], noise_ids: Sequence[int]) -> Pixels:
-        """Images uint8 [N, H, W, C]: decodes x_t by the remaining steps of the sampler."""
-        sampler = plan_sampler(self._plan, steps=self._timesteps[: index + 1])
-        *_, last = sampler.run(self._denoiser(label_ids), _NoiseFrom(x_t, self._noise(noise_ids)))
-        return _pixels(last.x_t)
 
     def _noise(self, ids: Sequence[int]) -> SampleNoise:
         return plan_noise(self._plan, torch.tensor(list(ids), device=self._device))

@@ -32,10 +32,8 @@ def read_held_out_images(dataset: Store, plan: SamplePlan, count: int) -> HeldOu
         raise DataError(
             f"{dataset.uri} does not match the model in image size, channels or classes: give its training dataset"
         )
-    if manifest.rows("heldout") < count:
-        raise DataError(
-            f"explore.num_images is {count:,}, but {dataset.uri} has {manifest.rows('heldout'):,} held-out images"
-        )
+    if (available := manifest.rows("heldout")) < count:
+        raise DataError(f"explore.num_images is {count:,}, but {dataset.uri} has {available:,} held-out images")
     columns = ["sample_id", "image", "label"]
     shards = first_rows(manifest.split("heldout"), count)
     table = pa.concat_tables(read_usable(dataset, shard, columns, count=n) for _, shard, n in shards)

@@ -42,10 +42,6 @@ class ProgressiveCoder:
         self._model, self._plan, self._device = model.to(device).eval(), plan, device
         self._objective = Objective(DiffusionConfig.model_validate(plan.diffusion), plan.channels)
 
-    @property
-    def num_timesteps(self) -> int:
-        return self._objective.process.schedule.num_timesteps
-
     def code(
         self,
         images: Pixels,
@@ -100,7 +96,7 @@ def measure_rate_distortion(
     progress = Progress("coding", len(images.ids), "img")
     coded = coder.code(images.pixels, images.ids, images.labels, plan.batch_size, progress.update)
     progress.close()
-    T = coder.num_timesteps
+    T = len(coded.rate)
     columns = {
         "t": np.arange(T - 1, -1, -1),
         "reverse_time": np.arange(1, T + 1),

@@ -155,9 +155,6 @@ def _finished(sweep: Sweep, point: Point) -> Evaluation:
     return evaluation
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
-
-
 def _row(point: Point, evaluation: Evaluation) -> dict[str, Any]:
     """A row of SWEEP."""
     plan, metric = point.plan, evaluation.frechet_name

@@ -1,6 +1,7 @@
 """HTML page and terminal table of a sweep, made from a table of `pipeline.schema.SWEEP`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from pipeline.report.render.scales import figures
 from pipeline.report.render.svg import COLOURS
 from pipeline.report.scores import FLOOR_NAME, verdict
 
-__all__ = ["best_row", "common_noise", "sweep_lines", "sweep_page"]
+__all__ = ["best_row", "distance_chart", "sweep_lines", "sweep_page"]
 
 Row = Mapping[str, Any]
 NOTHING: Final = "\N{EN DASH}"
@@ -47,7 +48,7 @@ def best_row(rows: Sequence[Row]) -> Row:
     return min(rows, key=lambda row: (row["fd"], row["evaluations"]))
 
 
-def common_noise(row: Row) -> str:
+def _common_noise(row: Row) -> str:
     """Why points are comparable: the note of chart and table."""
     return (
         f"Every point makes the same sample ids, 0 to {row['samples'] - 1:,}, from the same noise (seed {row['seed']}"
@@ -58,15 +59,11 @@ def common_noise(row: Row) -> str:
 def sweep_lines(table: pa.Table) -> list[str]:
     """The table for a terminal."""
     rows = table.to_pylist()
-    head = ("sampler", "steps", "weights", "evaluations", rows[0]["metric"], "img/s")
-    cells = [
-        head,
-        *(
-            (r["sampler"], str(r["steps"]), r["ema"], str(r["evaluations"]), figures(r["fd"]), _or(r["img_s"]))
-            for r in rows
-        ),
-    ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    cells = [("sampler", "steps", "weights", "evaluations", rows[0]["metric"], "img/s")]
+    for row in rows:
+        point = row["sampler"], str(row["steps"]), row["ema"], str(row["evaluations"])
+        cells.append((*point, figures(row["fd"]), _or(row["img_s"])))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = (0, 2)
     return [
         "  ".join(c.ljust(w) if i in words else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -108,11 +105,8 @@ def _facts(rows: Sequence[Row], names: Mapping[str, str]) -> Iterator[Fact]:
         yield Fact("Guidance", figures(first["guidance"]))
 
 
-# --- charts ----------------------------------------------------------------------------------------------------------
-
-
 def _charts(rows: Sequence[Row]) -> Iterator[Chart]:
-    yield _chart(rows, "network evaluations an image", "evaluations", common_noise(rows[0]))
+    yield _chart(rows, "network evaluations an image", "evaluations", _common_noise(rows[0]))
     timed = [row for row in rows if row["actor_seconds"]]
     if timed:
         note = "Seconds of one actor per image while all actors were busy; other load on the machine is included."
@@ -136,15 +130,18 @@ def _chart(rows: Sequence[Row], x_label: str, column: str, note: str) -> Chart:
         for ema in weights
         if (sampler, ema) in lines
     ]
-    xs, floor = [float(row[column]) for row in rows], min(row["floor"] for row in rows)
+    chart = distance_chart(
+        f"{rows[0]['metric']} by {x_label}", x_label, series, min(row["floor"] for row in rows), note
+    )
+    return replace(chart, ends=False, log_x=True)
+
+
+def distance_chart(title: str, x_label: str, series: Sequence[Series], floor: float, note: str) -> Chart:
+    """Distances as dots and their floor as a level; a logarithmic y axis when they differ by more than _LOG_RATIO."""
+    xs, ys = [x for line in series for x in line.x], [floor, *(y for line in series for y in line.y)]
     level = Series(f"{FLOOR_NAME} (floor)", (min(xs), max(xs)), (floor, floor), muted=True, look=QUIET)
-    ys = [floor, *(row["fd"] for row in rows)]
     log = min(ys) > 0 and max(ys) / min(ys) > _LOG_RATIO
-    title = f"{rows[0]['metric']} by {x_label}"
-    return Chart(title, x_label, "", (*series, level), log, note, ends=False, log_x=True, dots=True)
-
-
-# --- table -----------------------------------------------------------------------------------------------------------
+    return Chart(title, x_label, "", (*series, level), log, note, dots=True)
 
 
 def _unbeaten(row: Row, rows: Sequence[Row]) -> bool:
@@ -173,7 +170,7 @@ def _table(rows: Sequence[Row]) -> Table:
         cells += [_or(row["img_s"]), _or(row["actors"]), _or(row["actor_seconds"])]
         texts.append((*cells, UNBEATEN if _unbeaten(row, rows) else ""))
     note = (
-        f"{common_noise(rows[0])} Distances are to the training split, lower is better, and compare at equal n only. "
+        f"{_common_noise(rows[0])} Distances are to the training split, lower is better, and compare at equal n only. "
         "Evaluations: of the network, per image. img/s: all actors together while all were busy; Actor-s: seconds of "
         "one actor per image. Unbeaten: no other point is as good with as few evaluations."
     )

@@ -8,7 +8,7 @@ sweep.parquet       schema.SWEEP, one row per point        report.html     the s
 from typing import Any, Literal
 
 from pipeline.config.base import Section
-from pipeline.errors import ConfigError, NotFound
+from pipeline.errors import ConfigError
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.create_once import try_create
 from pipeline.storage.documents import find_document, to_json
@@ -66,10 +66,7 @@ def join_sweep(out: Store, plan: SweepPlan) -> None:
 
 def put_if_changed(out: Store, key: str, data: bytes) -> bool:
     """Write the object unless it already has these bytes. Returns whether it was written."""
-    try:
-        if out.read(key) == data:
-            return False
-    except NotFound:
-        pass
+    if out.exists(key) and out.read(key) == data:
+        return False
     out.put(key, data)
     return True

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.cluster import cluster
 from pipeline.config.base import digest_of
 from pipeline.config.root import Config
-from pipeline.errors import DataError, NotFound
+from pipeline.errors import DataError
 from pipeline.generation.commit import (
     CARD,
     PLAN,
@@ -98,7 +98,8 @@ def _described(folder: Store, plan: SamplePlan, requests: Requests | None) -> di
 
 def _finished(folder: Store, plan: SamplePlan, manifest: SampleManifest, figures: dict[str, Any]) -> dict[str, Any]:
     """The steps after the seal. Every invocation runs them, since an earlier one may have stopped before them."""
-    if not _has_card(folder, manifest):
+    # After an extension the card still describes the previous manifest.
+    if not (folder.exists(CARD) and manifest.plan.encode() in folder.read(CARD)):
         folder.put(CARD, sample_card(plan, manifest).encode())
     collect_garbage(folder, manifest)
     if manifest.failed:
@@ -116,14 +117,6 @@ def _finished(folder: Store, plan: SamplePlan, manifest: SampleManifest, figures
         "model_digest": plan.model_digest,
         "summary": f"{figures['state']}: {manifest.rows:,} samples in {shards:,} shards{speed} -> {folder.uri}",
     }
-
-
-def _has_card(folder: Store, manifest: SampleManifest) -> bool:
-    """Whether the README describes this manifest; after an extension it describes the previous one."""
-    try:
-        return manifest.plan.encode() in folder.read(CARD)
-    except NotFound:
-        return False
 
 
 def _failures(folder: Store, manifest: SampleManifest) -> str:

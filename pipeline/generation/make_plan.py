@@ -48,10 +48,8 @@ def _requested(config: GenerateConfig, model: StoredModel, source: RequestSource
         num_classes=model.model.num_classes,
         num_timesteps=model.diffusion.num_timesteps,
         guidance_error=guidance_error(model),
-        sampler=config.sampler,
         steps=config.steps or model.diffusion.num_timesteps,
-        seed=config.seed,
-        guidance=config.guidance,
+        **config.model_dump(include={"sampler", "seed", "guidance"}),
     )
     requests = Requests(normalise_requests(source.rows(), source.unit, rules))
     entry, data = request_file(requests.table)

@@ -17,7 +17,7 @@ from pipeline.config.root import Config
 from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.generation.commit import CARD, SUCCESS, marker_key, read_plan, read_sealed, sealed_documents
 from pipeline.generation.dataset_card import merged_card
-from pipeline.generation.manifest import MergedManifest, MergedPart, SampleManifest, SamplePlan
+from pipeline.generation.manifest import Marker, MergedManifest, MergedPart, SampleManifest, SamplePlan
 from pipeline.generation.verify import verify_samples
 from pipeline.progress import Progress
 from pipeline.storage.create_once import create_or_read, try_create
@@ -123,14 +123,13 @@ def copy_part(source: Store, target: Store, on_copied: Callable[[int], None]) ->
         _copy_once(source, target, key)
     with ThreadPoolExecutor(COPIERS) as pool:
 
-        def copy(index: int) -> int:
-            marker = manifest.shards[index]
+        def copy(marker: Marker) -> int:
             if not target.exists(marker_key(marker.shard)):
                 target.put(marker.key, read_verified(source, marker))
                 _copy_once(source, target, marker_key(marker.shard))
             return marker.rows
 
-        for rows in pool.map(copy, range(len(manifest.shards))):
+        for rows in pool.map(copy, manifest.shards):
             on_copied(rows)
     for key in last:
         _copy_once(source, target, key)

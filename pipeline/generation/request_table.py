@@ -15,7 +15,7 @@ from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.requests import REQUIRED, BadRow, Requests, Row
-from pipeline.storage.files import parquet_bytes, read_parquet
+from pipeline.storage.files import file_entry, parquet_bytes, read_parquet
 from pipeline.storage.store import Store, resolve
 
 __all__ = ["RequestSource", "load_requests", "read_source", "request_file"]
@@ -106,18 +106,13 @@ def _json_rows(data: bytes) -> Iterator[tuple[int, Row]]:
 def _parquet_rows(data: bytes) -> Iterator[tuple[int, Row]]:
     file = pq.ParquetFile(pa.BufferReader(data))
     _check_columns(file.schema_arrow.names)
-    number = 0
-    for batch in file.iter_batches(ROW_GROUP_ROWS):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    yield from enumerate((row for batch in file.iter_batches(ROW_GROUP_ROWS) for row in batch.to_pylist()), start=1)
 
 
 def request_file(table: pa.Table) -> tuple[FileEntry, bytes]:
     """Entry and Parquet bytes of a checked table (schema REQUESTS); the key holds a hash of the content."""
     data = parquet_bytes(table, ROW_GROUP_ROWS)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return FileEntry(key=f"requests/{sha256[:16]}.parquet", bytes=len(data), sha256=sha256), data
+    return file_entry(f"requests/{hashlib.sha256(data).hexdigest()[:16]}.parquet", data), data
 
 
 def load_requests(folder: Store, plan: SamplePlan) -> Requests | None:

@@ -22,14 +22,13 @@ from pipeline.config.generation import SAMPLERS
 from pipeline.errors import DataError
 from pipeline.schema import REQUESTS
 
-__all__ = ["REQUIRED", "BadRow", "RequestRules", "Requests", "Row", "normalise_requests"]
+__all__ = ["REQUIRED", "BadRow", "Int64Array", "RequestRules", "Requests", "Row", "normalise_requests"]
 
 Int64Array = npt.NDArray[np.int64]
 MAX_LISTED = 1000
 CHUNK_ROWS = 65_536
 REQUIRED = ("request_id", "count")
 """Required columns. Optional: label, guidance, seed, steps, sampler. All others become JSON in the samples."""
-_NO_LABEL = -1
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ class Requests:
     @cached_property
     def labels(self) -> Int64Array:
         """int64 [R]; -1 without a label."""
-        return self._numpy("label", _NO_LABEL).astype(np.int64)
+        return self._numpy("label", -1).astype(np.int64)
 
     @cached_property
     def seeds(self) -> Int64Array:

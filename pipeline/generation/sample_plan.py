@@ -13,15 +13,13 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.config.generation import LabelMix
 from pipeline.generation.manifest import SamplePlan
-from pipeline.generation.requests import Requests
+from pipeline.generation.requests import Int64Array, Requests
 
 __all__ = ["PlannedSamples", "SampleSpecs", "ShardLayout", "missing_shards", "mix_counts", "mixed_labels"]
 
-Int64Array = npt.NDArray[np.int64]
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 STRIDES = 64
 """Half-width of the search for a step near the golden section."""

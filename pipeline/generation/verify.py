@@ -60,12 +60,12 @@ def verify_samples(folder: Store, decode: Decode, found: Findings) -> None:
 
 def _check_chain(folder: Store, plan: SamplePlan, manifest: SampleManifest, found: Findings) -> None:
     """Each earlier plan has the fingerprint that later plans name, and its shards are still in the manifest."""
-    for generation, part in enumerate(plan.earlier):
+    for number, part in enumerate(plan.earlier):
         with found.record_errors():
-            before, sealed = read_plan(folder, generation), read_manifest(folder, generation)
+            before, sealed = read_plan(folder, number), read_manifest(folder, number)
             found.expect(
                 before.fingerprint == sealed.plan == part.plan and before.num_samples == part.num_samples,
-                f"plan or manifest {generation} of {folder.uri} is not the one that was extended",
+                f"plan or manifest {number} of {folder.uri} is not the one that was extended",
             )
             found.expect(
                 manifest.shards[: len(sealed.shards)] == sealed.shards,

@@ -9,17 +9,14 @@ class Telemetry:
     """Counters of this invocation, gauges of the samples folder; the tag `job` holds its URI."""
 
     def __init__(self, job: str) -> None:
-        self._samples = Counter("ddpm_generate_samples_total", "samples committed by this driver", ("job",))
-        self._failed = Counter("ddpm_generate_failed_total", "samples committed as failed", ("job",))
-        self._shards = Counter("ddpm_generate_shards_total", "shards committed by this driver", ("job",))
-        self._retries = Counter("ddpm_generate_errors_total", "errors of shards and passes", ("job",))
-        self._done = Gauge(
-            "ddpm_generate_samples_done", "samples of the folder that are committed or finished", ("job",)
-        )
-        self._total = Gauge("ddpm_generate_samples_planned", "samples of the folder", ("job",))
-        self._speed = Gauge(
-            "ddpm_generate_images_per_second", "all actors together, since this driver started", ("job",)
-        )
+        tags = ("job",)
+        self._samples = Counter("ddpm_generate_samples_total", "samples committed by this driver", tags)
+        self._failed = Counter("ddpm_generate_failed_total", "samples committed as failed", tags)
+        self._shards = Counter("ddpm_generate_shards_total", "shards committed by this driver", tags)
+        self._retries = Counter("ddpm_generate_errors_total", "errors of shards and passes", tags)
+        self._done = Gauge("ddpm_generate_samples_done", "samples of the folder that are committed or finished", tags)
+        self._total = Gauge("ddpm_generate_samples_planned", "samples of the folder", tags)
+        self._speed = Gauge("ddpm_generate_images_per_second", "all actors together, since this driver started", tags)
         for metric in (self._samples, self._failed, self._shards, self._retries, self._done, self._total, self._speed):
             metric.set_default_tags({"job": job})
 
