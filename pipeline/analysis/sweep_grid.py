@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from pipeline.analysis.sweep_results import POINTS
 from pipeline.config.generation import SAMPLERS, GenerateConfig, SweepConfig
@@ -54,17 +55,16 @@ def make_points(config: Config, model: str, out: Store) -> tuple[Point, ...]:
     timesteps = find_model(model, names[0], config.storage).diffusion.num_timesteps
     wrong = list(grid_errors(config.sweep, config.generate, timesteps, names))
     points: list[Point] = []
-    for sampler in config.sweep.samplers if not wrong else ():
-        for steps in config.sweep.steps:
-            for ema in config.sweep.ema:
-                settings = _point_settings(config, sampler, steps, ema)
-                try:
-                    plan = make_plan(settings.generate, found[ema])
-                except ConfigError as error:
-                    wrong.append(str(error))
-                    continue
-                store = out.child(POINTS, f"{sampler}-{steps}-{ema}")
-                points.append(Point(store, settings, plan, network_evaluations(plan)))
+    axes = config.sweep.samplers, config.sweep.steps, config.sweep.ema
+    for sampler, steps, ema in product(*axes) if not wrong else ():
+        settings = _point_settings(config, sampler, steps, ema)
+        try:
+            plan = make_plan(settings.generate, found[ema])
+        except ConfigError as error:
+            wrong.append(str(error))
+            continue
+        store = out.child(POINTS, f"{sampler}-{steps}-{ema}")
+        points.append(Point(store, settings, plan, network_evaluations(plan)))
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     return tuple(points)

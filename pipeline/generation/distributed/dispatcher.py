@@ -98,10 +98,9 @@ class ShardDispatcher:
     def _attempt(self, missing: Shards) -> None:
         """One pass over the missing shards. Raises Transient when some have no marker afterwards."""
         try:
-            self._round(self._missing() if self._failures else missing)
+            self._pass(self._missing() if self._failures else missing)
             # A restarted block repeats rows that Ray drops as known, so only markers tell which shards are done.
-            left = len(self._missing())
-            if left:
+            if left := len(self._missing()):
                 raise Transient(f"{left} shards of {self._folder.uri} were not committed")
         finally:
             self._log.flush()
@@ -112,14 +111,20 @@ class ShardDispatcher:
         self._telemetry.error()
         failures, limit = self._failures, self._ray.max_failures
         if _is_final(error) or 0 <= limit < failures:
-            raise _named(error, failures) from error
+            if isinstance(error, PipelineError):
+                raise error
+            raise PipelineError(
+                f"generation failed {failures} times, more than ray.max_failures allows, the last time with "
+                f"{type(error).__name__}: {_first_line(error)}; committed shards stay, and the same command continues "
+                "from them"
+            ) from error
         logger.warning("generate: failure %d of %d, going on: %s", failures, limit, _first_line(error))
         return float(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
 
     def _missing(self) -> Shards:
         return missing_shards(self._plan.num_shards, committed_shards(self._folder))
 
-    def _round(self, missing: Shards) -> None:
+    def _pass(self, missing: Shards) -> None:
         """One pass over the missing shards, if any. Raises the last error of a shard, or an error of Ray."""
         if not len(missing):
             return
@@ -196,16 +201,6 @@ class ShardDispatcher:
 def _is_final(error: Exception) -> bool:
     """Whether a retry is useless: any PipelineError except Transient."""
     return isinstance(error, PipelineError) and not isinstance(error, Transient)
-
-
-def _named(error: Exception, failures: int) -> Exception:
-    """A PipelineError unchanged; any other error wrapped with advice."""
-    if isinstance(error, PipelineError):
-        return error
-    return PipelineError(
-        f"generation failed {failures} times, more than ray.max_failures allows, the last time with "
-        f"{type(error).__name__}: {_first_line(error)}; committed shards stay, and the same command continues from them"
-    )
 
 
 def _first_line(error: Exception) -> str:
