@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from pipeline.ingest.partitioning import Slots
 
-__all__ = ["DatasetNeeds", "GenerationNeeds", "MeasuredCosts", "dataset_needs", "generation_needs"]
-
 PAGE = 1000
 """Objects in one page of a listing, on S3."""
 LISTINGS = 3

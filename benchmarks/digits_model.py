@@ -16,8 +16,6 @@ from pipeline.training.data_plan import keyed_permutation
 from pipeline.training.inputs import MicroBatch
 from pipeline.training.trainer import Trainer
 
-__all__ = ["digits_config", "train_digits"]
-
 BATCH, STEPS = 64, 2000
 
 

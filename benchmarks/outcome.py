@@ -14,8 +14,6 @@ from typing import Any
 
 from machine import commit, machine
 
-__all__ = ["RESULTS", "at_least", "at_most", "figures_of", "flags", "known", "newest", "parsed", "result_file", "tell"]
-
 RESULTS = Path(__file__).parent / "results"
 LOAD = round(os.getloadavg()[0], 1)
 """Load average when the script began: a value well above 0 means other work on the machine."""

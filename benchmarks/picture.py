@@ -7,8 +7,6 @@ from xml.sax.saxutils import escape
 from pipeline.report.render.content import Chart
 from pipeline.report.render.line_chart import line_chart
 
-__all__ = ["write_picture"]
-
 COLOURS = ("#28608f", "#b3602a", "#47794b", "#7d5a94", "#b5407f")
 STYLE = """
 svg { background: #fcfbf9; }

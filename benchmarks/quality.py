@@ -24,8 +24,6 @@ from pipeline.models.unet import UNet
 from pipeline.storage.files import read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["Judge", "drawn", "sampler_of", "split_of"]
-
 Pixels = NDArray[np.uint8]
 BATCH = 64
 

@@ -27,8 +27,6 @@ from botocore.config import Config as ClientConfig  # type: ignore[import-untype
 
 from pipeline.errors import ConfigError, StorageError
 
-__all__ = ["SeaweedServer"]
-
 _SERVICES = ("s3", "master", "filer", "volume", "admin")
 _GRPC_OFFSET = 10_000  # every service opens a second port there
 _LOWEST_PORT, _HIGHEST_PORT = 11_000, 22_000  # both ports below the range that the kernel hands out

@@ -19,8 +19,6 @@ from capacity import MeasuredCosts, dataset_needs, generation_needs
 from figures import measured
 from outcome import RESULTS, newest
 
-__all__ = ["PAGE", "costs", "tables", "with_tables"]
-
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
 CORES_A_NODE, HOURS = 32, 24.0

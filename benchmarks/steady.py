@@ -9,8 +9,6 @@ from typing import NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["CpuClock", "Steady", "steady"]
-
 _TICK = os.sysconf("SC_CLK_TCK")
 
 

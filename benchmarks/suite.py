@@ -20,8 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import commit, machine
 from outcome import LOAD, RESULTS, result_file, shown
 
-__all__ = ["HEADLINES", "Headline", "Run", "closing_table", "rows_of"]
-
 HERE = Path(__file__).resolve().parent
 QUICK = ("--quick",)
 

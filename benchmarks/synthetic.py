@@ -14,8 +14,6 @@ from pipeline.config.model import DiffusionConfig
 from pipeline.generation.manifest import Marker, SamplePlan
 from pipeline.generation.sample_plan import PlannedSamples
 
-__all__ = ["CHANNELS", "SHARD_ROWS", "SIZE", "counted", "marker_of", "peak_mb", "plan_of", "reset_peak"]
-
 SHARD_ROWS, SIZE, CHANNELS = 64, 32, 3
 
 

@@ -22,8 +22,6 @@ from invariants import created_once
 from pipeline.generation.commit import committed_shards, is_sealed, read_plan
 from pipeline.storage.store import Store
 
-__all__ = ["Record", "Torment"]
-
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS, SAY_SECONDS = 0.5, 30.0
 MOST_FAILURES = 5

@@ -29,8 +29,6 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.log import FORMATS, LEVELS, configure
 from pipeline.operations.submission import SubmittedJob
 
-__all__ = ["Argument", "Call", "Verb", "as_job", "execute", "verb", "write_out"]
-
 logger = logging.getLogger("ddpm.jobs")
 
 Result = dict[str, Any]

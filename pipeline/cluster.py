@@ -14,8 +14,6 @@ from ray.data import DataContext
 from pipeline.config.cluster import RayConfig
 from pipeline.errors import ConfigError, PipelineError
 
-__all__ = ["cluster", "hide_restart_notice"]
-
 OBJECT_STORE_BYTES = 512 * 2**20
 IDLE_WORKERS = 16
 NO_PROGRESS_SECONDS = 30 * 60

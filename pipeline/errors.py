@@ -17,22 +17,6 @@
 A message states what is wrong, where, and how to fix it.
 """
 
-__all__ = [
-    "AlreadyExists",
-    "Busy",
-    "ConfigError",
-    "DataError",
-    "Denied",
-    "GateNotPassed",
-    "MissingBucket",
-    "NotFound",
-    "PipelineError",
-    "Stopped",
-    "StorageError",
-    "Transient",
-    "VerificationFailed",
-]
-
 
 class PipelineError(Exception):
     """Base of all errors of this program; `exit_code` is the exit status of the command."""

@@ -16,8 +16,6 @@ from typing import Final, NamedTuple
 
 from pipeline import progress
 
-__all__ = ["FORMATS", "LEVELS", "Entry", "WarningCollector", "collect", "configure", "logger", "replay"]
-
 logger = logging.getLogger("ddpm")
 
 LEVELS: Final = ("debug", "info", "warning", "error")

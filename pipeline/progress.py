@@ -5,8 +5,6 @@ import sys
 import threading
 import time
 
-__all__ = ["Progress", "allow_bars", "duration", "write_line"]
-
 logger = logging.getLogger("ddpm.progress")
 
 PLAIN_INTERVAL_SECONDS = 30.0

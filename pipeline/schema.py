@@ -8,23 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = [
-    "DATASET",
-    "EXPLORED",
-    "IMAGE",
-    "METRICS",
-    "PREVIEWS",
-    "RATE_DISTORTION",
-    "REJECTS",
-    "REQUESTED_SAMPLES",
-    "REQUESTS",
-    "SAMPLES",
-    "SCHEMA_VERSION",
-    "STATUS_FAILED",
-    "STATUS_OK",
-    "SWEEP",
-]
-
 SCHEMA_VERSION = 1
 """Increase this number when a stored table changes in a way that an older reader would misread."""
 

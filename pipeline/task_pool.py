@@ -8,8 +8,6 @@ import ray
 from pipeline.errors import Transient
 from pipeline.log import Entry, collect, replay
 
-__all__ = ["fan_out"]
-
 T = TypeVar("T")
 
 TASKS_A_CPU = 2

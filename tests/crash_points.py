@@ -24,8 +24,6 @@ from pipeline.errors import Transient
 from pipeline.storage import create_once, local
 from pipeline.storage.store import Store
 
-__all__ = ["EXIT_CODE", "STEPS", "Fault", "Player"]
-
 shard_table(PLAN, 0)  # Arrow and Pillow import much at their first use: once, in the server
 
 

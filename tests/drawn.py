@@ -3,8 +3,6 @@
 import re
 from xml.etree import ElementTree
 
-__all__ = ["points", "tips"]
-
 
 def tips(svg: str) -> list[str]:
     """The tooltip of each hover band of a chart, one line per series."""

@@ -17,8 +17,6 @@ from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.storage.sample_shards import read_samples
 from pipeline.storage.store import Store
 
-__all__ = ["check_invariants", "created_once"]
-
 _MARKER = re.compile(r"^commits/shard-(\d{9})\.json$")
 
 

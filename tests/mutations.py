@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Mutant", "module_names", "mutants_of"]
-
 PACKAGE = Path(__file__).resolve().parent.parent / "pipeline" / "diffusion"
 
 _PAIRS = [
@@ -145,7 +143,7 @@ def places(node: ast.AST, path: tuple[tuple[str, int | None], ...] = ()) -> Iter
             if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr | ast.Import | ast.ImportFrom):
                 continue
             module_level = isinstance(node, ast.Module) and isinstance(child, ast.Assign)
-            if module_level and isinstance(child.value, ast.List | ast.Subscript):  # __all__ and type aliases
+            if module_level and isinstance(child.value, ast.List | ast.Subscript):  # type aliases
                 continue
             step = (*path, (field, k if isinstance(value, list) else None))
             yield step, child, node

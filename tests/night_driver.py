@@ -28,8 +28,6 @@ from pipeline.report.driver import report
 from pipeline.storage.store import Store, resolve
 from pipeline.training.driver import train
 
-__all__ = ["DRIVERS", "Death", "Driver", "Order"]
-
 DRIVERS = Drivers(ingest, train, export, generate, evaluate, report)
 
 

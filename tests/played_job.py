@@ -13,8 +13,6 @@ from pipeline.generation.manifest import SamplePlan
 from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["MORE", "PLAN", "finishes", "is_whole", "litter", "play"]
-
 PLAN = sample_plan()
 MORE = sample_plan(num_samples=21)
 """The same job with 11 more samples, in shards 3, 4 and 5."""

@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["titled", "wait_for"]
-
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     """Returns as soon as the condition holds; fails after so many seconds."""

@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-__all__ = ["HttpProxy", "Proxy"]
-
 
 class Proxy:
     """`with Proxy(host, port) as proxy:` forwards every connection to it from `proxy.endpoint`.

@@ -15,8 +15,6 @@ from PIL import Image
 
 from pipeline.storage.store import Store
 
-__all__ = ["Secrets"]
-
 PARQUET = b"PAR1"
 PNG = b"\x89PNG"
 

@@ -92,6 +92,17 @@ def test_ray_torch_and_storage_clients_stay_where_they_belong(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
+def test_an_underscore_makes_a_name_private_to_its_module(path):
+    """So no module needs a list of its public names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("pipeline", "jobs")):
+            assert not [
+                alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"
+            ]
+        assert not (isinstance(node, ast.Name) and node.id == "__all__"), "the underscore says which names are public"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
 def test_files_and_functions_stay_small(path):
     source = path.read_text()
     assert len(source.splitlines()) <= MAX_FILE_LINES

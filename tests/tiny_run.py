@@ -5,8 +5,6 @@ from typing import Any
 from pipeline.config.root import Config
 from pipeline.model_store.manifest import CheckpointManifest
 
-__all__ = ["checkpoint_manifest", "metric_row"]
-
 
 def metric_row(step: int, **more: Any) -> dict[str, Any]:
     """One step of 8 images, as runs had it before columns were added."""

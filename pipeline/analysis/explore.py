@@ -24,8 +24,6 @@ from pipeline.schema import EXPLORED
 from pipeline.storage.files import parquet_bytes, viewer_rows
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["explore"]
-
 CELL_PIXELS, GAP = 64, 2
 ANALYSES = ("rate-distortion", "frechet")
 """Modes that read images of the dataset."""

@@ -10,8 +10,6 @@ from pipeline.report.render.content import Chart, Fact, Picture, Report, Series,
 from pipeline.report.render.scales import figures
 from pipeline.report.scores import FLOOR_NAME
 
-__all__ = ["preview_page", "rate_page", "sheet_page"]
-
 _SHEETS: Final = {
     "progressive": (
         "Progressive generation",

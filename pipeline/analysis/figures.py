@@ -26,8 +26,6 @@ from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.images.convert import to_uint8
 from pipeline.models.unet import UNet
 
-__all__ = ["ExploreResult", "Explorer", "Picture", "Pixels", "cells_by_row"]
-
 Pixels = NDArray[np.uint8]
 
 

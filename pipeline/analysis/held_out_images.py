@@ -12,8 +12,6 @@ from pipeline.generation.manifest import SamplePlan
 from pipeline.ingest.dataset import read_dataset
 from pipeline.storage.store import Store
 
-__all__ = ["HeldOutImages", "read_held_out_images"]
-
 
 @dataclass(frozen=True)
 class HeldOutImages:

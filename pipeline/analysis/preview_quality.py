@@ -17,8 +17,6 @@ from pipeline.progress import Progress
 from pipeline.schema import PREVIEWS
 from pipeline.storage.store import Store
 
-__all__ = ["measure_preview_quality"]
-
 
 def measure_preview_quality(
     explorer: Explorer, dataset: Store, plan: SamplePlan, settings: ExploreConfig

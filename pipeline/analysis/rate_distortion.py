@@ -24,8 +24,6 @@ from pipeline.progress import Progress
 from pipeline.schema import RATE_DISTORTION
 from pipeline.storage.store import Store
 
-__all__ = ["ProgressiveCoder", "RateDistortion", "measure_rate_distortion"]
-
 
 class RateDistortion(NamedTuple):
     """Per timestep index T-1, ..., 0, float64 [T] each: bits/dim sent before, RMSE in grey levels, bits/dim added."""

@@ -36,8 +36,6 @@ from pipeline.schema import SWEEP
 from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["Sweep", "describe_sweep", "open_sweep", "run_sweep"]
-
 logger = logging.getLogger("ddpm.analysis")
 
 Stage = Callable[[Config, str, str], Mapping[str, Any]]

@@ -15,8 +15,6 @@ from pipeline.generation.manifest import SamplePlan
 from pipeline.model_store.load_model import find_model, weight_names
 from pipeline.storage.store import Store
 
-__all__ = ["Point", "grid_errors", "make_points", "shared_settings"]
-
 AXES = ("sampler", "steps", "weights")
 """Settings of `generate` that the sweep varies."""
 ONLY_OF = {"eta": "ddim", "variance": "ddpm"}

@@ -13,8 +13,6 @@ from pipeline.report.render.scales import figures
 from pipeline.report.render.svg import COLOURS
 from pipeline.report.scores import FLOOR_NAME, verdict
 
-__all__ = ["best_row", "distance_chart", "sweep_lines", "sweep_page"]
-
 Row = Mapping[str, Any]
 NOTHING: Final = "\N{EN DASH}"
 UNBEATEN: Final = "\N{CHECK MARK}"

@@ -14,8 +14,6 @@ from pipeline.storage.create_once import try_create
 from pipeline.storage.documents import find_document, to_json
 from pipeline.storage.store import Store
 
-__all__ = ["PAGE", "POINTS", "TABLE", "SweepPlan", "check_sweep", "join_sweep", "put_if_changed"]
-
 SWEEP_PLAN = "sweep.json"
 POINTS = "points"
 TABLE = "sweep.parquet"

@@ -6,8 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["FileEntry", "Section", "digest_of"]
-
 
 def digest_of(value: Any) -> str:
     """sha256 (hex) of a JSON value in canonical form (sorted keys, no spaces)."""

@@ -6,8 +6,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.config.base import Section
 
-__all__ = ["RayConfig"]
-
 
 def _check_workers(value: str) -> str:
     bounds = value.split("..", 1)

@@ -16,8 +16,6 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator
 
-__all__ = ["Cron", "TimeZone"]
-
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 _PART = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?$")

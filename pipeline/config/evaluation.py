@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Section
 
-__all__ = ["EvaluateConfig", "MemorisationConfig"]
-
 
 class EvaluateConfig(Section):
     """Scores of samples on the features of one network, by default a classifier of the training split."""

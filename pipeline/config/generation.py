@@ -7,17 +7,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_
 
 from pipeline.config.base import Section
 
-__all__ = [
-    "BALANCED",
-    "SAMPLERS",
-    "ExploreConfig",
-    "GenerateConfig",
-    "LabelMix",
-    "SamplerName",
-    "SweepConfig",
-    "label_mix",
-]
-
 SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"]
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun")
 BALANCED = "balanced"

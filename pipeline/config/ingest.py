@@ -6,8 +6,6 @@ from pydantic import BeforeValidator, Field
 
 from pipeline.config.base import Section
 
-__all__ = ["IngestConfig"]
-
 
 def _as_int(value: Any) -> Any:
     """Convert the text of a flag to a number: Literal[1, 3] accepts no text."""

@@ -19,8 +19,6 @@ from pipeline.config.base import Section
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError
 
-__all__ = ["Layer", "environment_layer", "flag_layer", "flags_help", "recipe_layer", "resolve", "to_yaml", "yaml_layer"]
-
 _PREFIX = "DDPM__"
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 

@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Section
 
-__all__ = ["DiffusionConfig", "ModelConfig"]
-
 
 class ModelConfig(Section):
     """The U-Net of Ho et al. 2020, appendix B; image size and channels come from the dataset."""

@@ -9,8 +9,6 @@ from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 from pipeline.config.base import Section
 from pipeline.config.cron import TimeZone
 
-__all__ = ["GateConfig", "HookConfig", "NightlyConfig", "as_date"]
-
 
 def as_date(text: str) -> date:
     """Parse YYYY-MM-DD; other ISO 8601 forms are refused. Raises ValueError."""

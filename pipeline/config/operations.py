@@ -8,8 +8,6 @@ from pydantic import AfterValidator, Field
 from pipeline.config.base import Section
 from pipeline.config.cron import Cron, TimeZone
 
-__all__ = ["CREDENTIAL_NAME", "DATE", "RegistryConfig", "ScheduleConfig", "SubmitConfig"]
-
 DATE = "{date}"
 """Placeholder in schedule.command: the calendar day of the run in the schedule's time zone."""
 

@@ -19,9 +19,6 @@ from pipeline.config.operations import RegistryConfig, ScheduleConfig, SubmitCon
 from pipeline.config.storage import StorageConfig
 from pipeline.config.training import TrainConfig
 
-__all__ = ["NOT_IN_DIGEST", "Config"]
-
-
 NOT_IN_DIGEST = ("ray", "storage", "memorisation", "gate", "nightly", "registry", "schedule", "submit")
 """Sections that do not decide a result: where and when a command runs, and what happens to its output."""
 

@@ -6,8 +6,6 @@ from pydantic import Field
 
 from pipeline.config.base import Section
 
-__all__ = ["StorageConfig"]
-
 
 def _endpoint_from_environment() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

@@ -7,8 +7,6 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.base import Section
 
-__all__ = ["EmaConfig", "TrainConfig"]
-
 
 class EmaConfig(Section):
     """One moving average of the weights: constant decay, half-life in images, or power function."""

@@ -9,8 +9,6 @@ from torch import Tensor
 from pipeline.diffusion.objective import Denoiser
 from pipeline.diffusion.timestep_grid import Grid, NoiseSource, State
 
-__all__ = ["Ancestral"]
-
 
 @dataclass(frozen=True)
 class Ancestral:

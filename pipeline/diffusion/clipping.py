@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["DynamicThreshold", "clip_to_unit"]
-
 
 def clip_to_unit(x_0: Tensor) -> Tensor:
     """Clamp to [-1, 1]."""

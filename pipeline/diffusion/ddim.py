@@ -10,8 +10,6 @@ from torch import Tensor
 from pipeline.diffusion.objective import Denoiser
 from pipeline.diffusion.timestep_grid import Grid, NoiseSource, State
 
-__all__ = ["Ddim"]
-
 
 @dataclass(frozen=True)
 class Ddim:

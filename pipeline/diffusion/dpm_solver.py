@@ -15,8 +15,6 @@ from torch import Tensor
 from pipeline.diffusion.objective import Denoiser
 from pipeline.diffusion.timestep_grid import Grid, NoiseSource, State
 
-__all__ = ["DpmSolver2M"]
-
 
 @dataclass(frozen=True)
 class DpmSolver2M:

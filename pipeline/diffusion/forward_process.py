@@ -12,8 +12,6 @@ from torch import Tensor
 
 from pipeline.diffusion.schedule import Schedule
 
-__all__ = ["Prediction", "Process"]
-
 Prediction = Literal["epsilon", "x_0", "v", "mean"]
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from pipeline.diffusion.objective import Denoiser
 
-__all__ = ["LabelledDenoiser", "guided", "guided_by_label"]
-
 LabelledDenoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, labels int64 [B]) -> raw output
 
 

@@ -16,8 +16,6 @@ from torch import Tensor
 from pipeline.diffusion.objective import Denoiser
 from pipeline.diffusion.timestep_grid import Grid, NoiseSource, State
 
-__all__ = ["Heun"]
-
 
 @dataclass(frozen=True)
 class Heun:

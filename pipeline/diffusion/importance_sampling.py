@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ImportanceTimesteps", "LossTally"]
-
 _MEMORY = 10  # losses averaged a timestep, as in the paper; p_t is uniform until every timestep has this many
 _UNIFORM_SHARE = 1e-3  # keeps every p_t above zero and every weight below 1 / _UNIFORM_SHARE
 

@@ -11,8 +11,6 @@ from pipeline.diffusion.objective import Denoiser, Objective
 from pipeline.diffusion.timestep_grid import NoiseSource
 from pipeline.diffusion.variational_bound import bound_term, prior_term
 
-__all__ = ["Likelihood", "RatePoint", "bits_per_dim", "rate_distortion"]
-
 _GREY_LEVELS_PER_UNIT = 127.5  # [-1, 1] -> [0, 255]
 
 

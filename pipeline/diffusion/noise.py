@@ -21,8 +21,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "SampleNoise", "integers", "normal", "philox_4x32", "stream_key", "uniform"]
-
 Key = tuple[int, int]
 _Keys = tuple[int, int] | tuple[Tensor, Tensor]
 """Two key words, for all rows or int64 [B, 1] each."""

@@ -11,8 +11,6 @@ from pipeline.diffusion.reverse_process import Reverse, split
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.diffusion.variational_bound import bound_term
 
-__all__ = ["Denoiser", "Objective"]
-
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t int64 [B]) -> raw output [B, C or 2C, H, W]
 
 

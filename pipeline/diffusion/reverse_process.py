@@ -23,8 +23,6 @@ from torch import Tensor
 
 from pipeline.diffusion.forward_process import Prediction, Process
 
-__all__ = ["Clip", "Gaussian", "Reverse", "Variance", "split"]
-
 Variance = Literal["fixed_small", "fixed_large", "learned_range", "learned"]
 Clip = Callable[[Tensor], Tensor]
 

@@ -14,8 +14,6 @@ from pipeline.diffusion.schedule import evenly_spaced, make_schedule
 from pipeline.diffusion.timestep_grid import Grid, Sampler
 from pipeline.errors import ConfigError
 
-__all__ = ["make_sampler"]
-
 
 def _clip(clip: bool | float) -> Clip | None:
     if isinstance(clip, bool):

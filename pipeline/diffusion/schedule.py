@@ -14,8 +14,6 @@ from torch import Tensor
 from pipeline.config.model import DiffusionConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["Schedule", "evenly_spaced", "make_schedule", "respace", "schedule_from_betas"]
-
 _MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: no singularity at t = T
 
 

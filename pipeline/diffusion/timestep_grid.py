@@ -13,8 +13,6 @@ from pipeline.diffusion.objective import Denoiser
 from pipeline.diffusion.reverse_process import Clip, Gaussian, Reverse, Variance
 from pipeline.diffusion.schedule import Schedule, respace
 
-__all__ = ["Grid", "NoiseSource", "Sampler", "State"]
-
 
 class NoiseSource(Protocol):
     """Source of a sampler's noise; `noise.SampleNoise` implements it."""

@@ -8,8 +8,6 @@ from torch import Tensor
 from pipeline.diffusion.forward_process import Process
 from pipeline.diffusion.reverse_process import Gaussian
 
-__all__ = ["bound_term", "decoder_log_likelihood", "gaussian_kl", "prior_term"]
-
 _HALF_BIN = 1.0 / 255.0  # 256 grey levels on [-1, 1]: bins are 2 / 255 wide
 _EDGE = 1.0 - 1e-3  # a larger |x_0| is level 0 or 255, also after rounding errors
 

@@ -24,8 +24,6 @@ from pipeline.metrics.feature_stats import CONSTANTS, FeatureStats
 from pipeline.metrics.moments import merge_all
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["MAX_CLASSIFIER_IMAGES", "MEASURED", "REFERENCE", "EvaluationContext", "ImageSet", "Side", "open_context"]
-
 Side = Literal["train", "samples", "floor", "blurred", "noise"]
 
 REFERENCE: Final[Literal["train"]] = "train"

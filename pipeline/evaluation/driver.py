@@ -40,8 +40,6 @@ from pipeline.metrics.feature_stats import Kind, Score
 from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
 from pipeline.progress import Progress
 
-__all__ = ["evaluate"]
-
 
 def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
     """Score sealed samples. Returns a stored result when the same evaluation has run before.

@@ -17,8 +17,6 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.pretrained import load_extractor
 from pipeline.progress import Progress
 
-__all__ = ["extractor_of"]
-
 Labels = NDArray[np.int64]
 
 

@@ -19,8 +19,6 @@ from pipeline.metrics.moments import Moments, merge_all
 from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store
 
-__all__ = ["feature_distances", "features_of", "stored_extractors", "training_moments"]
-
 _RIDGE = 1e-3
 """Share of the mean variance added to the diagonal of the covariance: constant features have variance 0."""
 

@@ -24,8 +24,6 @@ from pipeline.model_store.load_model import StoredModel, find_model, load_unet
 from pipeline.models.unet import UNet
 from pipeline.progress import Progress
 
-__all__ = ["heldout_bits", "heldout_bound"]
-
 
 def heldout_bound(
     unet: UNet, plan: SamplePlan, images: Pixels, ids: NDArray[np.int64], labels: NDArray[np.int64] | None, seed: int

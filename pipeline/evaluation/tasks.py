@@ -19,8 +19,6 @@ from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reference_images import blurred, noise_images
 from pipeline.metrics.scoring import score
 
-__all__ = ["compute_feature_stats", "feature_stats_of", "score_feature_stats"]
-
 _BLOCK_ROWS = 256
 
 

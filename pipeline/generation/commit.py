@@ -31,25 +31,6 @@ from pipeline.storage.files import file_entry, parquet_bytes, viewer_rows
 from pipeline.storage.sample_shards import TAR, tar_bytes
 from pipeline.storage.store import Store
 
-__all__ = [
-    "CARD",
-    "PLAN",
-    "collect_garbage",
-    "commit_shard",
-    "committed_shards",
-    "create_plan",
-    "is_sealed",
-    "join_plan",
-    "marker_key",
-    "newest_number",
-    "read_manifest",
-    "read_marker",
-    "read_plan",
-    "read_sealed",
-    "seal",
-    "sealed_documents",
-]
-
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 from pipeline.generation.manifest import MergedManifest, SampleManifest, SamplePlan
 
-__all__ = ["merged_card", "sample_card"]
-
 _SAMPLERS = {"ddpm": "ancestral sampling", "ddim": "DDIM"}
 _LOAD_PARQUET = """```python
 import datasets, duckdb, polars

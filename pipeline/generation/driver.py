@@ -37,8 +37,6 @@ from pipeline.schema import STATUS_OK
 from pipeline.storage.sample_shards import read_samples
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["generate"]
-
 MAX_LISTED = 20
 MUCH_PADDING = 0.2
 

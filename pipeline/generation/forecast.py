@@ -6,8 +6,6 @@ from typing import Any
 
 from pipeline.progress import duration
 
-__all__ = ["Forecast", "progress_note"]
-
 
 @dataclass(frozen=True)
 class Forecast:

@@ -29,17 +29,6 @@ from pipeline.images.png import encode_png
 from pipeline.models.unet import UNet
 from pipeline.schema import IMAGE, REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 
-__all__ = [
-    "GeneratedImages",
-    "SamplingProgress",
-    "ShardGenerator",
-    "network_evaluations",
-    "plan_denoiser",
-    "plan_noise",
-    "plan_sampler",
-    "sample_table",
-]
-
 NOT_FINITE = "the network gave NaN or infinity, twice"
 
 ATTEMPTS = 2

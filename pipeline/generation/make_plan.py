@@ -14,8 +14,6 @@ from pipeline.generation.sample_plan import ShardLayout
 from pipeline.model_store.load_model import StoredModel
 from pipeline.storage.store import Store
 
-__all__ = ["PlannedFolder", "make_plan", "plan_folder"]
-
 _UNCHANGED = {"shard_size", "seed", "sampler", "eta", "clip", "compile", "guidance", "format"}
 """Settings that the plan takes as they are."""
 

@@ -9,8 +9,6 @@ from pipeline.config.base import FileEntry, Section, digest_of
 from pipeline.config.generation import LabelMix
 from pipeline.schema import SCHEMA_VERSION
 
-__all__ = ["EarlierPlan", "Marker", "MergedManifest", "MergedPart", "RequestTable", "SampleManifest", "SamplePlan"]
-
 
 class EarlierPlan(Section):
     """An earlier plan of an extended folder: its fingerprint and its number of samples."""

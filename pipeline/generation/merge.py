@@ -26,8 +26,6 @@ from pipeline.storage.files import read_verified
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["MERGED", "copy_part", "merge", "part_store", "plan_merge", "read_merged", "verify_merged"]
-
 MERGED = "merged.json"
 PARTS = "parts"
 COPIERS = 8

@@ -23,8 +23,6 @@ from pipeline.schema import STATUS_OK
 from pipeline.storage.sample_shards import read_samples
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["reproduce"]
-
 ROUNDING = 1
 """Largest pixel difference (of 255 levels) that different machines or library versions explain."""
 COMPARED = ("image", "sha256", "status", "error")

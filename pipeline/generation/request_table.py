@@ -18,8 +18,6 @@ from pipeline.generation.requests import REQUIRED, BadRow, Requests, Row
 from pipeline.storage.files import file_entry, parquet_bytes, read_parquet
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["RequestSource", "load_requests", "read_source", "request_file"]
-
 ROW_GROUP_ROWS = 65_536
 PARQUET_MAGIC = b"PAR1"
 

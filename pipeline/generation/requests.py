@@ -22,8 +22,6 @@ from pipeline.config.generation import SAMPLERS
 from pipeline.errors import DataError
 from pipeline.schema import REQUESTS
 
-__all__ = ["REQUIRED", "BadRow", "Int64Array", "RequestRules", "Requests", "Row", "normalise_requests"]
-
 Int64Array = npt.NDArray[np.int64]
 MAX_LISTED = 1000
 CHUNK_ROWS = 65_536

@@ -18,8 +18,6 @@ from pipeline.config.generation import LabelMix
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.requests import Int64Array, Requests
 
-__all__ = ["PlannedSamples", "SampleSpecs", "ShardLayout", "missing_shards", "mix_counts", "mixed_labels"]
-
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 STRIDES = 64
 """Half-width of the search for a step near the golden section."""

@@ -12,8 +12,6 @@ from pipeline.errors import StorageError
 from pipeline.storage.files import parquet_bytes
 from pipeline.storage.store import Store
 
-__all__ = ["SHARD_METRICS", "SHARD_METRICS_KEY", "ShardMetrics"]
-
 SHARD_METRICS_KEY = "metrics/shards.parquet"
 SHARD_METRICS = pa.schema(
     [

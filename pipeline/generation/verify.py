@@ -28,8 +28,6 @@ from pipeline.schema import REQUESTED_SAMPLES, SAMPLES, STATUS_FAILED, STATUS_OK
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import Store
 
-__all__ = ["verify_samples"]
-
 
 def verify_samples(folder: Store, decode: Decode, found: Findings) -> None:
     """Add findings, and counts: samples, failed, shards, unnamed (data files without a marker)."""

@@ -11,8 +11,6 @@ import torch
 
 from pipeline.images.png import Pixels
 
-__all__ = ["grid", "to_model", "to_uint8"]
-
 _GAP_LEVEL: Final = 255
 
 

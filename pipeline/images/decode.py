@@ -10,8 +10,6 @@ from pipeline.errors import DataError
 from pipeline.images.file_types import HEAD_BYTES, describe_head, kind_of
 from pipeline.images.reject_reasons import Reason, Reject
 
-__all__ = ["FORMATS", "BadImage", "decode", "decode_checked"]
-
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Accepted raster formats, all decoded inside this process; for EPS, Pillow would start Ghostscript."""
 

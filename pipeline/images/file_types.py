@@ -3,8 +3,6 @@
 import zlib
 from typing import Final, Literal
 
-__all__ = ["HEAD_BYTES", "Kind", "describe_head", "kind_of"]
-
 Kind = Literal["empty", "image", "parquet", "tar", "zip", "idx", "idx-labels", "gzip", "archive", "text", "unknown"]
 
 HEAD_BYTES: Final = 8192

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, decode
 
-__all__ = ["Pixels", "Shape", "decode_batch", "decode_pixels", "encode_png"]
-
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _GREY: Final = 0
 _RGB: Final = 2

@@ -2,8 +2,6 @@
 
 from typing import Final, Literal, NamedTuple, get_args
 
-__all__ = ["REASONS", "Reason", "Reject"]
-
 Reason = Literal[
     # location and container
     "missing",  # listed, but absent at reading time

@@ -12,8 +12,6 @@ from pipeline.storage.create_once import create_or_read
 from pipeline.storage.documents import find_document, parse, to_json
 from pipeline.storage.store import Store
 
-__all__ = ["dataset_version_key", "finish_commit", "read_dataset", "read_dataset_version", "write_dataset"]
-
 MANIFEST = "manifest.json"
 
 

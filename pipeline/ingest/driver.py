@@ -56,8 +56,6 @@ from pipeline.storage.credentials import without_credentials
 from pipeline.storage.documents import to_json
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["ingest"]
-
 
 def ingest(config: Config, source: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
     """Create the dataset, continue an unfinished ingest, or append what is new in the source; else change nothing.

@@ -27,18 +27,6 @@ from pipeline.storage.create_once import COMMIT_ATTEMPTS, create_or_read_documen
 from pipeline.storage.documents import find_document
 from pipeline.storage.store import Store
 
-__all__ = [
-    "DeduplicatedSlots",
-    "IngestPlan",
-    "PreparedPartition",
-    "WorkFolder",
-    "claim",
-    "delete_leftovers",
-    "different_settings",
-    "read_plan",
-    "withdraw_plan",
-]
-
 M = TypeVar("M", bound=Section)
 MarkerKind = Literal["prepared", "settled", "written"]
 

@@ -9,9 +9,6 @@ from typing import Any, Literal
 from pipeline.config.base import FileEntry, Section, digest_of
 from pipeline.schema import SCHEMA_VERSION
 
-__all__ = ["DatasetManifest", "ShardEntry", "Split", "channel_statistics"]
-
-
 Split = Literal["train", "heldout"]
 
 

@@ -22,8 +22,6 @@ from pipeline.schema import REJECTS
 from pipeline.storage.credentials import without_credentials
 from pipeline.storage.files import parquet_bytes, put_file
 
-__all__ = ["MAX_DETAIL", "MapContext", "partition_name", "prepare_partition"]
-
 SORTED_RUN_BYTES = 64 * 2**20
 """Encoded images that a task holds before it writes them as a sorted run."""
 MAX_DETAIL = 300

@@ -19,21 +19,6 @@ import numpy.typing as npt
 
 from pipeline.ingest.manifest import Split
 
-__all__ = [
-    "BoolArray",
-    "Duplicates",
-    "Int64Array",
-    "ShardGroup",
-    "Slots",
-    "is_heldout",
-    "keep_mask",
-    "pieces",
-    "rows_per_shard",
-    "shard_groups",
-    "shuffle_key",
-    "shuffle_order",
-]
-
 Duplicates = Literal["keep-first", "keep-all", "reject"]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

@@ -33,8 +33,6 @@ from pipeline.ingest.sources.source import Source
 from pipeline.progress import Progress
 from pipeline.task_pool import fan_out
 
-__all__ = ["IngestContext", "make_dataset_version"]
-
 MARKER_READERS = 16
 DEDUPLICATE_BYTES = 64 * 2**20
 """Records and names that one deduplicating task holds, about."""

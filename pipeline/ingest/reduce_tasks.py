@@ -21,8 +21,6 @@ from pipeline.ingest.sorted_runs import Records, RunFormat, SlotContents, Sorted
 from pipeline.schema import DATASET, IMAGE, REJECTS
 from pipeline.storage.files import parquet_bytes, put_hashed, read_parquet
 
-__all__ = ["ReduceContext", "RejectChunk", "WriteContext", "deduplicate", "shard_name", "write_rejects", "write_shards"]
-
 ROW_GROUP_BYTES = 32 * 2**20
 
 

@@ -22,8 +22,6 @@ from pipeline.config.base import FileEntry
 from pipeline.errors import VerificationFailed
 from pipeline.storage.store import Store
 
-__all__ = ["PreparedImage", "RunFormat", "SlotContents", "SortedRunFile", "read_slots", "sorted_run_bytes"]
-
 READERS = 8
 HEADER_ROW_BYTES = 3 * 8
 Records = npt.NDArray[np.void]

@@ -16,8 +16,6 @@ from pipeline.ingest.sources.source import Partition, SourceFile
 from pipeline.storage.files import parquet_bytes, put_hashed, read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["KnownFiles", "Snapshot", "read_snapshot", "snapshot_digest", "write_snapshot"]
-
 FILES_A_PART = 50_000
 _FILE = pa.struct([("key", pa.binary()), ("size", pa.int64()), ("version", pa.string())])
 SNAPSHOT = pa.schema(

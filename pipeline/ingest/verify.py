@@ -19,8 +19,6 @@ from pipeline.schema import DATASET, REJECTS
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import Store
 
-__all__ = ["verify_dataset"]
-
 FIXED = ("source", "image_size", "channels")
 APPENDED = ("shards", "rejects", "snapshots", "classes")
 DIGEST_BYTES = 16

@@ -23,8 +23,6 @@ from pipeline.errors import DataError
 from pipeline.metrics.features import ExtractorOutput, Pixels, in_batches, one_thread
 from pipeline.metrics.serialization import pack, unpack
 
-__all__ = ["CLASS_CNN", "ROTATION_CNN", "Classifier", "EpochRecord", "train_classifier"]
-
 CLASS_CNN: Final = "class-cnn"
 ROTATION_CNN: Final = "rotation-cnn"
 

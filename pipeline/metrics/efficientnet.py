@@ -18,8 +18,6 @@ from pipeline.errors import DataError
 from pipeline.metrics.features import ExtractorOutput, Pixels, in_batches
 from pipeline.metrics.pretrained_weights import load_weights, read_state_dict
 
-__all__ = ["EFFICIENTNET", "EfficientNet", "EfficientNetNetwork"]
-
 EFFICIENTNET: Final = "efficientnet-lite0"
 INPUT_SIZE: Final = 224
 _BATCH: Final = 32

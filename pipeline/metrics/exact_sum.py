@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 
-__all__ = ["LIMIT", "SCORE_UNIT", "UNIT", "Words", "add", "fixed_sum", "gram", "outer_index", "subtract"]
-
 _FRACTION_BITS: Final = 26
 _LIMB_BITS: Final = 22
 _LOW_BITS: Final = 48

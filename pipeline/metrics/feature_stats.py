@@ -21,8 +21,6 @@ from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.reservoir import Reservoir
 from pipeline.metrics.serialization import pack, unpack
 
-__all__ = ["CONSTANTS", "LAYOUT", "FeatureStats", "Kind", "Score"]
-
 Kind = Literal["samples", "floor", "blurred", "noise", "heldout"]
 """Scored images: `samples` of the model, `floor` held-out real images, `blurred` and `noise` the ceilings; `heldout`
 marks a score of the model itself on held-out images, such as bits/dim."""

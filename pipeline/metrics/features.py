@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pipeline.metrics.protocol import Fingerprint
 
-__all__ = ["Extractor", "ExtractorOutput", "Pixels", "fingerprint_of", "in_batches", "one_thread"]
-
 Pixels = NDArray[np.uint8]
 
 

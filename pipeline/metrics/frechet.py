@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.protocol import Fingerprint
 
-__all__ = ["FrechetDistance", "FrechetReference", "Gaussian", "frechet"]
-
 
 class Gaussian(Protocol):
     """A Gaussian fitted to a set of features, such as `Moments`."""

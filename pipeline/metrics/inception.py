@@ -22,8 +22,6 @@ from pipeline.errors import DataError
 from pipeline.metrics.features import ExtractorOutput, Pixels, in_batches
 from pipeline.metrics.pretrained_weights import load_weights, read_state_dict
 
-__all__ = ["INCEPTION", "Inception", "InceptionNetwork", "resized_as_tensorflow_1"]
-
 INCEPTION: Final = "inception-v3"
 _SIDE: Final = 299
 _FEATURES: Final = 2048

@@ -16,8 +16,6 @@ from pipeline.errors import DataError
 from pipeline.metrics.exact_sum import SCORE_UNIT, fixed_sum
 from pipeline.metrics.reservoir import mixed_keys
 
-__all__ = ["SPLITS", "ClassScore", "ClassSums", "split_of"]
-
 SPLITS: Final = 10
 _STREAM: Final = 1 << 32  # differs from all streams of reservoir subsets
 _TINY: Final = 1e-30

@@ -19,17 +19,6 @@ from pipeline.metrics.moments import Moments
 from pipeline.metrics.paired_difference import student_quantile
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = [
-    "CONFIDENCE",
-    "GROUPS",
-    "Extrapolation",
-    "Interval",
-    "class_interval",
-    "extrapolate_frechet",
-    "frechet_interval",
-]
-__all__ += ["kernel_interval", "mean_interval"]
-
 CONFIDENCE: Final = 0.95
 GROUPS: Final = 10
 _GROUP_ROWS: Final = 4

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["KernelDistance", "kernel", "kernel_distance", "kernel_distances", "one_sided_mmd", "polynomial_mmd"]
-
 Float64 = NDArray[np.float64]
 Name = TypeVar("Name", bound=str)
 

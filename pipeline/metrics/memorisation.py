@@ -21,17 +21,6 @@ from numpy.typing import NDArray
 from pipeline.config.base import Section
 from pipeline.metrics.nearest import Nearest
 
-__all__ = [
-    "QUANTILES",
-    "RULE",
-    "Distribution",
-    "Share",
-    "Space",
-    "SpaceResult",
-    "find_near_copies",
-    "relative_distances",
-]
-
 Space = Literal["pixel", "feature"]
 Float64 = NDArray[np.float64]
 

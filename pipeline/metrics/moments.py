@@ -22,8 +22,6 @@ from pipeline.metrics.exact_sum import UNIT, Words, add, gram, outer_index, subt
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.serialization import pack, unpack
 
-__all__ = ["Moments", "merge_all"]
-
 Float64 = NDArray[np.float64]
 
 

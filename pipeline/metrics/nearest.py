@@ -20,8 +20,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NO_ROW", "Nearest", "add_rows"]
-
 NO_ROW: Final = np.iinfo(np.int64).max
 """Id of a missing neighbour; its distance is inf."""
 

@@ -20,8 +20,6 @@ from pipeline.errors import DataError
 from pipeline.metrics.kid import kernel
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["PairedDifference", "paired_difference", "student_quantile"]
-
 MOST_GROUPS: Final = 20
 GROUP_ROWS: Final = 8
 

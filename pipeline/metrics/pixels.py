@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 
-__all__ = ["PixelCounts", "histogram_distance"]
-
 _LEVELS = 256
 
 Float64 = NDArray[np.float64]

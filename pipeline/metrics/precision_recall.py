@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["NeighbourScores", "neighbour_scores", "scores_of_features"]
-
 _BLOCK_ROWS: Final = 1024
 
 Float64 = NDArray[np.float64]

@@ -6,8 +6,6 @@ from pipeline.metrics.efficientnet import EFFICIENTNET, EfficientNet
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.inception import INCEPTION, Inception
 
-__all__ = ["TRAINED_EXTRACTORS", "load_extractor"]
-
 TRAINED_EXTRACTORS = (CLASS_CNN, ROTATION_CNN)
 """Names of extractors that this program trains; other extractors need a weights file."""
 

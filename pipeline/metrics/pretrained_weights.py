@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 
-__all__ = ["load_weights", "read_state_dict"]
-
 _SHOWN = 3
 
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass, fields
 
 from pipeline.errors import DataError
 
-__all__ = ["Fingerprint"]
-
 
 @dataclass(frozen=True)
 class Fingerprint:

@@ -5,8 +5,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLUR_NAME", "NOISE_NAME", "blurred", "noise_images"]
-
 BLUR_NAME: Final = "real, 3x3 box blur"
 NOISE_NAME: Final = "uniform noise"
 

@@ -14,8 +14,6 @@ from pipeline.errors import DataError
 from pipeline.metrics.protocol import Fingerprint
 from pipeline.metrics.serialization import pack, unpack
 
-__all__ = ["Reservoir", "mixed_keys"]
-
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2: Final = np.uint64(0x94D049BB133111EB)

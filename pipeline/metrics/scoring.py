@@ -20,8 +20,6 @@ from pipeline.metrics.pixels import histogram_distance
 from pipeline.metrics.precision_recall import neighbour_scores
 from pipeline.metrics.reservoir import Reservoir
 
-__all__ = ["BITS_PER_DIM", "bits_score", "score"]
-
 BITS_PER_DIM = "bits/dim"
 _WITH_INTERVAL: tuple[Kind, ...] = ("samples", "floor")
 Measured = Mapping[Kind, FeatureStats]

@@ -11,8 +11,6 @@ from safetensors import SafetensorError
 
 from pipeline.errors import DataError
 
-__all__ = ["pack", "unpack"]
-
 _METADATA_KEY: Final = "pipeline"  # one key only: safetensors writes several in no fixed order
 
 

@@ -28,23 +28,6 @@ from pipeline.storage.documents import find_document, read_document
 from pipeline.storage.files import put_file, read_verified
 from pipeline.storage.store import Store
 
-__all__ = [
-    "RUN",
-    "SUCCESS",
-    "checkpoint_key",
-    "committed_steps",
-    "latest_checkpoint",
-    "load_newest",
-    "read_checkpoint",
-    "read_success",
-    "read_tensors",
-    "remove_old_checkpoints",
-    "rewind",
-    "usable_checkpoint",
-    "write_checkpoint",
-    "write_tensors",
-]
-
 MANIFEST = "manifest.json"
 RUN = "run.json"
 SUCCESS = "_SUCCESS.json"

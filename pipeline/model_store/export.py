@@ -18,8 +18,6 @@ from pipeline.models.diffusers_format import INDEX_FILE, WEIGHTS_FILE, model_fil
 from pipeline.storage.create_once import try_create
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["export"]
-
 
 def export(config: Config, run: str, out: str, step: int | None = None, dry_run: bool = False) -> dict[str, Any]:
     """Write the weights named by `generate.weights` to `out`.

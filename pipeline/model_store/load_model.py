@@ -25,8 +25,6 @@ from pipeline.models.diffusers_scheduler import SCHEDULER_FILE
 from pipeline.models.unet import UNet
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["RAW_WEIGHTS", "StoredModel", "find_model", "load_unet", "parse_checkpoint_uri", "weight_names"]
-
 RAW_WEIGHTS = "raw"
 """The name of the optimizer's own weights in `generate.weights`; any other name is an EMA profile."""
 RAW_GROUP = "model"

@@ -8,9 +8,6 @@ from pipeline.config.base import FileEntry, Section, digest_of
 from pipeline.config.root import Config
 from pipeline.schema import SCHEMA_VERSION
 
-__all__ = ["CheckpointManifest", "RunPlan", "RunSuccess"]
-
-
 FREE_TO_CHANGE = {
     f"train.{name}"
     for name in (

@@ -13,8 +13,6 @@ from pipeline.config.root import Config
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.model_store.registry import Record, Registry, Version
 
-__all__ = ["mirror", "mirror_to_mlflow"]
-
 TAG: Final = "ddpm.version"
 ALIASES: Final = ("champion", "challenger")
 PAGE: Final = 200

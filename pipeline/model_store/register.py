@@ -9,8 +9,6 @@ from pipeline.model_store.registry import Registry, Version
 from pipeline.storage.credentials import without_credentials
 from pipeline.storage.files import file_entry
 
-__all__ = ["Export", "register"]
-
 Export = Callable[[Config, str, str], dict[str, Any]]
 """(config, URI of a run or checkpoint, URI of the folder): `pipeline.model_store.export.export`."""
 

@@ -22,17 +22,6 @@ from pipeline.storage.create_once import create_or_read_document, try_create
 from pipeline.storage.documents import read_document, to_json
 from pipeline.storage.store import Store, resolve
 
-__all__ = [
-    "ChangeRequest",
-    "Record",
-    "Registry",
-    "Version",
-    "champions",
-    "is_registered",
-    "named_version",
-    "version_key",
-]
-
 Action = Literal["challenge", "promote", "rollback"]
 MANIFEST: Final = "manifest.json"
 CLAIMS: Final = "claims/"

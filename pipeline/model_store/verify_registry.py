@@ -7,8 +7,6 @@ from pipeline.model_store.registry import CLAIMS, MANIFEST, RECORDS, Record, Reg
 from pipeline.storage.findings import Findings
 from pipeline.storage.store import Store
 
-__all__ = ["is_registry", "verify_registry"]
-
 
 def is_registry(store: Store) -> bool:
     """Whether the store holds a claim or a record of a registry."""

@@ -24,8 +24,6 @@ from pipeline.storage.documents import read_document
 from pipeline.storage.findings import Findings
 from pipeline.storage.store import Store
 
-__all__ = ["verify_checkpoint", "verify_run"]
-
 OPTIMIZER_GROUP = "optimizer"
 
 

@@ -5,8 +5,6 @@ from typing import Final
 
 import torch
 
-__all__ = ["compute_on_one_core"]
-
 _M_TRIM_THRESHOLD: Final = -1  # mallopt(3)
 _M_MMAP_MAX: Final = -4
 _MOST: Final = 2**31 - 1

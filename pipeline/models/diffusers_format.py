@@ -32,8 +32,6 @@ from pipeline.models.diffusers_scheduler import (
 )
 from pipeline.models.unet import UNet
 
-__all__ = ["INDEX_FILE", "UNET_FILE", "WEIGHTS_FILE", "DiffusersModel", "from_files", "model_files"]
-
 INDEX_FILE = "model_index.json"
 UNET_FILE = "unet/config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"

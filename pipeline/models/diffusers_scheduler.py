@@ -13,8 +13,6 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.model import DiffusionConfig
 from pipeline.errors import ConfigError, DataError
 
-__all__ = ["DIFFUSERS_VERSION", "SCHEDULER_FILE", "diffusion_config", "scheduler_fields", "validated"]
-
 DIFFUSERS_VERSION = "0.33.0"  # the oldest that reads these fields
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 

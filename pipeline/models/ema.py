@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from pipeline.config.training import EmaConfig
 from pipeline.errors import DataError
 
-__all__ = ["Ema", "ema_decay", "power_exponent"]
-
 _RAMP_UP = 0.05  # share of the images seen, from the training code of Karras et al. 2022
 
 

@@ -14,17 +14,6 @@ from torch import Tensor, nn
 from pipeline.models.dropout import dropout_mask
 from pipeline.models.winograd import winograd_conv, winograd_pays
 
-__all__ = [
-    "Attention",
-    "Conv3x3",
-    "Downsample",
-    "ResnetBlock",
-    "TimestepEmbedding",
-    "Upsample",
-    "norm_silu",
-    "sinusoidal_embedding",
-]
-
 
 def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
     """Position embedding of timesteps, float32 [B, dim]: sines, then cosines (Vaswani et al. 2017; Ho et al. 2020).

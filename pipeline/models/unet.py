@@ -29,9 +29,6 @@ from pipeline.models.layers import (
     sinusoidal_embedding,
 )
 
-__all__ = ["UNet", "init_weights"]
-
-
 BRANCH_ENDS = ("conv2", "to_out.0", "conv_out")
 """Names of the last layer of every residual branch and of the network; these layers start at 0."""
 

@@ -28,8 +28,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["winograd_conv", "winograd_pays"]
-
 _SCRATCH_BYTES = 4 * 2**20
 
 

@@ -20,8 +20,6 @@ from pipeline.nightly.gate import Difference, Evidence, different_protocol
 from pipeline.nightly.stage_results import Comparison
 from pipeline.storage.store import resolve
 
-__all__ = ["EvaluatedSamples", "compare"]
-
 _OF_THE_MODEL = {"model_uri", "model_digest", "diffusion", "num_classes", "weights", "variance", "schema_version"}
 """Fields of a sample plan that identify the model; all others belong to the protocol."""
 

@@ -16,8 +16,6 @@ from pipeline.nightly.watchdog import NightWatch, stop_on_sigterm
 from pipeline.storage.lease import LEASE, Lease
 from pipeline.storage.store import resolve
 
-__all__ = ["nightly"]
-
 QUEUE_POLL_SECONDS = 5.0
 
 

@@ -10,8 +10,6 @@ from pipeline.config.base import Section
 from pipeline.config.nightly import GateConfig
 from pipeline.errors import DataError
 
-__all__ = ["Difference", "Evidence", "Verdict", "different_protocol", "gate"]
-
 MOST_NAMED = 8
 
 

@@ -17,8 +17,6 @@ from pipeline.config.nightly import as_date
 from pipeline.nightly.stage_results import StageResults
 from pipeline.schema import SCHEMA_VERSION
 
-__all__ = ["STAGES", "TRAINED", "CatchUp", "DueNights", "Night", "Outcome", "newer_settled", "nights_due", "unchanged"]
-
 STAGES = tuple(StageResults.model_fields)
 CLOSING_STAGES = ("report", "retention")
 """Stages after the decision: their failure is a warning and leaves the night's outcome as it is."""

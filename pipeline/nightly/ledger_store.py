@@ -20,8 +20,6 @@ from pipeline.storage.lease import LEASE
 from pipeline.storage.lease_owner import Holder
 from pipeline.storage.store import Store
 
-__all__ = ["REPORT", "STATE", "Ledgers"]
-
 STATE = "state.json"
 REPORT = "report.html"
 STOP = "stop.json"

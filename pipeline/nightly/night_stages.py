@@ -30,8 +30,6 @@ from pipeline.storage.files import remove_artefact
 from pipeline.storage.store import Store
 from pipeline.training.distributed.data_loader import READ_CPUS
 
-__all__ = ["Drivers", "NightStages"]
-
 Result = dict[str, Any]
 
 

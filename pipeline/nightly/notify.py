@@ -13,8 +13,6 @@ from pipeline.config.nightly import HookConfig, NightlyConfig
 from pipeline.config.storage import StorageConfig
 from pipeline.storage.store import resolve
 
-__all__ = ["EVENTS", "prometheus_text", "run_hooks"]
-
 EVENTS: Final = ("success", "failure", "hold", "skipped")
 WEBHOOK_SECONDS: Final = 20.0
 COMMAND_SECONDS: Final = 300.0

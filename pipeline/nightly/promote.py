@@ -14,8 +14,6 @@ from pipeline.nightly.compare import EvaluatedSamples, compare
 from pipeline.nightly.gate import gate
 from pipeline.storage.store import resolve
 
-__all__ = ["GateInputs", "models", "promote", "rollback"]
-
 
 class GateInputs(NamedTuple):
     """URIs that a gated promotion compares: the dataset and the evaluated samples of both models.

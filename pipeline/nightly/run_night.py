@@ -27,8 +27,6 @@ from pipeline.nightly.ledger_store import STATE, Ledgers
 from pipeline.nightly.notify import run_hooks
 from pipeline.nightly.watchdog import NightWatch
 
-__all__ = ["Effects", "NightRun", "Result", "Stages"]
-
 Result = dict[str, Any]
 
 

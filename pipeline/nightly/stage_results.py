@@ -10,20 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.nightly.gate import Difference, Evidence, Verdict
 
-__all__ = [
-    "Comparison",
-    "ExportResult",
-    "PromoteResult",
-    "ReportResult",
-    "RetentionResult",
-    "SamplesResult",
-    "SnapshotResult",
-    "StageResult",
-    "StageResults",
-    "TrainResult",
-    "finished",
-]
-
 T = TypeVar("T")
 
 

@@ -14,8 +14,6 @@ from pipeline.nightly.ledger_store import REPORT, STATE, Ledgers
 from pipeline.storage.findings import Findings
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["find_nights", "verify_nights"]
-
 _NIGHTS = re.compile(r"^(.*)/nightly/([^/]+)(?:/(\d{4}-\d{2}-\d{2}))?$")
 
 

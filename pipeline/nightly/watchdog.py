@@ -12,8 +12,6 @@ from pipeline.errors import Busy, PipelineError, Stopped, StorageError
 from pipeline.nightly.ledger_store import Ledgers
 from pipeline.storage.lease import Lease
 
-__all__ = ["NightWatch", "stop_on_sigterm"]
-
 POLL_SECONDS = 2.0
 
 

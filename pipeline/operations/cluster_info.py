@@ -17,8 +17,6 @@ from pipeline import __version__
 from pipeline.operations.diagnosis import Node
 from pipeline.operations.submission import first_line
 
-__all__ = ["dashboard_url", "every_node", "installed_versions", "is_listening", "status_without_token", "this_node"]
-
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 120.0  # the first task on a node starts a process and may import torch
 DRIVER = Path("/proc/driver/nvidia/version")

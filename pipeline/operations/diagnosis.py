@@ -6,8 +6,6 @@ from typing import Literal, NamedTuple
 
 from pipeline.operations.submission import MIB, largest
 
-__all__ = ["Finding", "Node", "clock", "dashboard", "devices", "latency", "package", "versions"]
-
 SKEW_WARNING_SECONDS, SKEW_FAILURE_SECONDS = 5.0, 300.0  # S3 refuses signatures that are 15 minutes off
 SLOW_SECONDS = 0.5
 

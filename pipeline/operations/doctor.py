@@ -14,8 +14,6 @@ from pipeline.operations.diagnosis import Finding
 from pipeline.operations.submission import first_line
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["check_cluster", "check_store", "doctor"]
-
 STORE_CHECKS: Sequence[Callable[[Store], Finding]] = (
     store_conformance.access,
     store_conformance.create_once,

@@ -15,8 +15,6 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.operations.cluster_info import is_listening
 from pipeline.operations.submission import first_line
 
-__all__ = ["JobState", "JobsClient", "dashboard_address", "find_token"]
-
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 60.0
 AGENT_SECONDS, AGENT_POLL_SECONDS = 60.0, 1.0

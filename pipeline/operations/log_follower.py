@@ -10,8 +10,6 @@ import aiohttp
 from pipeline.errors import PipelineError
 from pipeline.operations.jobs_client import JobsClient, JobState
 
-__all__ = ["LogFollower"]
-
 logger = logging.getLogger("ddpm.operations")
 
 QUIET_SECONDS = 30.0

@@ -13,8 +13,6 @@ from ray._private.runtime_env import packaging
 
 from pipeline.errors import ConfigError
 
-__all__ = ["UPLOAD_LIMIT", "folder_sizes", "included_files", "job_files", "packed_files", "sizes_of", "zipped"]
-
 UPLOAD_LIMIT = min(int(packaging.GCS_STORAGE_MAX_SIZE), int(DASHBOARD_CLIENT_MAX_SIZE))
 """Bytes: the dashboard refuses uploads of this size."""
 PROGRAM = ("pipeline", "jobs", "pyproject.toml")

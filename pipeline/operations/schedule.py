@@ -20,8 +20,6 @@ from pipeline.config.cron import Cron
 from pipeline.config.operations import DATE, ScheduleConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["TARGETS", "calendar_events", "render", "run_here", "shell_line"]
-
 TARGETS = {
     "systemd": {"systemd.service": "{name}.service", "systemd.timer": "{name}.timer"},
     "cron": {"cron.crontab": "{name}.crontab"},

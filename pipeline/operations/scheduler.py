@@ -15,8 +15,6 @@ from apscheduler.triggers.base import BaseTrigger
 from pipeline.config.cron import Cron
 from pipeline.config.operations import DATE, ScheduleConfig
 
-__all__ = ["CronRuns", "build", "run"]
-
 logger = logging.getLogger("ddpm.operations")
 
 

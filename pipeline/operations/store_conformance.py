@@ -14,8 +14,6 @@ from pipeline.errors import AlreadyExists, StorageError
 from pipeline.operations.diagnosis import Finding, clock, latency
 from pipeline.storage.store import Store
 
-__all__ = ["access", "clock_skew", "create_once", "listing", "round_trip"]
-
 WRITERS = 8
 ROUND_TRIPS = 5
 

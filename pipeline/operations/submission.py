@@ -13,25 +13,6 @@ from pipeline.config.operations import CREDENTIAL_NAME
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError
 
-__all__ = [
-    "Attempt",
-    "Decision",
-    "SubmittedJob",
-    "credentials",
-    "decision",
-    "entrypoint",
-    "exit_code",
-    "first_line",
-    "largest",
-    "newest_attempt",
-    "next_id",
-    "refuse_credentials",
-    "refuse_local_paths",
-    "refuse_package",
-    "submission_id",
-    "version_differences",
-]
-
 MIB = 2**20
 Decision = Literal["start", "attach", "done"]
 MIN_CREDENTIAL_LENGTH = 8  # a shorter value may be an ordinary word

@@ -28,8 +28,6 @@ from pipeline.operations.log_follower import LogFollower
 from pipeline.operations.package import UPLOAD_LIMIT, job_files, sizes_of, zipped
 from pipeline.operations.submission import SubmittedJob
 
-__all__ = ["FILES", "submit"]
-
 logger = logging.getLogger("ddpm.operations")
 
 FILES = "submitted"

@@ -26,8 +26,6 @@ from pipeline.nightly.verify import find_nights, verify_nights
 from pipeline.storage.findings import Decode, Findings
 from pipeline.storage.store import resolve
 
-__all__ = ["Report", "check_artefact", "verify"]
-
 
 @dataclass(frozen=True)
 class Report:

@@ -16,8 +16,6 @@ from pipeline.report.section import ArtefactKind, ReportSection
 from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["collect_sections", "short_names"]
-
 
 def collect_sections(stores: Sequence[Store]) -> list[ReportSection]:
     """One section per store, in order. A night adds its run and its samples folders, unless retention deleted them.

@@ -13,8 +13,6 @@ from pipeline.report.run_section import last_grid, read_run
 from pipeline.report.settings import different_settings
 from pipeline.storage.store import Store
 
-__all__ = ["compare_page"]
-
 
 def compare_page(stores: Sequence[Store], samples: Sequence[Store]) -> Report:
     """The page. samples: samples folders, whose scores are shown for the run that produced the model.

@@ -13,8 +13,6 @@ from pipeline.report.render.content import Table, Verdict
 from pipeline.report.render.scales import NO_VALUE, figures
 from pipeline.report.run_history import training_work
 
-__all__ = ["LAST_SHARE", "ComparedRun", "compared_verdict", "final_figures", "final_loss"]
-
 LAST_SHARE: Final = 0.1
 """The final loss of a run is the mean over this last share of its steps."""
 _DECIDING: Final = ("objective", "prediction", "min_snr_gamma", "schedule", "num_timesteps", "beta_start", "beta_end")

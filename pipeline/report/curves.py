@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from pipeline.report.render.content import Chart, Series, ThroughputRow
 from pipeline.report.render.scales import figures
 
-__all__ = ["generation_rates", "steady_rate", "training_charts", "training_rate"]
-
 _MAX_MEANS: Final = 100
 _MAX_CHANGES: Final = 6
 _MIN_SHARE: Final = 0.01

@@ -22,8 +22,6 @@ from pipeline.report.scores import metric_rows, verdict
 from pipeline.report.section import ReportSection
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["compare", "report"]
-
 PAGE, COMPARISON = "report.html", "comparison.html"
 _MAX_FINDINGS: Final = 20
 _JOINED: Final = ("leading", "samples", "neighbours", "grids", "throughput", "settings")

@@ -19,8 +19,6 @@ from pipeline.report.render.content import Picture
 from pipeline.report.render.scales import figures
 from pipeline.storage.store import Store
 
-__all__ = ["Pool", "best_and_worst", "by_class", "first_images", "random_pool", "random_sheet", "within"]
-
 SHEET_PIXELS, SHEET_COLUMNS, SHEET_GAP = 640, 10, 2
 MAX_SHARDS, MAX_BYTES = 8, 2**28  # limits on what is read for a pool
 MAX_POOLED, MAX_POOLED_BYTES = 2048, 2**26  # images of a pool, and bytes of their pixels

@@ -7,8 +7,6 @@ from pipeline.metrics.memorisation import Share, SpaceResult
 from pipeline.report.render.content import Fact, Picture
 from pipeline.storage.store import Store
 
-__all__ = ["memorisation_content"]
-
 
 def _fact(result: SpaceResult, extractor: str) -> Fact:
     """The share of near-copies with its interval, beside the baseline."""

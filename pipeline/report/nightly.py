@@ -10,8 +10,6 @@ from pipeline.nightly.stage_results import Comparison
 from pipeline.report.render.content import Fact, Table, Verdict
 from pipeline.report.render.scales import NO_VALUE, figures
 
-__all__ = ["night_facts", "night_tables", "night_verdict"]
-
 _KINDS: Final[Mapping[str, str]] = {"promoted": "good", "skipped": "good", "failed": "bad"}
 _MAX_LENGTH: Final = 160  # characters of the result of a stage
 

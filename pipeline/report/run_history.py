@@ -9,8 +9,6 @@ import pyarrow as pa
 from pipeline.report.render.content import Table
 from pipeline.report.render.scales import NO_VALUE, figures
 
-__all__ = ["Work", "cost_table", "generation_work", "shard_table", "starts_table", "training_work"]
-
 SLOW: Final = 1.5
 """A straggler takes more than this many times the median seconds per image."""
 _MAX_ROWS: Final = 12

@@ -23,8 +23,6 @@ from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store, resolve
 from pipeline.training.metrics_table import read_metrics
 
-__all__ = ["last_grid", "read_run", "run_section", "trained_on"]
-
 MOST_GRIDS: Final = 24
 GRID_SIDE, GRID_BYTES = 768, 8 * 2**20  # pixels of the longer side of a grid, and bytes of all grids of a run
 _GRID: Final = re.compile(r"^grids/step-(\d+)\.png$")

@@ -23,8 +23,6 @@ from pipeline.report.run_section import trained_on
 from pipeline.report.section import ReportSection, as_yaml
 from pipeline.storage.store import Store
 
-__all__ = ["dataset_section", "samples_section"]
-
 
 def samples_section(store: Store, name: str, datasets: Sequence[Store]) -> ReportSection:
     """datasets: where to look for the extractor of an evaluation. Raises DataError for unsealed samples."""

@@ -8,8 +8,6 @@ from pipeline.metrics.reference_images import BLUR_NAME, NOISE_NAME
 from pipeline.report.render.content import Anchor, MetricRow, Verdict
 from pipeline.report.render.scales import figures
 
-__all__ = ["FLOOR_NAME", "metric_rows", "verdict"]
-
 FLOOR_NAME: Final = "held-out real"
 _MEANING: Final = {
     "FD": "Frechet distance of features, lower is better. It falls as n grows: compare only at equal n and protocol.",

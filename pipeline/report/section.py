@@ -11,8 +11,6 @@ from pipeline.evaluation.results import Evaluation
 from pipeline.report.render.content import Fact, Picture, Table, ThroughputRow, Verdict
 from pipeline.report.run_history import Work
 
-__all__ = ["ArtefactKind", "ReportSection", "as_yaml"]
-
 ArtefactKind = Literal["run", "samples", "dataset", "night"]
 
 

@@ -6,8 +6,6 @@ from typing import Any, Final
 
 from pipeline.report.render.content import Table
 
-__all__ = ["changed_settings", "different_settings", "nearest_recipe"]
-
 Settings = Mapping[str, Any]
 SECTIONS: Final = ("model", "diffusion", "train", "ray")
 """Sections that apply to a run; the others belong to other verbs."""

@@ -23,8 +23,6 @@ from pipeline.storage.files import file_entry
 from pipeline.storage.retry import limited, retry
 from pipeline.storage.store import Store
 
-__all__ = ["COMMIT_ATTEMPTS", "create_or_read", "create_or_read_document", "create_or_read_file", "try_create"]
-
 Document = TypeVar("Document", bound=Section)
 
 COMMIT_ATTEMPTS = 6

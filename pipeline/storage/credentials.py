@@ -2,8 +2,6 @@
 
 import re
 
-__all__ = ["without_credentials"]
-
 _USER = re.compile(r"(?<=//)[^/\s]+@")
 _SECRET = re.compile(
     r"(?<=[?&;])([\w.%-]*(?:signature|sig|token|secret|credential|password|accesskey)[\w.%-]*)=[^&;\s]*", re.I

@@ -13,8 +13,6 @@ from pipeline.config.base import Section
 from pipeline.errors import DataError, NotFound
 from pipeline.storage.store import Store
 
-__all__ = ["find_document", "parse", "read_document", "read_documents", "to_json"]
-
 T = TypeVar("T", bound=Section)
 
 

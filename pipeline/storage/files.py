@@ -10,17 +10,6 @@ from pipeline.config.base import FileEntry
 from pipeline.errors import NotFound, VerificationFailed
 from pipeline.storage.store import Store
 
-__all__ = [
-    "file_entry",
-    "parquet_bytes",
-    "put_file",
-    "put_hashed",
-    "read_parquet",
-    "read_verified",
-    "remove_artefact",
-    "viewer_rows",
-]
-
 MAX_GROUP_BYTES = 32 * 2**20
 MAX_GROUP_ROWS = 1000
 NAME_DIGITS = 12

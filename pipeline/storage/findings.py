@@ -16,8 +16,6 @@ from pipeline.storage.files import read_verified
 from pipeline.storage.sample_shards import decode_shard
 from pipeline.storage.store import Store
 
-__all__ = ["Decode", "Findings"]
-
 T = TypeVar("T")
 
 Decode = Callable[[bytes], NDArray[np.uint8]]

@@ -22,8 +22,6 @@ from pipeline.storage.documents import parse, to_json
 from pipeline.storage.lease_owner import Holder, describe, process_state, this_process
 from pipeline.storage.store import Store
 
-__all__ = ["LEASE", "TTL_SECONDS", "Lease", "held_by"]
-
 logger = logging.getLogger("ddpm.storage")
 
 LEASE = "lease.json"

@@ -7,8 +7,6 @@ from typing import Literal
 
 from pipeline.config.base import Section
 
-__all__ = ["Holder", "describe", "process_state", "this_process"]
-
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from pipeline.errors import AlreadyExists, Denied, NotFound, StorageError
 
-__all__ = ["BACKEND", "LocalBackend"]
-
 _HIDDEN = ".ddpm-"
 _KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 

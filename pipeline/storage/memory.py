@@ -9,8 +9,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import AlreadyExists, NotFound
 
-__all__ = ["BACKEND", "MemoryBackend"]
-
 
 class MemoryBackend:
     """fsspec's global memory file system behind one lock; the version of an object is the sha256 of its bytes."""

@@ -10,8 +10,6 @@ from typing import TypeVar
 
 from pipeline.errors import Transient
 
-__all__ = ["NextDelay", "is_transient", "limited", "retry", "retry_through_outage"]
-
 logger = logging.getLogger("ddpm.storage")
 
 T = TypeVar("T")

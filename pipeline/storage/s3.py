@@ -21,8 +21,6 @@ from pipeline.storage.retry import is_transient, limited, retry
 from pipeline.storage.s3_errors import has_no_effect, is_missing_object, is_past_the_end, translated
 from pipeline.storage.s3_listing import Level, keys_in_order
 
-__all__ = ["S3Backend", "backend_for"]
-
 T = TypeVar("T")
 
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.2, 10.0

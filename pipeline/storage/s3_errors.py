@@ -12,8 +12,6 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from pipeline.errors import AlreadyExists, Denied, MissingBucket, NotFound, StorageError, Transient
 
-__all__ = ["has_no_effect", "is_missing_object", "is_past_the_end", "translated"]
-
 _DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}  # these come with status 400
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _TRANSIENT_CODES = {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict"}

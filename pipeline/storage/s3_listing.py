@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from pipeline.errors import StorageError
 
-__all__ = ["Level", "Pager", "keys_in_order"]
-
 # Servers that list a folder's content where the folder's name sorts ("a/x" before "a b"), not in key order.
 _FOLDER_ORDERED = ("SeaweedFS",)
 

@@ -19,8 +19,6 @@ from pipeline.schema import REQUESTED_SAMPLES, SAMPLES
 from pipeline.storage.files import read_verified
 from pipeline.storage.store import Store
 
-__all__ = ["TAR", "decode_shard", "read_samples", "tar_bytes"]
-
 TAR = ".tar"
 """File name ending of a tar shard."""
 ID_DIGITS = 12

@@ -24,8 +24,6 @@ from pipeline.config.storage import StorageConfig
 from pipeline.errors import ConfigError, DataError, NotFound, StorageError
 from pipeline.storage.credentials import without_credentials
 
-__all__ = ["Backend", "Entry", "Kind", "Store", "VersionedEntry", "resolve"]
-
 Kind = Literal["local", "s3", "memory"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/")

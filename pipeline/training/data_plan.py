@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError, DataError
 
-__all__ = ["Cursor", "EpochPlan", "TrainPlan", "Unit", "keyed_permutation", "lanes_of_worker"]
-
 Int64Array = npt.NDArray[np.int64]
 
 

@@ -24,8 +24,6 @@ from pipeline.training.metrics_table import read_metrics
 from pipeline.training.sanity_checks import check_images, check_prior
 from pipeline.training.trackers.tracker import check_trackers
 
-__all__ = ["train"]
-
 
 def train(
     config: Config, dataset: str, run: str, dry_run: bool = False, from_step: int | None = None

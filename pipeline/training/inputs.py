@@ -15,8 +15,6 @@ from pipeline.diffusion.importance_sampling import ImportanceTimesteps
 from pipeline.diffusion.noise import integers, normal, stream_key, uniform
 from pipeline.models.dropout import DropoutKey
 
-__all__ = ["Inputs", "MicroBatch", "training_inputs", "training_labels"]
-
 
 @dataclass(frozen=True)
 class MicroBatch:

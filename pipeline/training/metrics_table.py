@@ -11,8 +11,6 @@ from pipeline.schema import METRICS
 from pipeline.storage.files import parquet_bytes, put_file, read_parquet
 from pipeline.storage.store import Store
 
-__all__ = ["Row", "charts", "read_metrics", "write_metrics"]
-
 Row = Mapping[str, Any]
 """One step: values by METRICS column; nullable columns may be missing."""
 CHARTED = ("loss", "lr", "grad_norm", "skew_seconds")

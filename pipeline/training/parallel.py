@@ -17,8 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config.training import TrainConfig
 from pipeline.models.layers import Attention, ResnetBlock
 
-__all__ = ["discard_gathered", "full_tensor", "gradient_sync", "is_sharded", "local_shard", "parallelise"]
-
 
 def parallelise(model: nn.Module, settings: TrainConfig, world_size: int, device: torch.device) -> nn.Module:
     """The module to call in training; it averages gradients over the workers of the default process group.

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from pipeline.models.layers import Conv3x3
 
-__all__ = ["Precision"]
-
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

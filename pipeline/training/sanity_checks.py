@@ -19,8 +19,6 @@ from pipeline.diffusion.variational_bound import prior_term
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.ingest.manifest import DatasetManifest
 
-__all__ = ["check_average_moved", "check_finite", "check_images", "check_prior", "check_replicas", "weights_digest"]
-
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit word
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MAX_PRIOR = 1e-2

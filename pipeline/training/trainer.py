@@ -27,8 +27,6 @@ from pipeline.training.parallel import (
 )
 from pipeline.training.precision import Precision
 
-__all__ = ["EMA", "StepResult", "Trainer", "learning_rate"]
-
 EMA = "ema"
 """Name of the main average in checkpoints."""
 SCALER = "scaler"

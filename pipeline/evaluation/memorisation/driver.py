@@ -46,8 +46,6 @@ from pipeline.metrics.nearest import Nearest
 from pipeline.progress import Progress
 from pipeline.task_pool import fan_out
 
-__all__ = ["memorisation"]
-
 SPACES: Final[tuple[Space, ...]] = ("pixel", "feature")
 NUM_LISTED: Final = 3
 """Nearest training images of each sample in the table."""

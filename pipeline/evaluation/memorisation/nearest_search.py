@@ -26,18 +26,6 @@ from pipeline.metrics.memorisation import Space
 from pipeline.metrics.nearest import Nearest, add_rows
 from pipeline.storage.store import Store
 
-__all__ = [
-    "NearestBySpace",
-    "Queries",
-    "RowRange",
-    "Search",
-    "chunks_of",
-    "draw_sheet",
-    "groups_of",
-    "load_queries",
-    "search_chunk",
-]
-
 GROUP_ROWS, GROUP_BYTES = 2**15, 2**28
 BLOCK_ROWS, BLOCK_BYTES = 2**11, 2**25
 CHUNK_ROWS, CHUNKS_PER_WORKER = 50_000, 4

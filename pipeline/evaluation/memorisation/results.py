@@ -18,17 +18,6 @@ from pipeline.storage.documents import find_document, read_documents
 from pipeline.storage.files import parquet_bytes, read_verified
 from pipeline.storage.store import Store
 
-__all__ = [
-    "NEIGHBOURS",
-    "Memorisation",
-    "Pair",
-    "memorisation_key",
-    "read_memorisation",
-    "read_memorisations",
-    "read_sheet",
-    "write_memorisation",
-]
-
 _PREFIX = "metrics/memorisation-"
 _ROW_GROUP = 10_000
 

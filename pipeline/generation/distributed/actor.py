@@ -28,8 +28,6 @@ from pipeline.model_store.load_model import find_model, load_unet
 from pipeline.models.cpu import compute_on_one_core
 from pipeline.storage.store import Store
 
-__all__ = ["ALREADY_COMMITTED", "COMMITTED", "ERROR", "MEASURED", "ROW", "WORKING", "GenerateShards"]
-
 HEARTBEAT_SECONDS = 30.0
 """Interval of progress rows. A shard may take hours, and Ray Data aborts after half an hour without output."""
 MEASURED_BATCHES = 2

@@ -30,8 +30,6 @@ from pipeline.progress import Progress
 from pipeline.storage.retry import retry
 from pipeline.storage.store import Store
 
-__all__ = ["ShardDispatcher", "shard_blocks"]
-
 logger = logging.getLogger("ddpm.generation")
 
 Shards = npt.NDArray[np.int64]

@@ -2,8 +2,6 @@
 
 from ray.util.metrics import Counter, Gauge
 
-__all__ = ["Telemetry"]
-
 
 class Telemetry:
     """Counters of this invocation, gauges of the samples folder; the tag `job` holds its URI."""

@@ -17,8 +17,6 @@ from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.decode.resize import prepare_pixels
 from pipeline.ingest.decode.subprocess_client import Crash, DecodingProcess
 
-__all__ = ["Decoder"]
-
 T = TypeVar("T")
 SourceImage = bytes | Pixels | Reject
 """An encoded image, pixels that need no codec, or the reason why the source has no image."""

@@ -13,8 +13,6 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.images.decode import BadImage, decode_checked
 from pipeline.images.png import Pixels
 
-__all__ = ["prepare", "prepare_pixels"]
-
 _SIXTEEN_BIT: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 

@@ -24,8 +24,6 @@ from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import REASONS, Reject
 from pipeline.ingest.decode.subprocess_main import IDLE, OK, PROGRESS_BYTES, READY, shared_arrays
 
-__all__ = ["Crash", "DecodingProcess"]
-
 _MODULE: Final = "pipeline.ingest.decode.subprocess_main"
 _START_SECONDS: Final = 120.0
 _STALL_FACTOR, _STALL_SECONDS = 4.0, 60.0

@@ -33,8 +33,6 @@ from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.decode.resize import prepare
 
-__all__ = ["BAD", "IDLE", "OK", "PROGRESS_BYTES", "READY", "memory_limit", "serve", "shared_arrays"]
-
 READY, OK, BAD = b"R", b"\x00", b"\x01"
 IDLE: Final = 0xFFFFFFFF
 PROGRESS_BYTES: Final = 4

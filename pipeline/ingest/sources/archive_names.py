@@ -4,8 +4,6 @@ import re
 
 from pipeline.images.reject_reasons import Reject
 
-__all__ = ["is_hidden", "is_valid_key", "unsafe_name"]
-
 
 def unsafe_name(name: str) -> Reject | None:
     """A reject for an absolute name or one that leaves its folder. A second defence: nothing is unpacked to disk."""

@@ -9,8 +9,6 @@ import pyarrow.types as types
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.sources.containers import UnusableFile
 
-__all__ = ["ImageColumns", "UriColumns", "image_columns", "uri_columns"]
-
 _IMAGE_NAMES: Final = ("image", "img", "bytes", "data", "content", "image_bytes", "png", "jpg", "jpeg")
 _LABEL_NAMES: Final = ("label", "labels", "class", "cls", "category", "class_name", "target", "y")
 _URI_NAMES: Final = ("uri", "url", "path", "file", "file_name", "filename", "image", "key", "location")

@@ -11,8 +11,6 @@ from pipeline.ingest.sources.read import as_reject, new_files, read_head
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
 from pipeline.storage.store import Store
 
-__all__ = ["ContainerSource", "Reader", "UnusableFile"]
-
 
 class UnusableFile(DataError):
     """A whole file, or the rest of it after a damage, cannot be used."""

@@ -8,8 +8,6 @@ from pipeline.ingest.sources.parquet import ParquetReader
 from pipeline.ingest.sources.source import SourceFile
 from pipeline.storage.store import Store
 
-__all__ = ["open_dataset"]
-
 
 def open_dataset(store: Store, config: IngestConfig) -> ContainerSource | None:
     """None when the folder holds no dataset. Raises DataError for a damaged manifest, StorageError."""

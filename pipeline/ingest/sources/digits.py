@@ -9,8 +9,6 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, chunk_rows
 
-__all__ = ["DigitsSource"]
-
 _FILE = SourceFile("digits", 0, "1")
 
 

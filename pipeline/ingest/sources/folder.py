@@ -9,8 +9,6 @@ from pipeline.ingest.sources.read import new_files, read_images, visible_files
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
 from pipeline.storage.store import Store
 
-__all__ = ["FolderSource", "open_folder"]
-
 
 @dataclass(frozen=True)
 class FolderSource:

@@ -31,8 +31,6 @@ from pipeline.ingest.sources.read import (
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, chunk_rows
 from pipeline.storage.store import Store
 
-__all__ = ["IdxSource", "open_idx"]
-
 _UINT8: Final = 0x08
 _BAD: Final = (OSError, EOFError, struct.error, ValueError, zlib.error)
 

@@ -11,8 +11,6 @@ from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.sources.source import Partition, Source, SourceRow
 from pipeline.storage.store import resolve
 
-__all__ = ["RelabelledSource", "relabelled", "with_label_map"]
-
 
 @dataclass(frozen=True)
 class RelabelledSource:

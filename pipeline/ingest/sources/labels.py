@@ -12,8 +12,6 @@
 
 from typing import Any
 
-__all__ = ["class_names", "label_from_path", "label_from_value"]
-
 
 def label_from_path(path: str) -> str | None:
     """The first folder of a relative path; None for a file without a folder."""

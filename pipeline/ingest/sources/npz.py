@@ -19,8 +19,6 @@ from pipeline.ingest.sources.source import SourceFile, SourceRow, chunk_rows
 from pipeline.ingest.sources.zip import open_zip
 from pipeline.storage.store import Store
 
-__all__ = ["NpzReader", "is_npz"]
-
 _IMAGES: Final = ("x", "images", "image", "data", "arr_0")
 _LABELS: Final = ("y", "labels", "label", "targets", "arr_1")
 _BAD: Final = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)

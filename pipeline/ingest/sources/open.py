@@ -23,8 +23,6 @@ from pipeline.ingest.sources.webdataset import WebDatasetReader
 from pipeline.ingest.sources.zip import ZipReader
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["open_source"]
-
 _SAMPLE_FILES: Final = 64
 _ENDINGS: Final[dict[str, Kind]] = {
     ".parquet": "parquet",

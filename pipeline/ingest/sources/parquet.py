@@ -17,8 +17,6 @@ from pipeline.ingest.sources.read import open_file
 from pipeline.ingest.sources.source import SourceFile, SourceRow
 from pipeline.storage.store import Store
 
-__all__ = ["ParquetReader", "open_parquet"]
-
 _WHOLE_BYTES: Final = 128 * 2**20
 """Files up to this size are one range of rows, so that the driver need not read their footers."""
 _BATCH_ROWS: Final = 32

@@ -15,21 +15,6 @@ from pipeline.ingest.sources.archive_names import is_hidden, is_valid_key
 from pipeline.ingest.sources.source import SourceFile
 from pipeline.storage.store import Store
 
-__all__ = [
-    "UNKNOWN_SIZE",
-    "as_reject",
-    "gunzipped",
-    "is_gzip",
-    "new_files",
-    "open_file",
-    "read_exactly",
-    "read_head",
-    "read_heads",
-    "read_images",
-    "skip_exactly",
-    "visible_files",
-]
-
 _BUFFER_BYTES: Final = {"s3": 4 * 2**20}
 _LOCAL_BUFFER_BYTES: Final = 2**18
 _SKIP_BYTES: Final = 2**20

@@ -15,8 +15,6 @@ from typing import NamedTuple, Protocol
 from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
 
-__all__ = ["Partition", "Source", "SourceFile", "SourceRow", "chunk_rows"]
-
 _MOST_SEQUENTIAL_CHUNKS = 16
 
 

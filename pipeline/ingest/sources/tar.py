@@ -12,8 +12,6 @@ from pipeline.ingest.sources.read import gunzipped, open_file
 from pipeline.ingest.sources.source import SourceFile
 from pipeline.storage.store import Store
 
-__all__ = ["Member", "members"]
-
 _LARGEST_HEADER_BYTES: Final = 2**20
 _STEP_BYTES: Final = 2**20
 _BAD: Final = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError, OSError)

@@ -23,8 +23,6 @@ from pipeline.ingest.sources.read import UNKNOWN_SIZE, open_file, read_images
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
 from pipeline.storage.store import Store, resolve
 
-__all__ = ["UriListSource", "open_list"]
-
 _LONGEST_LINE: Final = 2**16
 _BAD_LINE: Final = -1
 """Size of an entry for a line without a URI; its `version` describes the fault of the line."""

@@ -18,8 +18,6 @@ from pipeline.ingest.sources.source import SourceFile, SourceRow
 from pipeline.ingest.sources.tar import Member, members
 from pipeline.storage.store import Store
 
-__all__ = ["WebDatasetReader"]
-
 _IMAGES: Final = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "img", "image")
 _JSON_LABELS: Final = ("label", "cls", "class", "class_name", "category")
 _LONGEST_LABEL: Final = 100

@@ -17,8 +17,6 @@ from pipeline.ingest.sources.read import open_file
 from pipeline.ingest.sources.source import SourceFile, SourceRow, chunk_rows
 from pipeline.storage.store import Store
 
-__all__ = ["ZipReader", "open_zip"]
-
 _ENCRYPTED: Final = 0x1
 _BAD: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA can take unlimited memory

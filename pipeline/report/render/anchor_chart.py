@@ -9,8 +9,6 @@ from pipeline.report.render.content import Anchor, MetricRow
 from pipeline.report.render.scales import figures
 from pipeline.report.render.svg import WIDTH, add, axis_around, canvas, to_text
 
-__all__ = ["anchor_chart"]
-
 _TRACK: Final = 32.0  # height of the line
 _FIRST_LABEL: Final = 18.0  # from the line down to the first row of labels
 _ROW: Final = 16.0

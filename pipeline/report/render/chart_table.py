@@ -6,8 +6,6 @@ from typing import Final
 from pipeline.report.render.content import Chart, Series, Table
 from pipeline.report.render.scales import NO_VALUE, figures
 
-__all__ = ["chart_table"]
-
 MOST_ROWS: Final = 40
 
 

@@ -3,22 +3,6 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = [
-    "QUIET",
-    "Anchor",
-    "Chart",
-    "Fact",
-    "MetricRow",
-    "Picture",
-    "Report",
-    "Series",
-    "Table",
-    "ThroughputRow",
-    "Verdict",
-    "Verification",
-]
-
-
 QUIET: Final = -1
 """Style of a series that is a reference level and not a curve."""
 

@@ -12,8 +12,6 @@ from pipeline.report.render.content import QUIET, Chart, Series
 from pipeline.report.render.scales import figures, short, thinned
 from pipeline.report.render.svg import WIDTH, Axis, add, axis_around, canvas, stroke, to_text
 
-__all__ = ["line_chart", "looks"]
-
 ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 _HEIGHT: Final = 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, WIDTH - 14, 10, _HEIGHT - 36

@@ -13,8 +13,6 @@ from pipeline.report.render.content import Chart, MetricRow, Picture, Report
 from pipeline.report.render.line_chart import line_chart, looks
 from pipeline.report.render.scales import figures
 
-__all__ = ["render"]
-
 _MARKS: Final = {"good": "\N{CHECK MARK}", "warning": "!", "bad": "\N{MULTIPLICATION X}"}
 
 

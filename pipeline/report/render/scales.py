@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["NO_VALUE", "figures", "linear_ticks", "log_ticks", "short", "thinned"]
-
 NO_VALUE: Final = "\N{EN DASH}"
 """Shown in a table where there is no number."""
 _MINUS: Final = "\N{MINUS SIGN}"

@@ -12,8 +12,6 @@ from xml.etree.ElementTree import Element
 
 from pipeline.report.render.scales import linear_ticks, log_ticks
 
-__all__ = ["COLOURS", "WIDTH", "Axis", "add", "axis_around", "canvas", "stroke", "to_text"]
-
 WIDTH: Final = 380
 COLOURS: Final = 5
 _DASHES: Final = 3

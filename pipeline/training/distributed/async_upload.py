@@ -8,8 +8,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["Uploads", "snapshot"]
-
 
 def snapshot(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """Contiguous copies on the CPU, without gradient, that share no memory with the originals or each other."""

@@ -36,8 +36,6 @@ from pipeline.training.distributed.async_upload import Uploads, snapshot
 from pipeline.training.metrics_table import write_metrics
 from pipeline.training.trackers.tracker import Tracker, open_trackers
 
-__all__ = ["Checkpointer", "DataPosition", "StaleWorkerGroup"]
-
 T = TypeVar("T")
 Tensors = Mapping[str, Mapping[str, Tensor]]
 

@@ -12,8 +12,6 @@ from pipeline.errors import PipelineError
 from pipeline.log import Entry, replay
 from pipeline.progress import Progress
 
-__all__ = ["ProgressReporter", "StepStatus", "StopReason", "new_coordinator"]
-
 POLL_SECONDS = 0.5
 
 

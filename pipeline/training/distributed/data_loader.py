@@ -22,8 +22,6 @@ from pipeline.training.distributed.scheduler_throttle import SchedulerThrottle
 from pipeline.training.distributed.shard_reader import UNITS, batches_together, read_units
 from pipeline.training.inputs import MicroBatch
 
-__all__ = ["LANE_BYTES", "LaneDataset", "LaneStream", "lane_name", "rebatch"]
-
 TASK_ROWS = 1024
 """One task reads several small shards, up to so many rows, so that the cost of starting a task is small."""
 BLOCK_BYTES = 16 * 2**20

@@ -13,8 +13,6 @@ import ray
 
 from pipeline.config.cluster import RayConfig
 
-__all__ = ["ResizeMonitor", "remaining_capacity", "usable_workers"]
-
 SETTLED_SECONDS = 25.0
 """Ray polls the nodes every 20 seconds, so until then its count may include a node that is gone."""
 

@@ -13,8 +13,6 @@ from pipeline.errors import PipelineError
 from pipeline.training.distributed.coordinator import StepStatus
 from pipeline.training.trainer import StepResult
 
-__all__ = ["MetricsRecorder", "StepInfo"]
-
 Row = dict[str, Any]
 SHOWN_IDS = 8
 LOSS, WAIT, OWN = range(3)

@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-__all__ = ["SchedulerThrottle"]
-
 SHORTEST_SECONDS = 0.02
 LONGEST_SECONDS = 0.2
 

@@ -20,8 +20,6 @@ from pipeline.storage.retry import retry_through_outage
 from pipeline.storage.store import Store
 from pipeline.training.data_plan import TrainPlan, Unit
 
-__all__ = ["UNITS", "batches_together", "read_units"]
-
 YIELD_BYTES = 8 * 2**20
 """Decoded images that a reader yields at a time, or one micro-batch where that is more."""
 

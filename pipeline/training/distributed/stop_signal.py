@@ -10,8 +10,6 @@ import torch.distributed as dist
 
 from pipeline.training.distributed.coordinator import StepStatus, StopReason
 
-__all__ = ["StopSignal"]
-
 CHECK_SECONDS = 1.0
 
 WIRE_REASONS: tuple[StopReason | None, ...] = (None, *StopReason)

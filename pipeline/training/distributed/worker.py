@@ -33,8 +33,6 @@ from pipeline.training.distributed.stop_signal import StopSignal
 from pipeline.training.sanity_checks import check_average_moved, check_finite, check_replicas, weights_digest
 from pipeline.training.trainer import Trainer
 
-__all__ = ["WorkerContext", "train_worker"]
-
 logger = logging.getLogger("ddpm.training")
 
 GRID_PIXELS, GRID_GAP = 64, 2

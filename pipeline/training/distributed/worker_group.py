@@ -24,8 +24,6 @@ from pipeline.training.distributed.data_loader import LANE_BYTES, LaneDataset, l
 from pipeline.training.distributed.elastic import ResizeMonitor, usable_workers
 from pipeline.training.distributed.worker import WorkerContext, train_worker
 
-__all__ = ["TrainingContext", "run_worker_groups"]
-
 RAY_FOLDER = "ray"
 
 

@@ -22,8 +22,6 @@ from pipeline.storage.documents import read_document
 from pipeline.storage.store import Store
 from pipeline.training.metrics_table import Row, charts
 
-__all__ = ["MLflow", "WandB", "tracker_id"]
-
 PROJECT = "ddpm"
 """W&B project and MLflow experiment, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set."""
 MLFLOW_BATCH = 1000

@@ -20,8 +20,6 @@ from pipeline.storage.retry import retry_through_outage
 from pipeline.storage.store import Store
 from pipeline.training.metrics_table import Row, charts
 
-__all__ = ["TensorBoard"]
-
 FILE_VERSION = "brain.Event:2"
 COLOURS = {"L": 1, "RGB": 3, "RGBA": 4}
 

@@ -19,8 +19,6 @@ from pipeline.training.metrics_table import Row
 from pipeline.training.trackers.services import MLflow, WandB
 from pipeline.training.trackers.tensorboard import TensorBoard
 
-__all__ = ["Tracker", "check_trackers", "open_trackers"]
-
 logger = logging.getLogger("ddpm.training")
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
