@@ -177,21 +177,25 @@ def _configure_logging(verb: Verb, argv: Sequence[str]) -> None:
     configure(chosen.log_level or "info", chosen.log_format or "text")
 
 
-def _short_names(verb: Verb, parsed: argparse.Namespace) -> Layer:
+def _short_names(verb: Verb, parsed: argparse.Namespace, words: Sequence[str]) -> Layer:
+    """The settings given by short names, but for those whose dotted name comes later in `words`."""
+    short = {argument.flag: argument.path for argument in (*verb.arguments, *COMMON) if argument.path is not None}
+    names = [word.partition("=")[0] for word in words]
+    last = {short.get(name, name.removeprefix("--")): name for name in names if name.startswith("--")}
     values: dict[str, Any] = {}
     for argument in (*verb.arguments, *COMMON):
         value = getattr(parsed, argument.name)
-        if argument.path is not None and value is not None:
+        if argument.path is not None and value is not None and last.get(argument.path) in short:
             section, _, name = argument.path.partition(".")
             values.setdefault(section, {})[name] = value
     return Layer("command line", values)
 
 
-def _resolve(verb: Verb, parsed: argparse.Namespace, dotted: Sequence[str]) -> Config:
+def _resolve(verb: Verb, parsed: argparse.Namespace, dotted: Sequence[str], words: Sequence[str]) -> Config:
     recipe = parsed.recipe or verb.recipe
     layers = [recipe_layer(recipe)] if recipe else []
     layers += [yaml_layer(Path(file)) for file in parsed.config]
-    return resolve([*layers, environment_layer(), flag_layer(dotted), _short_names(verb, parsed)])
+    return resolve([*layers, environment_layer(), flag_layer(dotted), _short_names(verb, parsed, words)])
 
 
 def _require(verb: Verb, parsed: argparse.Namespace) -> None:
@@ -204,7 +208,7 @@ def as_job(verb: Verb, words: Sequence[str]) -> SubmittedJob:
     """A verb's command line as a Ray job, checked here; the contents of its configuration files travel along."""
     dotted, plain = split_dotted(words)
     parsed = _parser(verb).parse_args(plain)
-    config = _resolve(verb, parsed, dotted)
+    config = _resolve(verb, parsed, dotted, words)
     _require(verb, parsed)
     if parsed.address not in (None, "auto"):
         raise ConfigError("a job runs on the cluster that receives it: leave out --address after the verb")
@@ -229,7 +233,7 @@ def execute(verb: Verb, argv: Sequence[str]) -> int:
         if parsed.help:
             write_out(f"{parser.format_help()}\n{flags_help(f'ddpm {verb.name}')}\n")
             return 0
-        config = _resolve(verb, parsed, dotted)
+        config = _resolve(verb, parsed, dotted, own)
         if parsed.print_config:
             write_out(to_yaml(config))
             return 0

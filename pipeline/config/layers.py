@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from pipeline.config.base import Section
 from pipeline.config.root import Config
+from pipeline.config.yaml_loader import read_text_values, read_yaml
 from pipeline.errors import ConfigError
 
 _PREFIX = "DDPM__"
@@ -38,14 +39,42 @@ class _Settings(Config, BaseSettings):
 def yaml_layer(path: Path) -> Layer:
     """The settings of one YAML file. Raises ConfigError when the file is missing, not YAML, or not a mapping."""
     try:
-        values = yaml.safe_load(path.read_text())
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values or {}, dict):
+    values = read_yaml(data, str(path)) or {}
+    if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of sections such as 'train:', not a {type(values).__name__}")
-    return Layer(path.name, values or {})
+    return Layer(path.name, _with_text(Config, values, read_text_values(data, str(path)) or {}))
+
+
+def _with_text(section: type[Section], values: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """The values with the file's own text in text settings: `label_map: {cat: 007}` names the class "007"."""
+    found = dict(values)
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            if isinstance(values.get(name), dict):
+                found[name] = _with_text(kind, values[name], written[name])
+        elif name in values and _is_text(kind):
+            found[name] = written[name]
+    return found
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a setting's type holds text and no numbers: str, str | None, tuple[str, ...], dict[str, str]."""
+    parts = {part for part in _parts(kind) if part not in (None, type(None), Ellipsis)}
+    return parts == {str}
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    inner = get_args(kind)
+    if get_origin(kind) is Annotated:
+        inner = inner[:1]
+    if not inner:
+        yield kind
+    for part in inner:
+        yield from _parts(part)
 
 
 def recipe_layer(name: str) -> Layer:
@@ -74,9 +103,13 @@ def environment_layer() -> Layer:
 
 
 def flag_layer(argv: Sequence[str]) -> Layer:
-    """The settings of dotted flags such as `--train.lr 1e-4`; commas separate list items. Raises ConfigError."""
+    """The settings of dotted flags such as `--train.lr=1e-4`; commas separate list items. Raises ConfigError.
+
+    The last flag of a setting wins. argparse's own list flags would join all of them.
+    """
+    last = {word.partition("=")[0]: word for word in argv}
     try:
-        values = _source(argv)()
+        values = _source(list(last.values()))()
     except SettingsError as error:
         raise ConfigError(_flag_message(str(error))) from error
     return Layer("command line", _with_nulls(values))
@@ -117,6 +150,17 @@ def _paths(model: type[Section], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def _sections(model: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield prefix + name
+            yield from _sections(kind, f"{prefix}{name}.")
+
+
+_SECTIONS = frozenset(_sections(Config))
+
+
 def _with_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_nulls(inner) for key, inner in value.items()}
@@ -143,7 +187,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origin: str, origins
             inner = into.get(key)
             into[key] = dict(inner) if isinstance(inner, dict) else {}
             _merge(into[key], value, origin, origins, f"{path}.")
-        elif value is not None or not isinstance(into.get(key), dict):
+        elif value is not None or path not in _SECTIONS:
             into[key] = value  # an empty section in YAML is None and changes nothing
         origins[path] = origin
 

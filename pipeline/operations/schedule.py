@@ -18,6 +18,7 @@ import yaml
 
 from pipeline.config.cron import Cron
 from pipeline.config.operations import DATE, ScheduleConfig
+from pipeline.config.yaml_loader import read_manifest
 from pipeline.errors import ConfigError
 
 TARGETS = {
@@ -116,9 +117,9 @@ def _values(schedule: ScheduleConfig, *, with_rayjob: bool) -> dict[str, Any]:
 
 def _rayjob(path: Path) -> dict[str, Any]:
     try:
-        manifest = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"schedule.rayjob: cannot read {path}: {' '.join(str(error).split())}") from error
+        manifest = read_manifest(path.read_bytes(), f"schedule.rayjob: {path}")
+    except OSError as error:
+        raise ConfigError(f"schedule.rayjob: cannot read {path}: {error.strerror}") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != "RayJob" or "spec" not in manifest:
         raise ConfigError(f"schedule.rayjob: {path} must hold one RayJob with a spec")
     return manifest

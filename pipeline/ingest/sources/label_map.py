@@ -3,9 +3,8 @@
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-import yaml
-
 from pipeline.config.root import Config
+from pipeline.config.yaml_loader import read_text_values
 from pipeline.errors import ConfigError, NotFound
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.sources.source import Partition, Source, SourceRow
@@ -49,15 +48,13 @@ def with_label_map(config: Config) -> Config:
         return config
     folder, _, name = uri.rpartition("/")
     try:
-        found = yaml.safe_load(resolve(folder or ".", config.storage).read(name))  # JSON is YAML
+        data = resolve(folder or ".", config.storage).read(name)
     except NotFound as error:
         raise ConfigError(f"ingest.label_map: no file {uri}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"ingest.label_map: {uri} is neither JSON nor YAML: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(new, str | int | None) for new in found.values()):
+    found = read_text_values(data, f"ingest.label_map: {uri}")  # JSON is YAML
+    if not isinstance(found, dict) or not all(isinstance(new, str | None) for new in found.values()):
         raise ConfigError(f"ingest.label_map: {uri} must map labels to names, or to null for no label")
-    names = {str(old): None if new is None else str(new) for old, new in found.items()}
-    return config.model_copy(update={"ingest": config.ingest.model_copy(update={"label_map": names})})
+    return config.model_copy(update={"ingest": config.ingest.model_copy(update={"label_map": found})})
 
 
 def relabelled(source: Source, names: dict[str, str | None] | None) -> Source:

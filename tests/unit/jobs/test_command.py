@@ -9,7 +9,7 @@ import pytest
 
 import pipeline
 from jobs.__main__ import VERBS, main
-from jobs.command import Argument, Verb, execute, split_dotted
+from jobs.command import Argument, Verb, as_job, execute, split_dotted
 from pipeline.errors import DataError, StorageError
 
 pytestmark = pytest.mark.unit
@@ -73,6 +73,44 @@ def test_a_missing_dataset_is_exit_3(capsys, tmp_path):
 
 def test_dotted_flags_keep_their_values():
     assert split_dotted(["--a", "1", "--b.c", "2", "d", "--e.f=3"]) == (["--b.c=2", "--e.f=3"], ["--a", "1", "d"])
+
+
+@pytest.mark.parametrize(
+    ("words", "seed"),
+    [
+        (["--seed", "3", "--train.seed", "5"], 5),
+        (["--train.seed", "5", "--seed", "3"], 3),
+        (["--train.seed=5", "--seed=3", "--train.seed=9", "--train.lr", "1"], 9),
+        (["--seed=3", "--seed", "4"], 4),
+    ],
+)
+def test_the_last_of_short_and_dotted_names_wins(capsys, words, seed):
+    assert execute(verb(lambda call: {"seed": call.config.train.seed}), ["--run", "x", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"seed": seed}
+    submitted = as_job(verb(lambda call: {}), ["--run", "x", *words])
+    assert submitted.config.train.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--model.block_out_channels", "32,32", "--model.block_out_channels=64,64,64"], "[64, 64, 64]"),
+        (["--ingest.label_map", "a=b", "--ingest.label_map=c=d"], "label_map: {c: d}"),
+        (["--ingest.label_map", "a=b", "--ingest.label_map", "null"], "label_map: null"),
+        (["--submit.env_vars", "A=1,B=2", "--submit.env_vars", "C=3"], "env_vars: {C: '3'}"),
+        (["--generate.guidance_interval", "0,1", "--generate.guidance_interval", "0.2,0.8"], "[0.2, 0.8]"),
+        (["--train.flip", "true", "--train.flip", "false"], "flip: false"),
+    ],
+)
+def test_the_last_flag_of_lists_maps_and_scalars_wins(capsys, words, line):
+    assert main(["train", "--print-config", *words]) == 0
+    assert line in capsys.readouterr().out
+
+
+def test_a_key_given_twice_is_exit_2_with_both_lines(capsys, tmp_path):
+    (tmp_path / "twice.yaml").write_text("train:\n  lr: 0.5\nmodel: {num_classes: 4}\ntrain:\n  flip: true\n")
+    assert main(["train", "--print-config", "--config", str(tmp_path / "twice.yaml")]) == 2
+    assert "twice.yaml: 'train' is given twice, on lines 1 and 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(VERBS))
