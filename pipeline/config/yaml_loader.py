@@ -13,8 +13,6 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.errors import ConfigError
 
-__all__ = ["read_manifest", "read_text_values", "read_yaml"]
-
 _TAG = "tag:yaml.org,2002:"
 _NULL = (f"{_TAG}null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _MERGE = (f"{_TAG}merge", re.compile(r"<<$"), ["<"])

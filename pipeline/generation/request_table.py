@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,12 +90,27 @@ def _csv_rows(data: bytes) -> Iterator[tuple[int, Row]]:
             yield number, BadRow(f"has {len(values)} values for {len(names)} columns")
 
 
+class _Twice(ValueError):
+    """A name that one JSON object holds twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise _Twice(f"holds {', '.join(twice)} twice")
+    return dict(pairs)
+
+
 def _json_rows(data: bytes) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(io.BytesIO(data), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
+        except _Twice as error:
+            yield number, BadRow(str(error))
+            continue
         except ValueError as error:
             yield number, BadRow(f"is not JSON: {error}")
             continue

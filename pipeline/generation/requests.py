@@ -6,6 +6,7 @@ The ids of a request begin at the sum of the counts of all earlier requests, so 
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
@@ -24,6 +25,7 @@ from pipeline.schema import REQUESTS
 
 Int64Array = npt.NDArray[np.int64]
 MAX_LISTED = 1000
+MAX_DIGITS = 25
 CHUNK_ROWS = 65_536
 REQUIRED = ("request_id", "count")
 """Required columns. Optional: label, guidance, seed, steps, sampler. All others become JSON in the samples."""
@@ -100,7 +102,7 @@ def _checked(row: Row, rules: RequestRules) -> tuple[dict[str, Any], str]:
     for name, check in _COLUMNS.items():
         given = row.get(name)
         try:
-            values[name] = check(None if given == "" else given, rules)
+            values[name] = check(None if _is_missing(name, given) else given, rules)
         except ValueError as error:
             reasons.append(f"{name} {error}")
     try:
@@ -113,16 +115,37 @@ def _checked(row: Row, rules: RequestRules) -> tuple[dict[str, Any], str]:
 # --- one column ------------------------------------------------------------------------------------------------------
 
 
-def _integer(value: Any) -> int:
-    """Accepts 3, 3.0 and '3'. Raises ValueError."""
+def _is_missing(column: str, value: Any) -> bool:
+    """Whether a cell holds no value, in any of the forms that data frames write: empty, NaN, <NA>, None, null."""
     if isinstance(value, str):
-        value = value.strip()
-        if not value.lstrip("-").isdecimal():
-            raise ValueError(f"must be a whole number (got {value!r})")
+        text = value.strip().lower()
+        return text == "" or (column != "request_id" and text in _NO_VALUE)
+    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
+
+
+_NO_VALUE = ("nan", "<na>", "none", "null")
+_EXACT = 2**53
+"""Above this a float stands for several whole numbers: its digits are lost."""
+
+
+def _integer(value: Any) -> int:
+    """Accepts 3, 3.0, '3', '3.0' and decimals; a data frame makes floats of integers beside an empty cell.
+
+    Raises ValueError.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", value.strip()):
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value % 1:
+    try:
+        number = Decimal("nan" if isinstance(value, bool) else value.strip() if isinstance(value, str) else value)
+    except (ArithmeticError, TypeError, ValueError):
+        number = Decimal("nan")
+    if not number.is_finite() or number.adjusted() > MAX_DIGITS or number % 1:
         raise ValueError(f"must be a whole number (got {value!r})")
-    return int(value)
+    if isinstance(value, float | str) and abs(number) > _EXACT:
+        raise ValueError(f"{value} is a float above 2^53, which loses digits: write a whole number")
+    return int(number)
 
 
 def _request_id(value: Any, rules: RequestRules) -> str:
@@ -180,7 +203,7 @@ def _steps(value: Any, rules: RequestRules) -> int:
 
 
 def _sampler(value: Any, rules: RequestRules) -> str:
-    sampler = rules.sampler if value is None else value
+    sampler = rules.sampler if value is None else value.strip() if isinstance(value, str) else value
     if sampler not in SAMPLERS:
         raise ValueError(f"{sampler!r} is unknown: one of {', '.join(SAMPLERS)}")
     return str(sampler)
@@ -198,14 +221,22 @@ _COLUMNS: dict[str, Callable[[Any, RequestRules], Any]] = {
 
 
 def _extra(row: Mapping[str, Any]) -> str | None:
-    """All other columns as one JSON object, keys sorted, dates and decimals as text. Raises ValueError."""
-    extra = {name: value for name, value in row.items() if name not in _COLUMNS}
+    """All other columns as one JSON object, keys sorted, dates and decimals as text, NaN as null. Raises ValueError."""
+    extra = {name: _without_nan(value) for name, value in row.items() if name not in _COLUMNS}
     if not extra:
         return None
     try:
         return json.dumps(extra, sort_keys=True, default=_plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"columns {', '.join(sorted(extra))} cannot be stored as JSON: {error}") from error
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _plain(value: Any) -> str:

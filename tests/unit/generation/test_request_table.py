@@ -1,5 +1,6 @@
 """Request table files: three equivalent formats, line numbers as in an editor, unreadable files."""
 
+import dataclasses
 import json
 
 import pyarrow as pa
@@ -47,6 +48,47 @@ def test_the_three_formats_say_the_same(store):
     assert all(table.equals(tables[0]) for table in tables)
     assert tables[0]["count"].to_pylist() == [3, 2]
     assert json.loads(tables[0]["extra"][1].as_py()) == {"note": "y, z"}
+
+
+PANDAS = "request_id,count,label,steps\na,2,3.0,2.0\nb,2,,2.0\nc,2.0,1.0,\n"
+"""A data frame writes floats in a column of whole numbers with an empty cell."""
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "parquet-nulls"])
+def test_a_data_frame_s_floats_and_empty_cells_read_alike_in_every_format(store, kind):
+    nan = None if kind == "parquet-nulls" else float("nan")
+    columns = {
+        "request_id": ["a", "b", "c"],
+        "count": [2, 2, 2],
+        "label": [3.0, nan, 1.0],
+        "steps": [2.0, 2.0, nan],
+    }
+    contents = {
+        "csv": PANDAS,
+        "jsonl": "".join(
+            json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in zip(*columns.values(), strict=True)
+        ),
+    }
+    content = contents.get(kind) or parquet_bytes(pa.table(columns), 10)
+    source = read_source(put(store, f"a.{kind.partition('-')[0]}", content), store.config)
+    found = normalise_requests(source.rows(), source.unit, dataclasses.replace(RULES, num_classes=4))
+    assert found["count"].to_pylist() == [2, 2, 2]
+    assert found["label"].to_pylist() == [3, None, 1]
+    assert found["steps"].to_pylist() == [2, 2, 10]
+
+
+@pytest.mark.parametrize(("name", "says"), [("a.csv", "line 3"), ("a.jsonl", "line 2"), ("a.parquet", "row 2")])
+def test_half_a_step_is_refused_with_row_and_column(store, name, says):
+    rows = [{"request_id": "a", "count": 1, "steps": 2.0}, {"request_id": "b", "count": 1, "steps": 2.5}]
+    csv = "request_id,count,steps\na,1,2.0\nb,1,2.5\n"
+    contents = {"a.csv": csv, "a.jsonl": as_jsonl(rows), "a.parquet": parquet_bytes(pa.Table.from_pylist(rows), 10)}
+    with pytest.raises(DataError, match=rf"{says}: steps must be a whole number \(got '?2\.5'?\)"):
+        checked(store, name, contents[name])
+
+
+def test_a_json_line_with_a_name_twice_is_refused(store):
+    found = rows(store, "a.jsonl", '{"request_id": "a", "count": 1, "count": 2}\n')
+    assert found == [(1, BadRow("holds count twice"))]
 
 
 def test_numbers_are_those_of_the_file(store):

@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from datetime import date
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -43,6 +44,23 @@ def test_what_a_row_does_not_say_is_filled_in_and_text_is_read():
     ]
 
 
+@pytest.mark.parametrize("three", [3, 3.0, "3", "3.0", " 3. ", "+3", "3e0", Decimal(3), Decimal("3.0")])
+def test_a_whole_number_has_many_forms(three):
+    (row,) = table({"request_id": "a", "count": three, "label": 2.0, "seed": three, "steps": three}).to_pylist()
+    assert (row["count"], row["label"], row["seed"], row["steps"]) == (3, 2, 3, 3)
+
+
+@pytest.mark.parametrize("empty", [None, "", " ", "NaN", "nan", "<NA>", "None", "null", float("nan"), Decimal("nan")])
+def test_an_empty_cell_is_no_value_in_every_optional_column(empty):
+    names = ("label", "guidance", "seed", "steps", "sampler")
+    asked = table({"request_id": "a", "count": 1, **dict.fromkeys(names, empty)})
+    assert asked.to_pylist() == table({"request_id": "a", "count": 1}).to_pylist()
+
+
+def test_a_request_may_be_called_none():
+    assert table({"request_id": "None", "count": 1})["request_id"].to_pylist() == ["None"]
+
+
 def test_other_columns_are_carried_as_json():
     row = {"request_id": "a", "count": 1, "prompt": "elf", "when": date(2026, 1, 2), "tags": [1, {"x": None}]}
     assert json.loads(table(row)["extra"][0].as_py()) == {
@@ -51,7 +69,9 @@ def test_other_columns_are_carried_as_json():
         "tags": [1, {"x": None}],
     }
     assert "cannot be stored" in refused({"request_id": "a", "count": 1, "blob": b"x"})[1]
-    assert "cannot be stored" in refused({"request_id": "a", "count": 1, "score": float("nan")})[1]
+    assert "cannot be stored" in refused({"request_id": "a", "count": 1, "score": float("inf")})[1]
+    empty = table({"request_id": "a", "count": 1, "score": float("nan"), "more": [{"x": float("nan")}]})
+    assert json.loads(empty["extra"][0].as_py()) == {"score": None, "more": [{"x": None}]}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +88,18 @@ def test_other_columns_are_carried_as_json():
         ({"count": 2**63}, "count must be at least 1"),
         ({"request_id": ""}, "request_id is missing"),
         ({"request_id": 1.5}, "request_id must be a text or a whole number (got 1.5)"),
-        ({"guidance": float("nan")}, "guidance must be a finite number, at least 0 (got nan)"),
+        ({"guidance": True}, "guidance must be a finite number, at least 0 (got True)"),
+        ({"count": float("nan")}, "count is missing"),
+        ({"count": "2.5"}, "count must be a whole number (got '2.5')"),
+        ({"count": Decimal("2.5")}, "count must be a whole number"),
+        ({"count": "1e999999999"}, "count must be a whole number"),
+        ({"count": float("inf")}, "count must be a whole number (got inf)"),
+        ({"label": 2.5}, "label must be a whole number (got 2.5)"),
+        ({"steps": "2.5"}, "steps must be a whole number (got '2.5')"),
+        ({"seed": 0.5}, "seed must be a whole number (got 0.5)"),
+        ({"seed": 2.0**60}, "seed 1.152921504606847e+18 is a float above 2^53, which loses digits"),
+        ({"seed": "1.152921504606847e+18"}, "seed 1.152921504606847e+18 is a float above 2^53"),
+        ({"request_id": float("nan")}, "request_id is missing"),
         ({"guidance": "inf"}, "guidance must be a finite number"),
         ({"guidance": -1}, "guidance must be a finite number"),
         ({"guidance": "much"}, "guidance must be a finite number"),
