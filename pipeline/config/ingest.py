@@ -29,6 +29,10 @@ class IngestConfig(Section):
     animation: Literal["first", "reject"] = Field(
         "first", description="images of several frames: keep the first frame, or reject the image"
     )
+    colour: Literal["convert", "keep"] = Field(
+        "convert",
+        description="images with an embedded colour profile: convert their pixels to sRGB, or keep the numbers",
+    )
     duplicates: Literal["keep-first", "keep-all", "reject"] = Field(
         "keep-first", description="images with equal pixels: keep the first in source order, keep all, or reject all"
     )

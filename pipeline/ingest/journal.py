@@ -57,7 +57,10 @@ class IngestPlan(Section):
 
 
 class PreparedPartition(Section):
-    """Marker of a partition that was read to its end: rows = images in its sorted runs + rejects."""
+    """Marker of a partition that was read to its end: rows = images in its sorted runs + rejects.
+
+    unusable_profiles: number of images that count as sRGB because their profile cannot be used; unusable_profile: one.
+    """
 
     partition: int
     rows: int
@@ -66,6 +69,8 @@ class PreparedPartition(Section):
     labels: tuple[str, ...]
     reject_counts: dict[str, int]
     rejects: FileEntry | None
+    unusable_profiles: int = 0
+    unusable_profile: str | None = None
 
 
 class DeduplicatedSlots(Section):
@@ -113,10 +118,9 @@ def claim(store: Store, plan: IngestPlan) -> IngestPlan:
 def different_settings(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Names of the settings that affect the stored images and differ."""
     defaults = IngestConfig().model_dump(mode="json")  # for settings that did not exist when `there` was written
+    free = (*FREE_TO_CHANGE, *(() if "colour" in there else ("colour",)))
     return [
-        name
-        for name in asked
-        if name not in FREE_TO_CHANGE and repr(there.get(name, defaults.get(name))) != repr(asked[name])
+        name for name in asked if name not in free and repr(there.get(name, defaults.get(name))) != repr(asked[name])
     ]
 
 

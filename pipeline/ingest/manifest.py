@@ -46,6 +46,7 @@ class DatasetManifest(Section):
     snapshot: str | None = None  # sha256 (hex) of the source files that this version added: names, sizes, versions
     snapshots: tuple[FileEntry, ...] = ()  # lists of the source files that were read
     removed_files: int = 0  # read by earlier versions, missing or changed when this one was planned
+    unusable_profiles: int = 0  # images whose pixels count as sRGB because their colour profile cannot be used
     channel_sums: tuple[int, ...] = ()  # per channel: sum of levels, then of squared levels
 
     @property
@@ -58,7 +59,8 @@ class DatasetManifest(Section):
         a training run names its dataset version by digest.
         """
         values = self.model_dump(mode="json")
-        for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
+        newer = ("generation", "parent", "snapshot", "snapshots", "removed_files", "unusable_profiles", "channel_sums")
+        for name in newer:
             if getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]
         for shard in values["shards"]:

@@ -3,7 +3,7 @@
 import hashlib
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ class PartitionWriter:
         self.runs.append(SortedRunFile(**file.model_dump(), rows=len(self.images), text_bytes=text_bytes))
         self.images, self.waiting_bytes = [], 0
 
-    def finish(self, rows: int) -> PreparedPartition:
+    def finish(self, rows: int, without_profile: Sequence[RowOrigin]) -> PreparedPartition:
         self.flush()
         rejects = None
         if self.rejects:
@@ -95,6 +95,8 @@ class PartitionWriter:
             labels=tuple(sorted(self.labels)),
             reject_counts=dict(sorted(Counter(row["reason"] for row in self.rejects).items())),
             rejects=rejects,
+            unusable_profiles=len(without_profile),
+            unusable_profile=next((origin.source for origin in without_profile), None),
         )
 
 
@@ -118,7 +120,7 @@ def prepare_partition(context: MapContext, number: int, partition: Partition) ->
                 writer.reject(origin.source, image)
             else:
                 writer.add(_prepared_image(context, number, origin, image))
-    return context.work.mark(writer.finish(rows), "prepared", name)
+    return context.work.mark(writer.finish(rows, decoder.unusable_profiles), "prepared", name)
 
 
 def _with_origin(rows: Iterable[SourceRow]) -> Iterator[tuple[RowOrigin, Any]]:

@@ -3,6 +3,7 @@
 The driver process holds a marker for each partition and a count for each slot, never an image.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from pipeline.ingest.sources.labels import class_names
 from pipeline.ingest.sources.source import Source
 from pipeline.progress import Progress
 from pipeline.task_pool import fan_out
+
+logger = logging.getLogger("ddpm.ingest")
 
 MARKER_READERS = 16
 DEDUPLICATE_BYTES = 64 * 2**20
@@ -65,6 +68,7 @@ class NewContents:
     rejects: tuple[FileEntry, ...]
     reject_counts: Counter[str]
     channel_sums: tuple[tuple[int, ...], ...]
+    unusable_profiles: int
 
 
 def make_dataset_version(context: IngestContext) -> DatasetManifest:
@@ -101,7 +105,8 @@ def _run_phases(context: IngestContext) -> DatasetManifest:
     shards = _write_shards(WriteContext(config, work, parent, runs, classes, shard_rows), slots)
 
     rejects += tuple(part.rejects for part in slots if part.rejects is not None)
-    added = NewContents(source_rows, shards, rejects, +counts, tuple(part.sums for part in slots))
+    profiles = _warn_of_profiles(context, prepared)
+    added = NewContents(source_rows, shards, rejects, +counts, tuple(part.sums for part in slots), profiles)
     manifest = _manifest(context, classes, added)
     write_dataset(work.dataset, manifest)
     return manifest
@@ -133,6 +138,16 @@ def _write_rejects(work: WorkFolder, prepared: Sequence[PreparedPartition]) -> t
         for number, p in enumerate(pieces(rows, REJECTS_A_FILE))
     )
     return tuple(sorted(fan_out(write_rejects, work, chunks), key=lambda entry: entry.key))
+
+
+def _warn_of_profiles(context: IngestContext, prepared: Sequence[PreparedPartition]) -> int:
+    """The number of images with an unusable colour profile."""
+    count = sum(part.unusable_profiles for part in prepared)
+    if count:
+        example = next(part.unusable_profile for part in prepared if part.unusable_profile is not None)
+        words = "%d images of %s have a colour profile that cannot be used, such as %s: their pixels count as sRGB"
+        logger.warning(words, count, context.source.name, example)
+    return count
 
 
 def _check_reject_share(context: IngestContext, rows: int, counts: Counter[str]) -> None:
@@ -217,6 +232,7 @@ def _manifest(context: IngestContext, classes: tuple[str, ...] | None, added: Ne
         generation=plan.generation,
         parent=plan.parent,
         snapshot=plan.snapshot,
+        unusable_profiles=added.unusable_profiles + (parent.unusable_profiles if parent else 0),
         snapshots=(*(parent.snapshots if parent else ()), *plan.snapshot_parts),
         removed_files=plan.removed_files,
     )

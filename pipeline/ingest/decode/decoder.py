@@ -7,7 +7,7 @@ worker.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import PipelineError
@@ -15,7 +15,7 @@ from pipeline.images.decode import BadImage
 from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.decode.resize import prepare_pixels
-from pipeline.ingest.decode.subprocess_client import Crash, DecodingProcess
+from pipeline.ingest.decode.subprocess_client import Crash, DecodingProcess, WithoutProfile
 
 T = TypeVar("T")
 SourceImage = bytes | Pixels | Reject
@@ -57,9 +57,13 @@ class _Batch(Generic[T]):
 
 
 class Decoder:
-    """Encoded images to uint8 [size, size, channels]. A context manager: open one for each partition or actor."""
+    """Encoded images to uint8 [size, size, channels]. A context manager: open one for each partition or actor.
+
+    unusable_profiles: keys of the images so far whose colour profile cannot be used, so that they count as sRGB.
+    """
 
     def __init__(self, config: IngestConfig) -> None:
+        self.unusable_profiles: list[Any] = []
         self._config = config
         self._process: DecodingProcess | None = None
         out_bytes = config.image_size**2 * config.channels
@@ -140,13 +144,13 @@ class Decoder:
                 culprit = None if result.image_index is None else sent[result.image_index]
                 if culprit in batch.pending:
                     batch.pending.remove(culprit)
-                    found[culprit] = self._after_crash(batch.data(culprit), result)
+                    found[culprit] = self._noted(batch, culprit, self._after_crash(batch.data(culprit), result))
                 return result
-            found[index] = result
+            found[index] = self._noted(batch, index, result)
             batch.pending.remove(index)
         return None
 
-    def _after_crash(self, data: bytes, crash: Crash) -> Pixels | Reject:
+    def _after_crash(self, data: bytes, crash: Crash) -> Pixels | WithoutProfile | Reject:
         """The result of the image that was being decoded: rejected when too slow, else tried once more alone."""
         if crash.too_slow:
             return Reject("too-slow", f"more than {self._config.max_decode_seconds:g} s of processor time")
@@ -159,6 +163,12 @@ class Decoder:
         return (
             self._after_crash(data, result) if result.too_slow else Reject("decoder-crashed", f"twice: {result.cause}")
         )
+
+    def _noted(self, batch: _Batch[T], index: int, result: Pixels | WithoutProfile | Reject) -> Pixels | Reject:
+        if isinstance(result, WithoutProfile):
+            self.unusable_profiles.append(batch.rows[index][0])
+            return result.pixels
+        return result
 
     def _uncoded(self, image: SourceImage) -> Pixels | Reject:
         """Pixels and rejects need no codec, so this process handles them."""

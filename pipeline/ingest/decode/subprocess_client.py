@@ -22,7 +22,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import PipelineError
 from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import REASONS, Reject
-from pipeline.ingest.decode.subprocess_main import IDLE, OK, PROGRESS_BYTES, READY, shared_arrays
+from pipeline.ingest.decode.subprocess_main import IDLE, NOTED, OK, PROGRESS_BYTES, READY, shared_arrays
 
 _MODULE: Final = "pipeline.ingest.decode.subprocess_main"
 _START_SECONDS: Final = 120.0
@@ -45,6 +45,12 @@ class Crash(NamedTuple):
     image_index: int | None
     cause: str
     too_slow: bool
+
+
+class WithoutProfile(NamedTuple):
+    """Pixels of an image whose colour profile cannot be used."""
+
+    pixels: Pixels
 
 
 class _CorruptOutputError(Exception):
@@ -94,7 +100,7 @@ class DecodingProcess:
         self._received, self._taken = bytearray(), 0
         self._write(struct.pack(f"<I{len(images)}Q", len(images), *map(len, images)) + b"".join(images))
 
-    def results(self, count: int) -> Iterator[Pixels | Reject | Crash]:
+    def results(self, count: int) -> Iterator[Pixels | WithoutProfile | Reject | Crash]:
         """The results of a batch of `count` images, in order; after a Crash there are no more."""
         for index in range(count):
             try:
@@ -124,12 +130,12 @@ class DecodingProcess:
             if file is not None:
                 file.close()
 
-    def _result(self, index: int) -> Pixels | Reject | None:
+    def _result(self, index: int) -> Pixels | WithoutProfile | Reject | None:
         """The next result; None at the end of the stream. Raises _CorruptOutputError."""
         status = self._take(1)
-        if status is not None and bytes(status) == OK:
+        if status is not None and bytes(status) in (OK, NOTED):
             pixels: Pixels = self._pixels[index].copy()  # the next batch overwrites the shared memory
-            return pixels
+            return pixels if bytes(status) == OK else WithoutProfile(pixels)
         length = None if status is None else self._take(4)
         text = None if length is None else self._take(min(struct.unpack("<I", length)[0], _CHUNK_BYTES))
         return None if text is None else _reject(text)

@@ -4,7 +4,8 @@
 and processor time are limited.
 
     stdin    the settings, then batches: number of images, their sizes, their bytes
-    stdout   READY; then for each image OK, or BAD with a length and a JSON pair (reason, detail)
+    stdout   READY; then for each image OK, NOTED (OK, but its colour profile cannot be used), or BAD with a length and
+             a JSON pair (reason, detail)
     FD       shared memory: u32 index of the image being decoded, which the parent reads after a crash, and the pixels
              of the batch, uint8 [rows, size, size, channels]
 
@@ -33,7 +34,7 @@ from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.decode.resize import prepare
 
-READY, OK, BAD = b"R", b"\x00", b"\x01"
+READY, OK, BAD, NOTED = b"R", b"\x00", b"\x01", b"\x02"
 IDLE: Final = 0xFFFFFFFF
 PROGRESS_BYTES: Final = 4
 
@@ -44,7 +45,7 @@ _BUFFER_BYTES: Final = 2**18
 _MAX_OPEN_FILES: Final = 16
 
 Numbers = npt.NDArray[np.uint32]
-Prepare = Callable[[bytes, IngestConfig], Pixels]
+Prepare = Callable[[bytes, IngestConfig, Callable[[str], None]], Pixels]
 
 
 def serve(prepare: Prepare) -> None:
@@ -62,13 +63,14 @@ def serve(prepare: Prepare) -> None:
         images = [_exactly(source, size) for size in sizes]  # read all before the first result: no deadlock
         for index, data in enumerate(images):
             progress[0] = index
-            found = _prepared(prepare, data, config)
+            notes: list[str] = []
+            found = _prepared(prepare, data, config, notes)
             if isinstance(found, Reject):
                 text = json.dumps(found).encode()
                 sink.write(BAD + struct.pack("<I", len(text)) + text)
             else:
                 pixels[index] = found
-                sink.write(OK)
+                sink.write(NOTED if notes else OK)
         progress[0] = IDLE
         sink.flush()
 
@@ -80,10 +82,10 @@ def shared_arrays(memory: mmap.mmap, config: IngestConfig) -> tuple[Numbers, Pix
     return np.frombuffer(memory, np.uint32, count=1), pixels.reshape(shape)
 
 
-def _prepared(prepare: Prepare, data: bytes, config: IngestConfig) -> Pixels | Reject:
+def _prepared(prepare: Prepare, data: bytes, config: IngestConfig, notes: list[str]) -> Pixels | Reject:
     signal.setitimer(signal.ITIMER_PROF, config.max_decode_seconds)  # the default action of SIGPROF kills this process
     try:
-        return prepare(data, config)
+        return prepare(data, config, notes.append)
     except BadImage as error:
         return error.reject
     except MemoryError:

@@ -89,7 +89,7 @@ def test_a_late_writer_does_not_replace_a_newer_version(store):
 def test_digests_of_datasets_made_before_versions_are_kept(store):
     """A training run names its dataset by digest, which newer fields must not change."""
     values = json.loads(manifest(shards=[shard("data/train-00000.parquet")]).model_dump_json())
-    for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "channel_sums"):
+    for name in ("generation", "parent", "snapshot", "snapshots", "removed_files", "unusable_profiles", "channel_sums"):
         del values[name]
     del values["shards"][0]["keys"]
     store.put("manifest.json", json.dumps(values).encode())
@@ -149,6 +149,18 @@ def test_a_different_plan_is_an_error_that_names_the_difference(store, fields, w
         claim(store, plan(**fields))
     assert what in str(caught.value)
     assert "plans/000001.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("colour", ["convert", "keep"])
+def test_plans_from_before_colours_were_converted_continue_with_either(store, colour):
+    claim(store, plan(settings={name: value for name, value in settings().items() if name != "colour"}))
+    claim(store, plan(settings=settings(colour=colour)))
+
+
+def test_plans_with_another_conversion_of_colours_are_refused(store):
+    claim(store, plan(settings=settings(colour="keep")))
+    with pytest.raises(ConfigError, match="colour 'keep' there, 'convert' asked"):
+        claim(store, plan(settings=settings()))
 
 
 def test_a_setting_newer_than_the_plan_counts_as_its_default(store):

@@ -175,3 +175,13 @@ def test_large_images_are_sent_one_by_one():
     images = [corpus.encoded(corpus.photo(seed)) for seed in range(3)]
     for data, found in zip(images, decoded(config, images), strict=True):
         np.testing.assert_array_equal(found, prepare(data, config))
+
+
+def test_images_with_an_unusable_profile_are_kept_and_listed():
+    good = corpus.photo(1, 16, 16)
+    images = [corpus.encoded(good), corpus.encoded(good, icc_profile=b"damaged" * 40), b"text"]
+    with Decoder(CONFIG) as decoder:
+        found = dict(decoder.prepare(enumerate(images)))
+        np.testing.assert_array_equal(found[1], found[0])
+        assert isinstance(found[2], Reject)
+        assert decoder.unusable_profiles == [1]
