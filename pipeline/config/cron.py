@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from itertools import takewhile
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator
 
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
-_PART = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?$")
+_PART = re.compile(r"(\*|[A-Za-z0-9]+)(?:-([A-Za-z0-9]+))?(?:/([0-9]+))?$")
+_PLAIN = re.compile(r"(?:\*|[0-9]+|[0-9]+-[0-9]+|(?:\*|[0-9]+-[0-9]+)/[0-9]+)$")
 _FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
     ("minute", 0, 59, ()),
     ("hour", 0, 23, ()),
@@ -27,6 +28,14 @@ _FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
     ("day of week", 0, 7, _WEEKDAYS),
 )
 _HORIZON_DAYS = 3000  # the next 29 February is at most eight years away
+
+
+class ClockChange(NamedTuple):
+    """A scheduled local time that one day has never (`twice` is False), or twice."""
+
+    day: date
+    at: time
+    twice: bool
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,21 @@ class Cron:
                 if instant > after:
                     yield instant.astimezone(zone)
 
+    def clock_changes(self, after: datetime, zone: tzinfo) -> Iterator[ClockChange]:
+        """Scheduled times after `after` that a clock change skips or repeats; none for a schedule of every hour."""
+        if len(self.hours) == 24:
+            return
+        for day in self._days(after.astimezone(zone).date() + timedelta(days=1)):
+            ends = [datetime.combine(day + timedelta(days=n), time(), zone).utcoffset() for n in (0, 1)]
+            if ends[0] == ends[1]:
+                continue
+            for at in (time(hour, minute) for hour in self.hours for minute in self.minutes):
+                local = datetime.combine(day, at, zone)
+                if local.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != local.replace(tzinfo=None):
+                    yield ClockChange(day, at, twice=False)
+                elif local.utcoffset() != local.replace(fold=1).utcoffset():
+                    yield ClockChange(day, at, twice=True)
+
     def last_until(self, moment: datetime, zone: tzinfo, within: timedelta) -> datetime | None:
         """The last run time in (moment - within, moment], or None."""
         past = takewhile(lambda run: run <= moment, self.runs(moment - within, zone))
@@ -79,6 +103,22 @@ class Cron:
         by_day = self.days is not None and day.day in self.days
         by_weekday = self.weekdays is not None and day.isoweekday() % 7 in self.weekdays
         return by_day or by_weekday or (self.days is None and self.weekdays is None)
+
+
+def portable(text: str) -> str:
+    """A valid expression in the form that every cron program reads alike.
+
+    Fields with names, the weekday 7 or a step without a range become lists of numbers: Kubernetes (robfig/cron) refuses
+    7, and cronie reads 5/10 as 5.
+    """
+    words = []
+    for word, field in zip(text.split(), _FIELDS, strict=True):
+        weekday = field[3] is _WEEKDAYS
+        values = _values(word, *field)
+        plain = all(_PLAIN.match(part) for part in word.split(",")) and not (weekday and 7 in values)
+        numbers = sorted({value % 7 for value in values}) if weekday else values
+        words.append(word if plain else ",".join(map(str, numbers)))
+    return " ".join(words)
 
 
 def _values(word: str, name: str, low: int, high: int, names: tuple[str, ...]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ computed when the command starts, in the schedule's time zone.
 """
 
 import json
+import logging
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,10 +17,12 @@ from zoneinfo import ZoneInfo
 import jinja2
 import yaml
 
-from pipeline.config.cron import Cron
+from pipeline.config.cron import Cron, portable
 from pipeline.config.operations import DATE, ScheduleConfig
 from pipeline.config.yaml_loader import read_manifest
 from pipeline.errors import ConfigError
+
+logger = logging.getLogger("ddpm.operations")
 
 TARGETS = {
     "systemd": {"systemd.service": "{name}.service", "systemd.timer": "{name}.timer"},
@@ -29,6 +32,18 @@ TARGETS = {
     "airflow": {"airflow.py.txt": "{name}.py"},
 }
 """Template name -> file name, by target."""
+_CLOCK_CHANGES = {
+    "systemd": ("systemd starts no run that day", None),
+    "cron": ("cron may start no run that day", "cron may start two runs that day"),
+    "k8s-cronjob": ("Kubernetes starts no run that day", "Kubernetes starts two runs that day"),
+    "raycronjob": ("KubeRay starts no run that day", "KubeRay starts two runs that day"),
+    "airflow": (None, None),
+}
+"""What a scheduler does at a time that a day never has, and at a time that a day has twice; None: one run.
+
+cronie's source recommends no job in the hour of a clock change with CRON_TZ. robfig/cron documents the skipped runs of
+Kubernetes and KubeRay. Airflow runs at the shifted time, and at the second of two equal times.
+"""
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"}
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
@@ -38,17 +53,37 @@ def render(schedule: ScheduleConfig, target: str | None, out: str | None) -> dic
     if target not in TARGETS:
         raise ConfigError(f"ddpm schedule render needs --target, one of {', '.join(TARGETS)}")
     templates = _templates()
-    values = _values(schedule, with_rayjob=target in ("k8s-cronjob", "raycronjob"))
+    warnings = clock_change_warnings(schedule, target, datetime.now(UTC))
+    for line in warnings:
+        logger.warning("%s", line)
+    values = {**_values(schedule, with_rayjob=target in ("k8s-cronjob", "raycronjob")), "warnings": warnings}
     files = {
         file.format(name=schedule.name): templates.get_template(template).render(values)
         for template, file in TARGETS[target].items()
     }
     if out is None:
-        return {"files": files, "summary": "\n".join(f"# {name}\n{text}" for name, text in files.items()).rstrip()}
+        summary = "\n".join(f"# {name}\n{text}" for name, text in files.items()).rstrip()
+        return {"files": files, "warnings": warnings, "summary": summary}
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (Path(out) / name).write_text(text)
-    return {"files": files, "summary": "\n".join(str(Path(out) / name) for name in files)}
+    return {"files": files, "warnings": warnings, "summary": "\n".join(str(Path(out) / name) for name in files)}
+
+
+def clock_change_warnings(schedule: ScheduleConfig, target: str, now: datetime) -> list[str]:
+    """One line for each clock change at which `target` would not start exactly one run, with the next such day."""
+    zone = schedule.time_zone
+    found: dict[bool, str] = {}
+    for change in Cron.parse(schedule.cron).clock_changes(now, ZoneInfo(zone)):
+        if (consequence := _CLOCK_CHANGES[target][change.twice]) is not None and change.twice not in found:
+            fault = f"{zone} has {'two' if change.twice else 'no'} {change.at:%H:%M} on {change.day}"
+            found[change.twice] = (
+                f"{fault}, when the clock changes: {consequence}. Choose a time outside the change, or "
+                "schedule.time_zone UTC"
+            )
+        if len(found) == sum(text is not None for text in _CLOCK_CHANGES[target]):
+            break
+    return [found[twice] for twice in sorted(found)]
 
 
 def run_here(schedule: ScheduleConfig, *, dry_run: bool) -> dict[str, Any]:
@@ -103,6 +138,7 @@ def _values(schedule: ScheduleConfig, *, with_rayjob: bool) -> dict[str, Any]:
     line = shell_line(schedule.command, f"$(TZ={zone} date +%F)")
     values: dict[str, Any] = {
         **schedule.model_dump(mode="json"),
+        "plain_cron": portable(schedule.cron),
         "line": line,
         "airflow_line": shell_line(schedule.command, f"{{{{ data_interval_end.in_timezone('{zone}') | ds }}}}"),
         "events": calendar_events(Cron.parse(schedule.cron)),

@@ -71,10 +71,9 @@ def test_systemd_verifies_the_units_and_the_service_says_the_line(tmp_path):
 
 @pytest.mark.parametrize("cron", ["30 2 * * 1-5", "*/20 1,13 * 2-4 *", "0 6 13 * FRI", "5 4 1 JAN *"])
 def test_calendar_events_name_the_same_times(cron):
-    """Run times by systemd-analyze where installed, else of a known case."""
     events = calendar_events(Cron.parse(cron))
     if not shutil.which("systemd-analyze"):
-        return
+        pytest.skip("systemd-analyze is not installed")
     found = set()
     for event in events:
         command = ["systemd-analyze", "calendar", "--iterations=6", "--base-time=2026-06-01 12:00:00", f"{event} UTC"]
