@@ -20,11 +20,11 @@ from tiny import command, config, digits, run, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 LONG = {
-    "train": {"steps": 120, "checkpoint_every": 20, "grid_every": 120, "check_every": 30},
+    "train": {"steps": 60, "checkpoint_every": 10, "grid_every": 60, "check_every": 15},
     "ray": {"workers": 2},
     "storage": {"outage_seconds": 120},
 }
-SLOW = {**LONG, "train": {**LONG["train"], "grid_every": 10, "grid_sampling_steps": 40, "grid_size": 64}}
+SLOW = {**LONG, "train": {**LONG["train"], "grid_every": 5, "grid_sampling_steps": 40, "grid_size": 64}}
 """The same path of weights with more to do on the way, so that there is time to disturb it."""
 
 
@@ -81,7 +81,7 @@ def in_the_middle(driver, uri, checkpoints=1):
     store = resolve(uri, StorageConfig())
     wait_for(lambda: len(committed_steps(store)) >= checkpoints or driver.poll() is not None)
     assert driver.poll() is None, driver.communicate()
-    assert committed_steps(store)[-1] < 120
+    assert committed_steps(store)[-1] < 60
 
 
 def test_the_driver_is_killed(uri, dataset, tmp_path, undisturbed):
@@ -107,7 +107,7 @@ def test_a_worker_is_killed(uri, dataset, tmp_path, undisturbed):
     assert driver.returncode == 0, err
     assert finished(uri) == undisturbed
     assert len(attempts(uri)) == 2
-    assert attempts(uri)[1] >= 20
+    assert attempts(uri)[1] >= 10
 
 
 @pytest.mark.nightly
@@ -121,12 +121,12 @@ def test_sigterm_makes_a_checkpoint_first(uri, dataset, tmp_path, undisturbed):
     assert driver.returncode == 143, err
     assert "stopped by SIGTERM" in err
     stopped = latest_checkpoint(resolve(uri, StorageConfig())).step
-    assert stopped < 120
+    assert stopped < 60
     again = run(words)
     assert again.returncode == 0, again.stderr
     assert attempts(uri) == [0, stopped]
     assert finished(uri) == undisturbed
-    assert [row["step"] for row in metric_rows(uri)] == list(range(1, 121))
+    assert [row["step"] for row in metric_rows(uri)] == list(range(1, 61))
 
 
 @pytest.mark.nightly
@@ -157,17 +157,17 @@ def test_torn_and_damaged_checkpoints_are_passed_over(uri, dataset, undisturbed_
     """Files whose manifest was never written are not read, nor is what an attempt of Ray left behind; a file of the
     same length with other bytes shows by its hash. The run goes on from the newest checkpoint that is whole."""
     store = copied(undisturbed_run, uri)
-    store.delete("checkpoints/step-000000120/manifest.json")
-    store.put("checkpoints/step-000000120/model.safetensors", b"half a file")
+    store.delete("checkpoints/step-000000060/manifest.json")
+    store.put("checkpoints/step-000000060/model.safetensors", b"half a file")
     store.put("ray/left/checkpoint_manager_snapshot.json", b'{"torn": ')
-    assert committed_steps(store) == [80, 100]
-    key = "checkpoints/step-000000100/model.safetensors"
+    assert committed_steps(store) == [40, 50]
+    key = "checkpoints/step-000000050/model.safetensors"
     good = store.read(key)
     store.put(key, good[:-1] + bytes([good[-1] ^ 1]))
     train(config(**LONG), dataset, uri)
     assert finished(uri) == undisturbed
-    assert 80 in attempts(uri)
-    assert "the checkpoint of step 100 is damaged; continuing from step 80" in caplog.text  # rank 0's words, here
+    assert 40 in attempts(uri)
+    assert "the checkpoint of step 50 is damaged; continuing from step 40" in caplog.text  # rank 0's words, here
 
 
 @pytest.mark.nightly
@@ -219,7 +219,7 @@ def test_the_disk_is_full(tmp_path, dataset, undisturbed):
     words = command(tmp_path, "train", "--dataset", dataset, "--run", f"{place}/run", **LONG)
     script = f"""
     mount -t tmpfs -o size=16m tmpfs {place} || exit 99
-    "$@" --steps 40 || exit 98
+    "$@" --steps 20 || exit 98
     head -c 20m /dev/zero > {place}/filler 2>/dev/null
     "$@"; echo "first exit $?" >&2
     rm {place}/filler
@@ -246,7 +246,7 @@ def test_ctrl_c_is_no_success(tmp_path, dataset):
     assert driver.returncode == 130, err
     assert "the same command continues" in err
     assert not store.exists("_SUCCESS.json")
-    assert committed_steps(store)[-1] < 120
+    assert committed_steps(store)[-1] < 60
 
 
 @pytest.mark.nightly
@@ -254,7 +254,7 @@ def test_a_run_goes_back_to_a_step(tmp_path, dataset, undisturbed_run, undisturb
     """--from-step: later checkpoints go, and the same ones come again."""
     shutil.copytree(undisturbed_run, tmp_path / "run")
     store = resolve(str(tmp_path / "run"), StorageConfig())
-    assert committed_steps(store) == [80, 100, 120]
-    train(config(**LONG), dataset, store.uri, from_step=80)
+    assert committed_steps(store) == [40, 50, 60]
+    train(config(**LONG), dataset, store.uri, from_step=40)
     assert finished(store.uri) == undisturbed
-    assert 80 in attempts(store.uri)
+    assert 40 in attempts(store.uri)

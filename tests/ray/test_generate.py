@@ -77,7 +77,9 @@ def test_the_result_and_what_is_at_rest(one_actor):
     assert log["rows"].to_pylist() == [16] * 5
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("local", "1..2"), ("s3", "1..2"), ("local", 4)])
+@pytest.mark.parametrize(
+    ("kind", "workers"), [pytest.param("local", "1..2", marks=pytest.mark.nightly), ("s3", "1..2"), ("local", 4)]
+)
 def test_more_actors_make_the_same_samples_as_one(kind, workers, request, model, one_actor, tmp_path):
     root = request.getfixturevalue("s3_uri") if kind == "s3" else str(tmp_path)
     if kind == "s3":
