@@ -1,6 +1,6 @@
 """Would the tests notice a wrong formula? Break `pipeline/diffusion` in one place at a time and see.
 
-    python tests/mutants.py [--only schedule,process] [--jobs 2] [--list]
+    python tests/mutants.py [--only schedule,forward_process] [--jobs 2] [--list]
 
 Each mutant is one edit of one syntax tree: a number or a term tripled, a term or a factor dropped, an operator or a
 pair of coefficients swapped, a function left out. The tree is compiled in memory (no file is touched) in a fork of a
@@ -31,10 +31,10 @@ TESTS = ROOT / "tests"
 DEADLINE_SECONDS = 120
 
 # The test files that speak most directly about a module go first; all others follow.
-SAMPLING = ["unit/test_diffusion_sampler.py", "oracle/test_diffusion_gaussian.py", "oracle/test_diffusion_diffusers.py"]
+SAMPLING = ["unit/diffusion/test_sampler.py", "oracle/test_diffusion_gaussian.py", "oracle/test_diffusion_diffusers.py"]
 NEAREST = {
-    "clipping": ["unit/test_diffusion_reverse.py"],
-    **dict.fromkeys(("grid", "sampler", "ancestral", "ddim", "dpm_solver", "heun"), SAMPLING),
+    "clipping": ["unit/diffusion/test_reverse_process.py"],
+    **dict.fromkeys(("timestep_grid", "sampler", "ancestral", "ddim", "dpm_solver", "heun"), SAMPLING),
 }
 
 # (module, source of the line, mutation) -> why no test can tell.
@@ -45,12 +45,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "((u + s) / (1.0 + s) * (math.pi / 2)).cos() ** 2: tripled",
     ): "betas are ratios of alpha_bars: a constant factor cancels",
     (
-        "bound",
-        "_EDGE = 1.0 - 1e-3  # |x_0| beyond it is the outermost level, whatever the rounding",
+        "variational_bound",
+        "_EDGE = 1.0 - 1e-3  # a larger |x_0| is level 0 or 255, also after rounding errors",
         "0.001 -> 0.003",
     ): "the outermost levels are 0.0078 from their neighbours",
     (
-        "bound",
+        "variational_bound",
         "return torch.where(x_0.abs() > _EDGE, outer, inner)",
         "x_0.abs() > _EDGE: operator swapped",
     ): "no grey level lies at the threshold",
@@ -75,8 +75,9 @@ class Replacing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def test_modules(module: str) -> list[Path]:
     """The nearest tests of a module, then all the others."""
-    everything = [p for kind in ("unit", "oracle") for p in sorted((TESTS / kind).glob("test_diffusion_*.py"))]
-    nearest = [TESTS / p for p in NEAREST.get(module, [f"unit/test_diffusion_{module}.py"]) if (TESTS / p).exists()]
+    unit, oracle = (TESTS / "unit/diffusion").glob("test_*.py"), (TESTS / "oracle").glob("test_diffusion_*.py")
+    everything = [*sorted(unit), *sorted(oracle)]
+    nearest = [TESTS / p for p in NEAREST.get(module, [f"unit/diffusion/test_{module}.py"] if module else [])]
     return nearest + [p for p in everything if p not in nearest]
 
 
