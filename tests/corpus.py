@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from pillow_jxl import JpegXLImagePlugin  # noqa: F401  registers JPEG XL
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.root import Config
@@ -149,6 +150,10 @@ def damaged_images():
     text_bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 * 2**20), 9))
     return {
         "cut.png": Item(good[: len(good) // 2], "truncated"),
+        "cut.jp2": Item(encoded(photo(), "JPEG2000")[:40], "decode-error"),
+        "cut.avif": Item(encoded(photo(), "AVIF")[:200], "truncated"),
+        "cut.jxl": Item(encoded(photo(), "JXL")[:40], "decode-error"),
+        "huge-header.jxl": Item(b"\xff\x0a" + (2**40 - 2).to_bytes(14, "little"), "too-large"),
         "cut.jpg": Item(jpeg[: len(jpeg) // 2], "truncated"),
         "header.png": Item(good[:30], "truncated"),
         "four-bytes.png": Item(good[:4], "truncated"),
@@ -187,6 +192,7 @@ def odd_modes():
     palette = Image.new("P", (20, 20), 1)
     palette.putpalette([255, 0, 0, 0, 0, 240])
     levels = np.full((20, 20), 40 * 257, np.uint16)
+    grey = Image.new("RGB", (20, 20), (90, 90, 90))
     deep = struct.pack(">HHH", 10 * 257, 20 * 257, 30 * 257) * 20
     return {
         "alpha.png": Item(encoded(Image.fromarray(half)), None, (127.5, 227.5, 127.5)),
@@ -201,6 +207,10 @@ def odd_modes():
         "cmyk.jpg": Item(encoded(cyan, "JPEG", quality=100), None, (0, 255, 255)),
         "grey.webp": Item(encoded(Image.new("RGB", (20, 20), (9, 8, 7)), "WEBP", lossless=True), None, (9, 8, 7)),
         "picture.ppm": Item(encoded(Image.new("RGB", (20, 20), (1, 2, 3)), "PPM"), None, (1, 2, 3)),
+        "picture.avif": Item(encoded(grey, "AVIF", quality=100), None, (90, 90, 90)),
+        "picture.jp2": Item(encoded(Image.new("RGB", (20, 20), (1, 2, 3)), "JPEG2000"), None, (1, 2, 3)),
+        "grey.j2k": Item(encoded(Image.new("L", (20, 20), 77), "JPEG2000", no_jp2=True), None, (77, 77, 77)),
+        "picture.jxl": Item(encoded(Image.new("RGB", (20, 20), (1, 2, 3)), "JXL", lossless=True), None, (1, 2, 3)),
     }
 
 
@@ -217,6 +227,7 @@ def odd_files():
         "1x20000.png": Item(encoded(dot.resize((1, 20_000))), None, (50, 60, 70)),
         "animated.gif": Item(animation("GIF"), None, (100, 100, 100)),
         "animated.webp": Item(animation("WEBP"), None, (100, 100, 100)),
+        "animated.avif": Item(animation("AVIF"), None, (100, 100, 100)),
         "animated.png": Item(animation("PNG"), None, (100, 100, 100)),
         "pages.tiff": Item(two_pages, None, (100, 100, 100)),
         "turned.jpg": Item(with_orientation(photo(2), 6)),

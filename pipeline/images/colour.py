@@ -1,7 +1,8 @@
 """Convert images with an embedded colour profile to sRGB, by LittleCMS, with the relative colorimetric intent.
 
-A profile is an ICC profile (PNG, JPEG, WebP, TIFF, AVIF) or a PNG's chunks gAMA and cHRM. As in the PNG specification,
-an ICC profile comes before the chunk sRGB, and this one before gAMA and cHRM. An image without a profile is in sRGB.
+A profile is an ICC profile (PNG, JPEG, WebP, TIFF, AVIF, JPEG 2000, JPEG XL) or a PNG's chunks gAMA and cHRM. As in the
+PNG specification, an ICC profile comes before the chunk sRGB, and this one before gAMA and cHRM. An image without a
+profile is in sRGB.
 """
 
 import struct
@@ -23,7 +24,16 @@ _SRGB_LEVELS: Final = 2
 _SRGB_CURVE: Final = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _D50: Final = (0.9642, 1.0, 0.8249)
 _BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-_BAD: Final = (ImageCms.PyCMSError, OSError, ValueError, TypeError, np.linalg.LinAlgError, struct.error, OverflowError)
+_BAD: Final = (
+    ImageCms.PyCMSError,
+    ImportError,
+    OSError,
+    ValueError,
+    TypeError,
+    np.linalg.LinAlgError,
+    struct.error,
+    OverflowError,
+)
 
 
 class UnusableProfile(ValueError):

@@ -3,6 +3,8 @@
 import zlib
 from typing import Final, Literal
 
+from pipeline.images.boxes import JPEG_2000, JPEG_XL
+
 Kind = Literal["empty", "image", "parquet", "tar", "zip", "idx", "idx-labels", "gzip", "archive", "text", "unknown"]
 
 HEAD_BYTES: Final = 8192
@@ -46,9 +48,11 @@ def kind_of(head: bytes) -> Kind:
 
 
 def _kind(head: bytes) -> Kind:
-    if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    if head.startswith((*_IMAGES, *JPEG_2000, *JPEG_XL)) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return "image"
     if (head[:2] == b"BM" and head[6:10] == bytes(4)) or (head[:1] == b"P" and head[1:2] in b"123456" and _space(head)):
+        return "image"
+    if head[4:8] == b"ftyp" and {head[8:12], *_brands(head)} & {b"avif", b"avis"}:
         return "image"
     if head.startswith(b"PAR1"):
         return "parquet"
@@ -67,6 +71,12 @@ def describe_head(head: bytes) -> str:
     """A noun phrase for the content of a file, for messages."""
     kind = kind_of(head)
     return _NAMES.get(kind, f"something that begins with {head[:8]!r}" if head else "an empty file")
+
+
+def _brands(head: bytes) -> list[bytes]:
+    """The compatible brands in the first box of an MP4, HEIF or AVIF file."""
+    stop = min(int.from_bytes(head[:4]), len(head), 256)
+    return [head[start : start + 4] for start in range(16, stop, 4)]
 
 
 def _space(head: bytes) -> bool:

@@ -26,10 +26,9 @@ from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.images.decode import BadImage
+from pipeline.images.decode import BadImage, readable_formats
 from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.decode.resize import prepare
@@ -101,7 +100,7 @@ def memory_limit(config: IngestConfig) -> int:
 
 def _restrict(config: IngestConfig) -> None:
     """Limit memory to the need of the largest permitted image; forbid file writes and core dumps."""
-    Image.init()  # loads the codec plugins, which are files, before the file limit applies
+    readable_formats()  # loads the codecs, which are files, before the file limit applies
     limit = _address_space() + memory_limit(config)
     limits = ((resource.RLIMIT_AS, limit), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0))
     for kind, value in (*limits, (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)):

@@ -36,6 +36,7 @@ _ENDINGS: Final[dict[str, Kind]] = {
     ".idx": "idx",
     ".idx.gz": "idx",
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"), "image"),
+    **dict.fromkeys((".avif", ".jp2", ".j2k", ".jxl"), "image"),
 }
 _KINDS: Final = "images, Parquet, tar (WebDataset), zip, npz, IDX, or a CSV, JSON lines or Parquet list of images"
 

@@ -79,9 +79,11 @@ def xyz(points):
     return matrix * np.linalg.solve(matrix, white)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_a_profile_converts_to_srgb_in_every_format(kind):
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(
+        kind, {}
+    )
     data = encoded(square("RGB", COLOUR), kind, icc_profile=swapped(), **options)
     colour, notes = stored(data)
     np.testing.assert_allclose(colour, (60, 200, 40), atol=3)
@@ -209,3 +211,16 @@ def test_a_multi_page_tiff_uses_the_profile_of_its_first_page():
     out = io.BytesIO()
     square("RGB", COLOUR).save(out, "TIFF", tiffinfo=info, save_all=True, append_images=[square("RGB", (1, 1, 1))])
     np.testing.assert_allclose(stored(out.getvalue())[0], (60, 200, 40), atol=2)
+
+
+def test_the_profile_of_a_jpeg_2000_file():
+    plain = encoded(square("RGB", COLOUR), "JPEG2000")
+    start = plain.index(b"colr") - 4
+    size = struct.unpack_from(">I", plain, start)[0]
+    old, profile = plain[start : start + size], b"\x02\0\0" + swapped()
+    new = struct.pack(">I", 8 + len(profile)) + b"colr" + profile
+    header = plain.index(b"jp2h") - 4
+    grown = struct.pack(">I", struct.unpack_from(">I", plain, header)[0] + len(new) - len(old))
+    data = plain[:header] + grown + plain[header + 4 : start] + new + plain[start + size :]
+    np.testing.assert_allclose(stored(data)[0], (60, 200, 40), atol=2)
+    assert stored(plain)[0] == list(COLOUR)
