@@ -20,26 +20,24 @@ def fan_out(
     """Yield function(shared, *call) for every call, in order of completion.
 
     A task is retried when its process dies or it raises Transient, so `function` must be safe to repeat. `shared` is
-    sent to each node once. Any other error of a task is raised here and cancels the running tasks. Warnings that a task
-    logged appear in the driver's log with its result.
+    sent to each node once. Any other error of a task is raised here at once. The tasks that run at that moment end by
+    themselves, or with the driver: Ray 2.60 can abort a driver that cancels a task which completes at the same time
+    ("Tried to complete task that was not pending"). Warnings that a task logged appear in the driver's log with its
+    result.
     at_a_time: number of running tasks, by default two a CPU of the cluster.
     """
     task = ray.remote(max_retries=RETRIES, retry_exceptions=[Transient])(_with_warnings).options(name=_name(function))
     common = ray.put((function, shared))
     at_a_time = at_a_time or TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[ray.ObjectRef] = []
-    try:
-        for call in calls:
-            if len(waiting) >= at_a_time:
-                (done,), waiting = ray.wait(waiting)
-                yield _result(done)
-            waiting.append(task.remote(common, *call))
-        while waiting:
+    for call in calls:
+        if len(waiting) >= at_a_time:
             (done,), waiting = ray.wait(waiting)
             yield _result(done)
-    finally:
-        for reference in waiting:
-            ray.cancel(reference)
+        waiting.append(task.remote(common, *call))
+    while waiting:
+        (done,), waiting = ray.wait(waiting)
+        yield _result(done)
 
 
 def _with_warnings(common: tuple[Callable[..., T], Any], *call: Any) -> tuple[T, list[Entry]]:
