@@ -37,7 +37,8 @@ def explore(config: Config, model: str, out: str, dataset: str | None = None, dr
     """
     settings = config.explore
     data = _data(config, dataset)
-    found, target = find_model(model, config.generate.weights, config.storage), resolve(out, config.storage)
+    generate, target = config.generate, resolve(out, config.storage)
+    found = find_model(model, generate.weights, config.storage, generate.null_label)
     most = max(config.generate.num_samples, *settings.ids, settings.num_images if data else 1) + 1
     plan = make_plan(config.generate.model_copy(update={"num_samples": most}), found)
     if dry_run:

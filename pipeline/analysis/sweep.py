@@ -78,7 +78,7 @@ def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
     """
     store, data = resolve(out, config.storage), resolve(dataset, config.storage)
     # Pin the checkpoint: a run may get newer ones during the sweep.
-    found = find_model(model, RAW_WEIGHTS, config.storage)
+    found = find_model(model, RAW_WEIGHTS, config.storage, config.generate.null_label)
     points = make_points(config, found.uri, store)
     manifest = read_dataset(data)
     plan = SweepPlan(

@@ -49,8 +49,9 @@ def make_points(config: Config, model: str, out: Store) -> tuple[Point, ...]:
     model: URI of a checkpoint or model folder. Raises one ConfigError with all errors, DataError for a missing model.
     """
     names = weight_names(model, config.storage)
-    found = {name: find_model(model, name, config.storage) for name in config.sweep.ema if name in names}
-    timesteps = find_model(model, names[0], config.storage).diffusion.num_timesteps
+    storage, null_label = config.storage, config.generate.null_label
+    found = {name: find_model(model, name, storage, null_label) for name in config.sweep.ema if name in names}
+    timesteps = find_model(model, names[0], storage, null_label).diffusion.num_timesteps
     wrong = list(grid_errors(config.sweep, config.generate, timesteps, names))
     points: list[Point] = []
     axes = config.sweep.samplers, config.sweep.steps, config.sweep.ema

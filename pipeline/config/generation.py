@@ -1,11 +1,11 @@
 """Settings of `ddpm generate`, `ddpm explore` and `ddpm sweep`."""
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import ExtendedSection, Section
 
 SamplerName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun"]
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "heun")
@@ -45,8 +45,10 @@ def _no_integer(value: Any) -> Any:
     return value
 
 
-class GenerateConfig(Section):
+class GenerateConfig(ExtendedSection):
     """Sampling a number of images, and the shards that store them."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"null_label"})
 
     num_samples: int = Field(64, ge=1, lt=2**63, description="number of samples in total")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all noise; equal seeds and settings give equal samples")
@@ -76,7 +78,15 @@ class GenerateConfig(Section):
         BALANCED, description="classes of the samples: 'balanced', or LABEL:WEIGHT,... such as 0:0.5,3:0.5"
     )
     weights: str = Field(
-        "ema", description="weights to sample with: an average by name, or 'raw' for those of the optimiser"
+        "ema",
+        description="weights to sample with: an average by name, or 'raw' for those of the optimiser; of a diffusers "
+        "folder a variant, such as fp16, if it has one of this name",
+    )
+    null_label: int | None = Field(
+        None,
+        ge=0,
+        description="row of the class embedding that stands for no label, for guidance with a diffusers folder that "
+        "does not name one; the other rows, in order, are the classes 0, 1, ...; unset: every row is a class",
     )
     batch_size: int = Field(64, ge=1, description="images in one forward pass; part of the plan, as it affects bits")
     compile: bool = Field(False, description="use torch.compile: minutes at the start, faster steps after")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config.base import Section
+from pipeline.config.base import ALL_FIELDS, Section
 from pipeline.config.root import Config
 from pipeline.config.yaml_loader import read_text_values, read_yaml
 from pipeline.errors import ConfigError
@@ -213,4 +213,6 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 def to_yaml(config: Section) -> str:
     """YAML of a section or configuration; `--config` reads the YAML of a `Config` back to an equal `Config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+    return yaml.safe_dump(
+        config.model_dump(mode="json", context=ALL_FIELDS), sort_keys=False, default_flow_style=None, width=120
+    )

@@ -47,6 +47,8 @@ class Config(Section):
     def _label_dropout_needs_classes(self) -> Self:
         if self.train.label_dropout and self.model.num_classes is None:
             raise ValueError("train.label_dropout needs a class-conditional model: set model.num_classes")
+        if self.train.label_dropout and not self.model.null_class:
+            raise ValueError("train.label_dropout trains the row of model.null_class, which is false")
         return self
 
     def digest(self) -> str:

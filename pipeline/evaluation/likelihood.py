@@ -37,6 +37,8 @@ def heldout_bound(
     noise = SampleNoise(seed, torch.from_numpy(ids), tuple(x_0.shape[1:]))
     condition = None
     if plan.num_classes is not None:
+        if labels is None and unet.null_label is None:
+            raise DataError("evaluate.bits_per_dim: the model needs a label for every image, and the dataset has none")
         null = np.full(len(ids), plan.num_classes, np.int64)
         condition = torch.from_numpy(null if labels is None else labels.astype(np.int64))
     objective = Objective(DiffusionConfig.model_validate(plan.diffusion), plan.channels)
@@ -59,7 +61,7 @@ def heldout_bits(context: EvaluationContext) -> Iterator[Score]:
             f"evaluate.bits_per_dim is {wanted:,}, but {context.dataset.uri} has only "
             f"{context.manifest.rows('heldout'):,} held-out images"
         )
-    model = find_model(context.plan.model_uri, context.plan.weights, context.config.storage)
+    model = find_model(context.plan.model_uri, context.plan.weights, context.config.storage, context.plan.null_label)
     if model.digest != context.plan.model_digest:
         raise DataError(
             f"{context.plan.model_uri} has changed since it generated {context.samples.uri}: omit evaluate.bits_per_dim"

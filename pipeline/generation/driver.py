@@ -51,8 +51,9 @@ def generate(
     """
     began = time.monotonic()
     folder = resolve(out, config.storage)
-    found = find_model(_pinned(model, folder), config.generate.weights, config.storage)
-    wanted = plan_folder(config.generate, folder, found, requests)
+    settings = config.generate
+    found = find_model(_pinned(model, folder), settings.weights, config.storage, settings.null_label)
+    wanted = plan_folder(settings, folder, found, requests)
     if dry_run:
         return _described(folder, wanted.plan, wanted.requests)
     plan = create_plan(folder, wanted.plan, wanted.request_file)

@@ -92,6 +92,7 @@ def make_plan(
         image_size=model.image_size,
         channels=model.channels,
         num_classes=model.model.num_classes,
+        null_label=config.null_label,
         diffusion=model.diffusion.model_dump(mode="json"),
         guidance_interval=_interval(config.guidance_interval, model.diffusion.num_timesteps),
         labels=_mix(config, model),
@@ -114,7 +115,12 @@ def guidance_error(model: StoredModel) -> str | None:
     """Why a model cannot be guided, or None when it can."""
     if model.model.num_classes is None:
         return "the model has no classes to guide towards"
-    if not model.label_dropout:
+    if not model.model.null_class:
+        return (
+            f"{model.uri} names no row of its class embedding for 'no label', which guidance requires; if it was "
+            "trained with one, set generate.null_label to its number"
+        )
+    if not model.label_dropout and model.null_row is None:
         return (
             f"{model.uri} was trained without label dropout, so it cannot predict without a label, as guidance "
             "requires; train with train.label_dropout, such as 0.1"

@@ -47,6 +47,7 @@ class SamplePlan(Section):
     image_size: int
     channels: int
     num_classes: int | None
+    null_label: int | None = None  # row of a diffusers folder's class embedding, if the user named one
     diffusion: dict[str, Any]
     guidance: float | None = None
     guidance_interval: tuple[int, int] | None = None  # timestep indices, both included
@@ -106,7 +107,7 @@ class SamplePlan(Section):
 
 
 _ADDED_FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("guidance", "guidance_interval", "labels", "requests")),
+    **dict.fromkeys(("guidance", "guidance_interval", "labels", "null_label", "requests")),
     "format": "parquet",
     "earlier": [],
 }

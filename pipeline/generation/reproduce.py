@@ -55,7 +55,7 @@ def reproduce(config: Config, samples: str, sample_id: int, model: str | None = 
 def _generator(config: Config, folder: Store, planned: PlannedSamples, model: str | None) -> ShardGenerator:
     plan = planned.plan
     try:
-        found = find_model(model or plan.model_uri, plan.weights, config.storage)
+        found = find_model(model or plan.model_uri, plan.weights, config.storage, plan.null_label)
     except DataError as error:
         raise DataError(f"{error}; {folder.uri} was made from it: if the model has moved, give --model URI") from error
     if found.digest != plan.model_digest:

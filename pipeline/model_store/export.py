@@ -14,7 +14,8 @@ from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import ConfigError, NotFound
 from pipeline.model_store.checkpoint import checkpoint_key
 from pipeline.model_store.load_model import StoredModel, find_model, load_unet, parse_checkpoint_uri
-from pipeline.models.diffusers_format import INDEX_FILE, WEIGHTS_FILE, model_files
+from pipeline.models.diffusers_format import WEIGHTS_FILE, model_files
+from pipeline.models.diffusers_layout import INDEX_FILE
 from pipeline.storage.create_once import try_create
 from pipeline.storage.store import Store, resolve
 

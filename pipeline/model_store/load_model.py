@@ -7,6 +7,7 @@ load_unet    the network with its verified weights
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +21,16 @@ from pipeline.errors import ConfigError, DataError, NotFound, VerificationFailed
 from pipeline.model_store.checkpoint import checkpoint_key, latest_checkpoint, read_checkpoint, read_tensors
 from pipeline.model_store.manifest import CheckpointManifest
 from pipeline.model_store.registry import named_version
-from pipeline.models.diffusers_format import INDEX_FILE, UNET_FILE, WEIGHTS_FILE, DiffusersModel, from_files
-from pipeline.models.diffusers_scheduler import SCHEDULER_FILE
+from pipeline.models.diffusers_format import DiffusersModel, from_files
+from pipeline.models.diffusers_layout import (
+    FLAT_SCHEDULER_FILE,
+    FLAT_UNET_FILE,
+    INDEX_FILE,
+    WEIGHTS_STEM,
+    ModelFiles,
+    find_files,
+    shard_names,
+)
 from pipeline.models.unet import UNet
 from pipeline.storage.store import Store, resolve
 
@@ -29,13 +38,16 @@ RAW_WEIGHTS = "raw"
 """The name of the optimizer's own weights in `generate.weights`; any other name is an EMA profile."""
 RAW_GROUP = "model"
 FOLDER_WEIGHTS = "folder"
-"""The name of the only weights of a diffusers folder."""
+"""The name of the weights of a diffusers folder that have no variant."""
 _CHECKPOINT = re.compile(r"^(.+)/checkpoints/step-(\d+)$")
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model at rest: `uri` of its checkpoint or folder, name of its weights, sha256 (hex) of the weights file."""
+    """A model at rest: `uri` of its checkpoint or folder, name of its weights, sha256 (hex) of the weights file.
+
+    null_row: the row of a diffusers folder's class embedding that the user or the folder named as "no label".
+    """
 
     uri: str
     weights: str
@@ -45,19 +57,19 @@ class StoredModel:
     image_size: int
     channels: int
     label_dropout: float = 0.0  # share of training images whose label was dropped
+    null_row: int | None = None
 
     @property
     def digest(self) -> str:
         """sha256 (hex) of the weights and settings that decide the network's output."""
-        return digest_of(
-            {
-                "weights": self.sha256,
-                "model": self.model.model_dump(mode="json"),
-                "diffusion": self.diffusion.model_dump(mode="json"),
-                "image_size": self.image_size,
-                "channels": self.channels,
-            }
-        )
+        values = {
+            "weights": self.sha256,
+            "model": self.model.model_dump(mode="json"),
+            "diffusion": self.diffusion.model_dump(mode="json"),
+            "image_size": self.image_size,
+            "channels": self.channels,
+        }
+        return digest_of(values if self.null_row is None else {**values, "null_row": self.null_row})
 
     def empty_unet(self) -> UNet:
         """The network with random weights; under torch.device("meta") only names and shapes."""
@@ -78,8 +90,11 @@ def parse_checkpoint_uri(uri: str, config: StorageConfig) -> CheckpointUri | Non
     return CheckpointUri(resolve(match.group(1), config), int(match.group(2))) if match else None
 
 
-def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
+def find_model(uri: str, weights: str, config: StorageConfig, null_label: int | None = None) -> StoredModel:
     """Describe the model at `uri`. Raises DataError when there is none, ConfigError when `weights` are unknown.
+
+    weights: of a checkpoint; of a diffusers folder a variant, such as fp16. null_label: the row of the class embedding
+    for "no label", in a diffusers folder that does not name one (`generate.null_label`).
 
     An alias (REGISTRY@champion) is resolved once, here: the result's `uri` is that of a version, which never changes.
     Raises VerificationFailed when the weights of a version differ from its manifest.
@@ -87,19 +102,17 @@ def find_model(uri: str, weights: str, config: StorageConfig) -> StoredModel:
     registered = named_version(uri, config)
     if registered is not None:
         registry, version = registered
-        found = find_model(registry.folder(version.number).uri, weights, config)
+        found = find_model(registry.folder(version.number).uri, weights, config, null_label)
         if found.sha256 != version.sha256:
             there, named = found.sha256[:16], version.sha256[:16]
             raise VerificationFailed(f"{found.uri} has weights {there}, but its manifest names {named}: restore it")
         return found
     store = resolve(uri, config)
-    if store.exists(INDEX_FILE):
-        folder, sha256 = _read_folder(store)
-        size, channels = folder.sample_size, folder.in_channels
-        return StoredModel(
-            store.uri, FOLDER_WEIGHTS, sha256, folder.model, folder.diffusion, size, channels, folder.label_dropout
-        )
+    if _is_folder(store):
+        return _read_folder(store, weights, null_label).stored
     run, manifest = _checkpoint(uri, config)
+    if null_label is not None:
+        raise ConfigError(f"generate.null_label {null_label} is for diffusers folders, and {run.uri} is a run")
     group = _group(manifest, weights, run)
     sha256 = next((file.sha256 for file in manifest.files if file.key == f"{group}.safetensors"), "")
     location = run.location(checkpoint_key(manifest.step))
@@ -119,7 +132,7 @@ def weight_names(uri: str, config: StorageConfig) -> tuple[str, ...]:
 
     Raises DataError when there is no model.
     """
-    if resolve(uri, config).exists(INDEX_FILE):
+    if _is_folder(resolve(uri, config)):
         return ("ema",)
     return (*_checkpoint(uri, config)[1].ema, RAW_WEIGHTS)
 
@@ -128,10 +141,11 @@ def load_unet(found: StoredModel, config: StorageConfig) -> UNet:
     """The network on the CPU, in evaluation mode. Raises VerificationFailed when the weights changed since `found`."""
     checkpoint = parse_checkpoint_uri(found.uri, config)
     if checkpoint is None:
-        folder, sha256 = _read_folder(resolve(found.uri, config))
-        if sha256 != found.sha256:
-            raise VerificationFailed(f"{found.uri}: the weights changed: sha256 {sha256}, was {found.sha256}")
-        return folder.unet()
+        folder = _read_folder(resolve(found.uri, config), found.weights, found.null_row)
+        if folder.stored.sha256 != found.sha256:
+            now, was = folder.stored.sha256, found.sha256
+            raise VerificationFailed(f"{found.uri}: the weights changed: sha256 {now}, was {was}")
+        return folder.content.unet()
     manifest = read_checkpoint(checkpoint.run, checkpoint.step)
     group = _group(manifest, found.weights, checkpoint.run)
     state = read_tensors(checkpoint.run, manifest, group)[group]
@@ -165,15 +179,50 @@ def _group(manifest: CheckpointManifest, weights: str, run: Store) -> str:
     return weights
 
 
-def _read_folder(store: Store) -> tuple[DiffusersModel, str]:
-    files: dict[str, bytes] = {}
-    for name in (INDEX_FILE, UNET_FILE, SCHEDULER_FILE, WEIGHTS_FILE):
-        try:
-            files[name] = store.read(name)
-        except NotFound:
-            continue  # from_files names the missing file and the remedy
+def _is_folder(store: Store) -> bool:
+    """Whether this is a diffusers folder: a flat one may lack the index, a nested one without it is incomplete."""
+    return store.exists(INDEX_FILE) or store.exists(FLAT_UNET_FILE)
+
+
+class _Folder(NamedTuple):
+    stored: StoredModel
+    content: DiffusersModel
+
+
+def _read_folder(store: Store, weights: str, null_label: int | None) -> _Folder:
     try:
-        folder = from_files(files)
-    except DataError as error:
-        raise DataError(f"{store.uri}: {error}") from error
-    return folder, hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
+        names = _names(store)
+        layout = find_files(names, weights)
+        files = {name: store.read(name) for name in (INDEX_FILE, layout.unet, layout.scheduler) if name in names}
+        read = _read_weights(store, layout)
+        content = from_files(files | read, layout, null_label)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{store.uri}: {error}") from error
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
+    stored = StoredModel(
+        uri=store.uri,
+        weights=layout.variant or FOLDER_WEIGHTS,
+        sha256=digest_of(hashes) if layout.sharded else hashes[layout.weights],
+        model=content.model,
+        diffusion=content.diffusion,
+        image_size=content.sample_size,
+        channels=content.in_channels,
+        label_dropout=content.label_dropout,
+        null_row=content.null_row,
+    )
+    return _Folder(stored, content)
+
+
+def _names(store: Store) -> set[str]:
+    """The files of a model; other files of a flat folder are left out."""
+    listed = {entry.key for prefix in ("unet/", "scheduler/", WEIGHTS_STEM) for entry in store.list(prefix)}
+    return listed | {name for name in (INDEX_FILE, FLAT_UNET_FILE, FLAT_SCHEDULER_FILE) if store.exists(name)}
+
+
+def _read_weights(store: Store, layout: ModelFiles) -> dict[str, bytes]:
+    """The weights file, or the index and all its shards. A missing shard is left out, for from_files to name."""
+    read = {layout.weights: store.read(layout.weights)}
+    for name in shard_names(read[layout.weights], layout.weights) if layout.sharded else ():
+        with suppress(NotFound):
+            read[name] = store.read(name)
+    return read

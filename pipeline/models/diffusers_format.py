@@ -5,10 +5,12 @@
     unet/diffusion_pytorch_model.safetensors      weights; both programs use the same names
     scheduler/scheduler_config.json               constructor fields of DDPMScheduler
 
-diffusers loads these folders, and `from_files` reads folders of diffusers, with the attention names of 2022 too. A
-field that this U-Net cannot vary must hold the one value that the U-Net implements, else the folder is refused.
-`num_class_embeds` is num_classes + 1: the last row is "no label" (pipeline.models.unet), in every folder.
-`_label_dropout` is the share of images that trained this last row; diffusers ignores fields with an underscore.
+diffusers loads these folders, and `from_files` reads folders of diffusers, with the attention names of 2022 too, and in
+the other layouts of pipeline.models.diffusers_layout.
+
+Keys with an underscore are ours; diffusers ignores and keeps them. `_label_dropout` is the share of images that trained
+the row "no label" of the class embedding. `_null_label` is this row, null for none. Without the key it is the last row
+in a folder of this program (with `_label_dropout`, or `_diffusion` in the scheduler), and no row in other folders.
 """
 
 import json
@@ -23,60 +25,31 @@ from torch import Tensor
 
 from pipeline.config.model import DiffusionConfig, ModelConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.diffusers_scheduler import (
-    DIFFUSERS_VERSION,
-    SCHEDULER_FILE,
-    diffusion_config,
-    scheduler_fields,
-    validated,
-)
+from pipeline.models.diffusers_layout import EXPORTED, INDEX_FILE, ModelFiles, shard_names
+from pipeline.models.diffusers_scheduler import DIFFUSERS_VERSION, SCHEDULER_FILE, diffusion_config, scheduler_fields
+from pipeline.models.diffusers_unet import model_config, unet_fields, whole_number
 from pipeline.models.unet import UNet
 
-INDEX_FILE = "model_index.json"
-UNET_FILE = "unet/config.json"
-WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
+UNET_FILE, WEIGHTS_FILE = EXPORTED.unet, EXPORTED.weights
 
 _INDEX = {
     "_class_name": "DDPMPipeline",
     "unet": ["diffusers", "UNet2DModel"],
     "scheduler": ["diffusers", "DDPMScheduler"],
 }
-# Field: (the only value that this U-Net implements, UNet2DModel's default for an absent field).
-_FIXED: dict[str, tuple[Any, Any]] = {
-    "center_input_sample": (False, False),
-    "time_embedding_type": ("positional", "positional"),
-    "time_embedding_dim": (None, None),
-    "freq_shift": (1, 0),
-    "flip_sin_to_cos": (False, True),
-    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
-    "mid_block_scale_factor": (1, 1),
-    "downsample_padding": (0, 1),
-    "downsample_type": ("conv", "conv"),
-    "upsample_type": ("conv", "conv"),
-    "act_fn": ("silu", "silu"),
-    "attention_head_dim": (None, 8),
-    "attn_norm_num_groups": (None, None),
-    "resnet_time_scale_shift": ("default", "default"),
-    "add_attention": (True, True),
-    "class_embed_type": (None, None),
-}
 _DROPOUT = "_label_dropout"
-_LISTS: dict[str, type] = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
-_OPTIONAL: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "layers_per_block": 2,
-    "dropout": 0.0,
-    "norm_num_groups": 32,
-}
-_OPTIONAL |= {"norm_eps": 1e-5, "num_class_embeds": None, "num_train_timesteps": None}
-
+_NULL = "_null_label"
+_EMBEDDING = "class_embedding.weight"
 _OLD_NAME = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
 _NEW_NAME = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class DiffusersModel(NamedTuple):
-    """Contents of a folder. `state` is float32 and fits UNet(model, in_channels, out_channels, sample_size)."""
+    """Contents of a folder. `state` is float32 and fits UNet(model, in_channels, out_channels, sample_size).
+
+    null_row: the row of the folder's class embedding that `_null_label` or the reader named as "no label". In `state`
+    this row is the last one.
+    """
 
     model: ModelConfig
     in_channels: int
@@ -84,6 +57,7 @@ class DiffusersModel(NamedTuple):
     diffusion: DiffusionConfig
     state: dict[str, Tensor]
     label_dropout: float = 0.0
+    null_row: int | None = None
 
     @property
     def out_channels(self) -> int:
@@ -102,45 +76,89 @@ def model_files(
     """The four files by path inside the folder; equal inputs give equal bytes.
 
     betas: float64 [T], needed for a schedule that diffusers has no name for (sigmoid). label_dropout: share of training
-    images without label. Raises ConfigError for settings that diffusers' scheduler cannot run.
+    images without label. Raises ConfigError for settings that diffusers cannot express.
     """
-    dropout = {_DROPOUT: label_dropout} if label_dropout else {}
+    ours: dict[str, Any] = {_DROPOUT: label_dropout} if label_dropout else {}
+    if not unet.config.null_class:
+        ours[_NULL] = None
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
     return {
         INDEX_FILE: _json({**_INDEX, "_diffusers_version": DIFFUSERS_VERSION}),
-        UNET_FILE: _json({**_unet_fields(unet), **dropout}),
+        UNET_FILE: _json({**unet_fields(unet), **ours}),
         WEIGHTS_FILE: save(weights, metadata={"format": "pt"}),
         SCHEDULER_FILE: _json(scheduler_fields(diffusion, betas)),
     }
 
 
-def from_files(files: Mapping[str, bytes]) -> DiffusersModel:
-    """Read the four files. Raises DataError naming the file and the field or tensor that does not fit."""
+def from_files(
+    files: Mapping[str, bytes], names: ModelFiles = EXPORTED, null_label: int | None = None
+) -> DiffusersModel:
+    """Read the files of a model; INDEX_FILE may be missing unless `names` is EXPORTED.
+
+    null_label: the row of the class embedding that means "no label", for a folder that does not name one. Raises
+    DataError naming the file and the field or tensor that does not fit, ConfigError for an impossible `null_label`.
+    """
+    fields = _object(files, names.unet)
+    _check_classes(files, fields, names)
+    scheduler = _object(files, names.scheduler)
+    null_row = _null_row(fields, "_diffusion" in scheduler, null_label, names.unet)
+    model = model_config(fields, null_row is not None, names.unet)
+    diffusion = diffusion_config(scheduler, names.scheduler)
+    in_channels, out_channels = (whole_number(fields, name, names.unet) for name in ("in_channels", "out_channels"))
+    times = 2 if diffusion.variance in ("learned_range", "learned") else 1
+    if out_channels != times * in_channels:
+        raise DataError(
+            f"{names.unet}: out_channels is {out_channels}; {in_channels} in_channels and variance_type "
+            f"'{diffusion.variance}' need {times * in_channels}"
+        )
+    sample_size = whole_number(fields, "sample_size", names.unet)
+    try:
+        with torch.device("meta"):
+            expected = UNet(model, in_channels, out_channels, sample_size).state_dict()
+    except ConfigError as error:
+        raise DataError(f"{names.unet}: {error}") from error
+    dropout = fields.get(_DROPOUT, 0.0)
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise DataError(f"{names.unet}: {_DROPOUT} is {dropout!r}, not a share in 0..1")
+    state = _weights(files, names, expected)
+    if null_row is not None:
+        rows = state[_EMBEDDING]
+        state[_EMBEDDING] = torch.cat([rows[:null_row], rows[null_row + 1 :], rows[null_row : null_row + 1]])
+    named = null_row if null_label is not None or _NULL in fields else None
+    return DiffusersModel(model, in_channels, sample_size, diffusion, state, float(dropout), named)
+
+
+def _check_classes(files: Mapping[str, bytes], fields: Mapping[str, Any], names: ModelFiles) -> None:
+    """Raises DataError when a class is not one that this program implements."""
+    if names != EXPORTED and INDEX_FILE not in files:
+        if fields.get("_class_name") != "UNet2DModel":
+            raise DataError(f"{names.unet}: _class_name is {fields.get('_class_name')!r}, not 'UNet2DModel'")
+        return
     index = _object(files, INDEX_FILE)
     for field, wanted in (("unet", {"UNet2DModel"}), ("scheduler", {"DDPMScheduler", "DDIMScheduler"})):
         entry = index.get(field)
         if not isinstance(entry, list) or entry[-1:] == [] or str(entry[-1]) not in wanted:
             raise DataError(f"{INDEX_FILE}: {field} is {entry!r}, not one of {sorted(wanted)}")
-    fields = _object(files, UNET_FILE)
-    model = _model_config(fields)
-    diffusion = diffusion_config(_object(files, SCHEDULER_FILE))
-    in_channels, out_channels = _whole(fields, "in_channels"), _whole(fields, "out_channels")
-    times = 2 if diffusion.variance in ("learned_range", "learned") else 1
-    if out_channels != times * in_channels:
-        raise DataError(
-            f"{UNET_FILE}: out_channels is {out_channels}; {in_channels} in_channels and variance_type "
-            f"'{diffusion.variance}' need {times * in_channels}"
-        )
-    sample_size = _whole(fields, "sample_size")
-    try:
-        with torch.device("meta"):
-            expected = UNet(model, in_channels, out_channels, sample_size).state_dict()
-    except ConfigError as error:
-        raise DataError(f"{UNET_FILE}: {error}") from error
-    dropout = fields.get(_DROPOUT, 0.0)
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise DataError(f"{UNET_FILE}: {_DROPOUT} is {dropout!r}, not a share in 0..1")
-    return DiffusersModel(model, in_channels, sample_size, diffusion, _weights(files, expected), float(dropout))
+
+
+def _null_row(fields: Mapping[str, Any], ours: bool, asked: int | None, file: str) -> int | None:
+    """The row of the class embedding that means "no label". ours: this program wrote the scheduler."""
+    if fields.get("num_class_embeds") is None:
+        if asked is not None:
+            raise ConfigError(f"generate.null_label {asked}: the model has no classes")
+        return None
+    rows = whole_number(fields, "num_class_embeds", file)
+    if asked is not None and asked >= rows:
+        raise ConfigError(f"generate.null_label {asked}: the class embedding has rows 0..{rows - 1}")
+    if _NULL not in fields and _DROPOUT not in fields and not ours:
+        return asked
+    row = fields.get(_NULL, rows - 1)
+    if row is not None and (isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < rows):
+        raise DataError(f"{file}: {_NULL} is {row!r}, not a row of the class embedding, 0..{rows - 1}")
+    if asked not in (None, row):
+        known = "there is none" if row is None else f"it is row {row}"
+        raise ConfigError(f"generate.null_label {asked}: the model names its row for 'no label': {known}")
+    return row
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -159,93 +177,32 @@ def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return value
 
 
-def _unet_fields(unet: UNet) -> dict[str, Any]:
-    config = unet.config
-    attends = [level in config.attention_levels for level in range(len(config.block_out_channels))]
-    return {
-        "_class_name": "UNet2DModel",
-        "_diffusers_version": DIFFUSERS_VERSION,
-        **{name: value for name, (value, _) in _FIXED.items()},
-        "sample_size": unet.sample_size,
-        "in_channels": unet.in_channels,
-        "out_channels": unet.out_channels,
-        "block_out_channels": list(config.block_out_channels),
-        "layers_per_block": config.layers_per_block,
-        "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-        "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
-        "dropout": config.dropout,
-        "norm_num_groups": config.norm_num_groups,
-        "norm_eps": config.norm_eps,
-        "num_class_embeds": None if config.num_classes is None else config.num_classes + 1,
-    }
-
-
-def _whole(fields: Mapping[str, Any], name: str) -> int:
-    value = fields.get(name, _OPTIONAL.get(name))
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DataError(f"{UNET_FILE}: {name} is {value!r}, not one positive whole number")
-    return value
-
-
-def _accepted(name: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
-    """All spellings of the one value of a fixed field."""
-    widths = fields["block_out_channels"]
-    also: dict[str, Any] = {"act_fn": "swish", "time_embedding_dim": 4 * widths[0]}
-    also["attn_norm_num_groups"] = fields.get("norm_num_groups", 32)
-    # A head width equal to the channels of every level with attention means one head.
-    levels = [w for w, kind in zip(widths, fields["down_block_types"], strict=False) if kind == "AttnDownBlock2D"]
-    if len({*levels, widths[-1]}) == 1:
-        also["attention_head_dim"] = widths[-1]
-    return (_FIXED[name][0], also[name]) if name in also else (_FIXED[name][0],)
-
-
-def _model_config(fields: dict[str, Any]) -> ModelConfig:
-    for name, kind in _LISTS.items():
-        value = fields.get(name)
-        if not isinstance(value, list) or not value or not all(isinstance(entry, kind) for entry in value):
-            raise DataError(f"{UNET_FILE}: {name} is {value!r}, not a list of {kind.__name__}")
-    for name, (_, absent) in _FIXED.items():
-        value, accepted = fields.get(name, absent), _accepted(name, fields)
-        if value not in accepted:
-            raise DataError(f"{UNET_FILE}: {name} is {value!r}; this network implements {accepted[0]!r} only")
-    for name in fields.keys() - _FIXED.keys() - _OPTIONAL.keys() - _LISTS.keys() - {"sample_size"}:
-        if fields[name] and not name.startswith("_"):
-            raise DataError(f"{UNET_FILE}: {name} ({fields[name]!r}) is a field this network does not support")
-    down, up = fields["down_block_types"], fields["up_block_types"]
-    if set(down) - {"DownBlock2D", "AttnDownBlock2D"} or len(down) != len(fields["block_out_channels"]):
-        raise DataError(
-            f"{UNET_FILE}: down_block_types is {down!r}; every level needs a DownBlock2D or AttnDownBlock2D"
-        )
-    if up != [kind.replace("Down", "Up") for kind in reversed(down)]:
-        raise DataError(f"{UNET_FILE}: up_block_types is {up!r}; it must mirror down_block_types")
-    values = {name: fields.get(name, _OPTIONAL[name]) for name in ("layers_per_block", "dropout")}
-    values |= {name: fields.get(name, _OPTIONAL[name]) for name in ("norm_num_groups", "norm_eps")}
-    values |= {
-        "block_out_channels": fields["block_out_channels"],
-        "attention_levels": [level for level, kind in enumerate(down) if kind == "AttnDownBlock2D"],
-        "num_classes": None if fields.get("num_class_embeds") is None else _whole(fields, "num_class_embeds") - 1,
-    }
-    return validated(ModelConfig, values, UNET_FILE)
-
-
-def _weights(files: Mapping[str, bytes], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if WEIGHTS_FILE not in files:
-        raise DataError(f"{WEIGHTS_FILE} is missing: pickled weights (.bin) are not read, convert them first")
-    try:
-        stored = load(files[WEIGHTS_FILE])
-    except SafetensorError as error:
-        raise DataError(f"{WEIGHTS_FILE} cannot be read: {error}") from error
+def _weights(files: Mapping[str, bytes], names: ModelFiles, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stored = _stored(files, names)
     state = {_OLD_NAME.sub(lambda m: f"{m[1]}.{_NEW_NAME[m[2]]}.{m[3]}", name): value for name, value in stored.items()}
     for name in sorted(expected.keys() | state.keys()):
         if name not in state or name not in expected:
-            raise DataError(f"{WEIGHTS_FILE}: tensor '{name}' is {'missing' if name in expected else 'not expected'}")
+            raise DataError(f"{names.weights}: tensor '{name}' is {'missing' if name in expected else 'not expected'}")
         # Some files of 2022 store an attention projection as a 1x1 convolution.
         shape, value = expected[name].shape, state[name]
         if value.shape[: len(shape)] != shape or value.numel() != expected[name].numel():
-            raise DataError(f"{WEIGHTS_FILE}: tensor '{name}' is {list(value.shape)}, not {list(shape)}")
+            raise DataError(f"{names.weights}: tensor '{name}' is {list(value.shape)}, not {list(shape)}")
         if not value.is_floating_point():
-            raise DataError(f"{WEIGHTS_FILE}: tensor '{name}' is {value.dtype}, not floating point")
+            raise DataError(f"{names.weights}: tensor '{name}' is {value.dtype}, not floating point")
         state[name] = value.reshape(shape).float()
     return state
+
+
+def _stored(files: Mapping[str, bytes], names: ModelFiles) -> dict[str, Tensor]:
+    """Every tensor of the weights file, or of all its shards."""
+    if names.weights not in files:
+        raise DataError(f"{names.weights} is missing")
+    stored: dict[str, Tensor] = {}
+    for name in shard_names(files[names.weights], names.weights) if names.sharded else [names.weights]:
+        if name not in files:
+            raise DataError(f"{name} is missing, a shard that {names.weights} names")
+        try:
+            stored |= load(files[name])
+        except SafetensorError as error:
+            raise DataError(f"{name} cannot be read: {error}") from error
+    return stored

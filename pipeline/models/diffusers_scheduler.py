@@ -72,37 +72,37 @@ def scheduler_fields(diffusion: DiffusionConfig, betas: Sequence[float] | None) 
     }
 
 
-def diffusion_config(fields: dict[str, Any]) -> DiffusionConfig:
+def diffusion_config(fields: dict[str, Any], file: str = SCHEDULER_FILE) -> DiffusionConfig:
     """The diffusion settings of a scheduler file from this program or diffusers. Raises DataError naming the field."""
     given = {name: fields.get(name, absent) for name, absent in _DEFAULTS.items()}
     if "_diffusion" in fields:
-        diffusion = validated(DiffusionConfig, fields["_diffusion"], f"{SCHEDULER_FILE}: _diffusion")
+        diffusion = validated(DiffusionConfig, fields["_diffusion"], f"{file}: _diffusion")
         try:
             wanted = scheduler_fields(diffusion, given["trained_betas"])
         except ConfigError as error:
-            raise DataError(f"{SCHEDULER_FILE}: _diffusion: {error}") from error
+            raise DataError(f"{file}: _diffusion: {error}") from error
         for name, value in given.items():
             if wanted[name] != value:
-                raise DataError(f"{SCHEDULER_FILE}: {name} is {value!r}, but _diffusion says {wanted[name]!r}")
+                raise DataError(f"{file}: {name} is {value!r}, but _diffusion says {wanted[name]!r}")
         return diffusion
     if given["trained_betas"] is not None:
-        raise DataError(f"{SCHEDULER_FILE}: trained_betas: a schedule without a name is not supported")
-    variance = _ours(_VARIANCES, "variance_type", given)
+        raise DataError(f"{file}: trained_betas: a schedule without a name is not supported")
+    variance = _ours(_VARIANCES, "variance_type", given, file)
     values = {
         "num_timesteps": given["num_train_timesteps"],
-        "schedule": _ours(_SCHEDULES, "beta_schedule", given),
+        "schedule": _ours(_SCHEDULES, "beta_schedule", given, file),
         "beta_start": given["beta_start"],
         "beta_end": given["beta_end"],
         "zero_terminal_snr": given["rescale_betas_zero_snr"],
-        "prediction": _ours(_PREDICTIONS, "prediction_type", given),
+        "prediction": _ours(_PREDICTIONS, "prediction_type", given, file),
         "variance": variance,
         "objective": "hybrid" if variance == "learned_range" else "simple",
     }
-    return validated(DiffusionConfig, values, SCHEDULER_FILE)
+    return validated(DiffusionConfig, values, file)
 
 
-def _ours(names: Mapping[str, str], field: str, given: Mapping[str, Any]) -> str:
+def _ours(names: Mapping[str, str], field: str, given: Mapping[str, Any], file: str) -> str:
     for ours, theirs in names.items():
         if theirs == given[field]:
             return ours
-    raise DataError(f"{SCHEDULER_FILE}: {field} is {given[field]!r}, not one of {sorted(names.values())}")
+    raise DataError(f"{file}: {field} is {given[field]!r}, not one of {sorted(names.values())}")

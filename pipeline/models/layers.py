@@ -5,7 +5,7 @@ Activations are float [B, C, H, W], channels last in memory. `emb` is SiLU(time 
 """
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone knows)
@@ -15,15 +15,17 @@ from pipeline.models.dropout import dropout_mask
 from pipeline.models.winograd import winograd_conv, winograd_pays
 
 
-def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
+def sinusoidal_embedding(t: Tensor, dim: int, freq_shift: int = 1, cosines_first: bool = False) -> Tensor:
     """Position embedding of timesteps, float32 [B, dim]: sines, then cosines (Vaswani et al. 2017; Ho et al. 2020).
 
-    t: [B], any number dtype, in 0..T-1. Frequencies fall from 1 to 1/10000, both ends included. An odd `dim` ends in 0.
+    t: [B], any number dtype, in 0..T-1. An odd `dim` ends in 0. The n = dim // 2 frequencies are 10000^(-i / (n -
+    freq_shift)): for freq_shift 1 they fall from 1 to 1/10000, both ends included.
     """
     half = dim // 2
-    rate = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
+    rate = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
     angles = t[:, None].float() * torch.exp(rate)[None, :]
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
+    parts = [angles.cos(), angles.sin()] if cosines_first else [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(parts, dim=1), (0, dim % 2))
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -97,12 +99,57 @@ class ResnetBlock(nn.Module):
         return out
 
 
-class Attention(nn.Module):
-    """x + out(softmax(q k^T / sqrt(C)) v) over the H*W positions, one head."""
+class ModulatedResnetBlock(ResnetBlock):
+    """A residual block with other uses of the time embedding, or that changes the size of its input.
 
-    def __init__(self, channels: int, groups: int, eps: float) -> None:
+    scale_shift: conv2 sees SiLU(norm2(conv1(...)) * (1 + scale) + shift), where time gives scale and shift (Nichol &
+    Dhariwal 2021). resample: "down" averages 2x2 pixels before conv1 and in the shortcut, "up" doubles both by nearest
+    neighbour, None keeps the size.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        emb_dim: int,
+        groups: int,
+        eps: float,
+        dropout: float,
+        scale_shift: bool,
+        resample: Literal["down", "up"] | None,
+    ) -> None:
+        super().__init__(channels, emb_dim, groups, eps, dropout)
+        self.scale_shift, self.resample = scale_shift, resample
+        if scale_shift:
+            self.time_emb_proj = nn.Linear(emb_dim, 2 * channels[1])
+        self.conv1.enlarge = resample == "up"
+
+    def forward(self, x: Tensor, emb: Tensor, words: Tensor | None) -> Tensor:
+        h, time = norm_silu(self.norm1, x), self.time_emb_proj(emb)
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")  # conv1 enlarges h
+        if self.scale_shift:
+            scale, shift = time[:, :, None, None].chunk(2, dim=1)
+            h = F.silu(self.norm2(self.conv1(h)) * (1 + scale) + shift)
+        else:
+            h = norm_silu(self.norm2, self.conv1(h, time))
+        if words is not None:
+            h = h * dropout_mask(words[self.layer], h.shape, self.dropout)
+        out: Tensor = self.conv2(h, None, x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
+
+
+class Attention(nn.Module):
+    """x + out(softmax(q k^T / sqrt(d)) v) over the H*W positions, for each head of d channels.
+
+    head_dim: d, a divisor of the channels; None: one head with all of them. groups: of the norm of x; 0: no norm.
+    """
+
+    def __init__(self, channels: int, groups: int, eps: float, head_dim: int | None = None) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.heads = channels // (head_dim or channels)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups else None
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -110,23 +157,33 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)
+        normed = x if self.group_norm is None else self.group_norm(x)
+        tokens = normed.permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)
         weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
         bias = torch.cat([self.to_q.bias, self.to_k.bias, self.to_v.bias])
         q, k, v = F.linear(tokens, weight, bias).chunk(3, dim=-1)
-        out: Tensor = self.to_out[0](F.scaled_dot_product_attention(q, k, v))
+        if self.heads > 1:
+            q, k, v = (part.view(batch, height * width, self.heads, -1).transpose(1, 2) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        if self.heads > 1:
+            mixed = mixed.transpose(1, 2).reshape(batch, 1, height * width, channels)
+        out: Tensor = self.to_out[0](mixed)
         return x + out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
-    """Halves height and width: zeros at the right and the bottom only, then a 3x3 convolution of stride 2."""
+    """Halves height and width by a 3x3 convolution of stride 2.
 
-    def __init__(self, channels: int) -> None:
+    padding: 0: one row of zeros at the bottom and one column at the right only (Ho et al. 2020); 1: on all sides.
+    """
+
+    def __init__(self, channels: int, padding: int = 0) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
         return out
 
 

@@ -1,14 +1,16 @@
 """The U-Net of Ho et al. 2020 (appendix B), parameter-compatible with diffusers' UNet2DModel.
 
-Fixed choices, as in google/ddpm-cifar10-32: one attention head, self-attention at `attention_levels` and in the middle
-block, time embedding of 4 * block_out_channels[0] with sines first, stride-2 convolutions padded right and bottom,
-outputs of residual blocks not rescaled. The paper's CIFAR-10 network has 35,746,307 parameters.
+The defaults are those of google/ddpm-cifar10-32: one attention head, self-attention at `attention_levels` and in the
+middle block, sines first in the time embedding, stride-2 convolutions padded right and bottom. The paper's CIFAR-10
+network has 35,746,307 parameters. Fixed choices: a time embedding of 4 * block_out_channels[0], outputs of residual
+blocks not rescaled.
 
 A class-conditional network has one class more than `num_classes`: the class `null_label` means "no label". Label
-dropout trains this class, and guidance uses it.
+dropout trains this class, and guidance uses it. With `null_class` off the network has no such class.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -22,6 +24,7 @@ from pipeline.models.dropout import DropoutKey
 from pipeline.models.layers import (
     Attention,
     Downsample,
+    ModulatedResnetBlock,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
@@ -83,11 +86,14 @@ class _Stage(nn.Module):
 
     def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], num_attentions: int) -> None:
         super().__init__()
-        groups, eps = config.norm_num_groups, config.norm_eps
-        emb_dim = 4 * config.block_out_channels[0]
-        self.resnets = nn.ModuleList(ResnetBlock(pair, emb_dim, groups, eps, config.dropout) for pair in channels)
+        groups, eps, head_dim = config.norm_num_groups, config.norm_eps, config.attention_head_dim
+        self.resnets = nn.ModuleList(_resnet_block(config, pair) for pair in channels)
+        if isinstance(self, _MidStage) and config.attn_norm_num_groups is not None:
+            groups = config.attn_norm_num_groups
         if num_attentions:
-            self.attentions = nn.ModuleList(Attention(channels[0][1], groups, eps) for _ in range(num_attentions))
+            self.attentions = nn.ModuleList(
+                Attention(channels[0][1], groups, eps, head_dim) for _ in range(num_attentions)
+            )
         self._recompute = config.gradient_checkpointing
 
     def resnet(self, index: int, *inputs: Tensor | None) -> Tensor:
@@ -95,6 +101,11 @@ class _Stage(nn.Module):
 
     def attention(self, index: int, h: Tensor) -> Tensor:
         return self._run(self.attentions[index], h) if hasattr(self, "attentions") else h
+
+    def resample(self, block: nn.Module, h: Tensor, *inputs: Tensor | None) -> Tensor:
+        """h halved or doubled by `block`: a residual block also takes emb and words, the `inputs`."""
+        out: Tensor = self._run(block, h, *inputs) if isinstance(block, ResnetBlock) else block(h)
+        return out
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         if self._recompute and torch.is_grad_enabled():
@@ -104,11 +115,22 @@ class _Stage(nn.Module):
         return block(*inputs)
 
 
+def _resnet_block(
+    config: ModelConfig, channels: tuple[int, int], resample: Literal["down", "up"] | None = None
+) -> ResnetBlock:
+    shared = channels, 4 * config.block_out_channels[0], config.norm_num_groups, config.norm_eps, config.dropout
+    scale_shift = config.resnet_time_scale_shift == "scale_shift"
+    return ModulatedResnetBlock(*shared, scale_shift, resample) if scale_shift or resample else ResnetBlock(*shared)
+
+
 class _DownStage(_Stage):
-    def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], attention: bool, last: bool) -> None:
-        super().__init__(config, channels, len(channels) if attention else 0)
-        if not last:
-            self.downsamplers = nn.ModuleList([Downsample(channels[-1][1])])
+    def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], level: int) -> None:
+        super().__init__(config, channels, len(channels) if level in config.attention_levels else 0)
+        width = channels[-1][1]
+        if level in config.resnet_downsample_levels:
+            self.downsamplers = nn.ModuleList([_resnet_block(config, (width, width), "down")])
+        elif level < len(config.block_out_channels) - 1:
+            self.downsamplers = nn.ModuleList([Downsample(width, config.downsample_padding)])
 
     def forward(self, h: Tensor, emb: Tensor, words: Tensor | None, skips: list[Tensor]) -> Tensor:
         """Also appends the skip connections for the mirrored up stage to `skips`."""
@@ -116,14 +138,14 @@ class _DownStage(_Stage):
             h = self.attention(index, self.resnet(index, h, emb, words))
             skips.append(h)
         if hasattr(self, "downsamplers"):
-            h = self.downsamplers[0](h)
+            h = self.resample(self.downsamplers[0], h, emb, words)
             skips.append(h)
         return h
 
 
 class _MidStage(_Stage):
     def __init__(self, config: ModelConfig, channels: int) -> None:
-        super().__init__(config, [(channels, channels)] * 2, 1)
+        super().__init__(config, [(channels, channels)] * 2, int(config.add_attention))
 
     def forward(self, h: Tensor, emb: Tensor, words: Tensor | None) -> Tensor:
         h = self.attention(0, self.resnet(0, h, emb, words))
@@ -131,17 +153,20 @@ class _MidStage(_Stage):
 
 
 class _UpStage(_Stage):
-    def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], attention: bool, last: bool) -> None:
-        super().__init__(config, channels, len(channels) if attention else 0)
-        if not last:
-            self.upsamplers = nn.ModuleList([Upsample(channels[-1][1])])
+    def __init__(self, config: ModelConfig, channels: list[tuple[int, int]], level: int) -> None:
+        super().__init__(config, channels, len(channels) if level in config.attention_levels else 0)
+        width = channels[-1][1]
+        if level in config.resnet_upsample_levels:
+            self.upsamplers = nn.ModuleList([_resnet_block(config, (width, width), "up")])
+        elif level > 0:
+            self.upsamplers = nn.ModuleList([Upsample(width)])
 
     def forward(self, h: Tensor, emb: Tensor, words: Tensor | None, skips: list[Tensor]) -> Tensor:
         for index in range(len(self.resnets)):
             h = self.resnet(index, torch.cat([h, skips.pop()], dim=1), emb, words)
             h = self.attention(index, h)
         if hasattr(self, "upsamplers"):
-            h = self.upsamplers[0](h)
+            h = self.resample(self.upsamplers[0], h, emb, words)
         return h
 
 
@@ -157,8 +182,9 @@ class UNet(nn.Module):
         self.config = config
         self.in_channels, self.out_channels, self.sample_size = in_channels, out_channels, sample_size
         self.num_layers = 0
-        if config.block_out_channels[0] < 4:
-            raise ConfigError("model.block_out_channels: the first must be at least 4, for the time embedding")
+        least = 2 * (config.freq_shift + 1)
+        if config.block_out_channels[0] < least:
+            raise ConfigError(f"model.block_out_channels: the first must be at least {least}, for the time embedding")
         self._check_size(sample_size, sample_size)
         device = torch.get_default_device()
         with torch.device("meta"):
@@ -180,28 +206,28 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(self.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], emb_dim)
         if config.num_classes is not None:
-            self.class_embedding = nn.Embedding(config.num_classes + 1, emb_dim)
+            self.class_embedding = nn.Embedding(config.num_classes + config.null_class, emb_dim)
         self.down_blocks = nn.ModuleList()
         self.up_blocks = nn.ModuleList()
         skips = [widths[0]]
         for level, width in enumerate(widths):
             pairs = [(widths[max(level - 1, 0)] if i == 0 else width, width) for i in range(depth)]
-            self.down_blocks.append(_DownStage(config, pairs, level in config.attention_levels, level == last))
+            self.down_blocks.append(_DownStage(config, pairs, level))
             skips += [width] * (depth + (level != last))
         self.mid_block = _MidStage(config, widths[-1])
         below = widths[-1]
         for level in reversed(range(len(widths))):
             inputs = [below] + [widths[level]] * depth
             pairs = [(width + skips.pop(), widths[level]) for width in inputs]
-            self.up_blocks.append(_UpStage(config, pairs, level in config.attention_levels, level == 0))
+            self.up_blocks.append(_UpStage(config, pairs, level))
             below = widths[level]
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], self.out_channels, 3, padding=1)
 
     @property
     def null_label(self) -> int | None:
-        """The label of "no label" in a class-conditional network."""
-        return self.config.num_classes
+        """The label of "no label" in a class-conditional network; None for a network without one."""
+        return self.config.num_classes if self.config.null_class else None
 
     def forward(
         self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, dropout: DropoutKey | None = None
@@ -228,12 +254,15 @@ class UNet(nn.Module):
     def _embed(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
         """SiLU(time + class embedding), float [B or 1, D]; every block projects this activation."""
         dtype = self.conv_in.weight.dtype
-        emb: Tensor = self.time_embedding(sinusoidal_embedding(t, self.config.block_out_channels[0]).to(dtype))
+        config = self.config
+        time = sinusoidal_embedding(t, config.block_out_channels[0], config.freq_shift, config.flip_sin_to_cos)
+        emb: Tensor = self.time_embedding(time.to(dtype))
         if (class_labels is None) != (self.config.num_classes is None):
             raise ConfigError(
                 "class_labels given to a network with no num_classes"
                 if self.config.num_classes is None
-                else f"a class-conditional network needs class_labels; {self.null_label} stands for no label"
+                else "a class-conditional network needs class_labels"
+                + ("" if self.null_label is None else f"; {self.null_label} stands for no label")
             )
         if class_labels is not None:
             emb = emb + self.class_embedding(class_labels)

@@ -20,7 +20,16 @@ from pipeline.nightly.gate import Difference, Evidence, different_protocol
 from pipeline.nightly.stage_results import Comparison
 from pipeline.storage.store import resolve
 
-_OF_THE_MODEL = {"model_uri", "model_digest", "diffusion", "num_classes", "weights", "variance", "schema_version"}
+_OF_THE_MODEL = {
+    "model_uri",
+    "model_digest",
+    "diffusion",
+    "num_classes",
+    "null_label",
+    "weights",
+    "variance",
+    "schema_version",
+}
 """Fields of a sample plan that identify the model; all others belong to the protocol."""
 
 

@@ -174,12 +174,11 @@ def edited(files, name, **changes):
     [
         ("INDEX_FILE", {"unet": ["diffusers", "UNet2DConditionModel"]}, "unet is"),
         ("INDEX_FILE", {"scheduler": None}, "scheduler is None"),
-        ("UNET_FILE", {"flip_sin_to_cos": True}, "flip_sin_to_cos is True"),
-        ("UNET_FILE", {"flip_sin_to_cos": None}, "flip_sin_to_cos is True"),  # absent: diffusers' default is True
-        ("UNET_FILE", {"attention_head_dim": 8}, "attention_head_dim is 8"),
         ("UNET_FILE", {"act_fn": "gelu"}, "act_fn"),
-        ("UNET_FILE", {"downsample_padding": 1}, "downsample_padding is 1"),
-        ("UNET_FILE", {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ("UNET_FILE", {"attention_head_dim": 3}, "attention_head_dim 3 must divide"),
+        ("UNET_FILE", {"downsample_padding": 2}, "downsample_padding"),
+        ("UNET_FILE", {"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift"),
+        ("UNET_FILE", {"resnet_time_scale_shift": "scale_shift"}, r"time_emb_proj.bias' is \[8\], not \[16\]"),
         ("UNET_FILE", {"brand_new": 1}, r"brand_new \(1\)"),
         ("UNET_FILE", {"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "mirror down_block_types"),
         ("UNET_FILE", {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types"),

@@ -129,7 +129,7 @@ class GenerateShards:
     @cached_property
     def _generator(self) -> ShardGenerator:
         config = self._folder.config
-        found = find_model(self._model_uri, self._plan.weights, config)
+        found = find_model(self._model_uri, self._plan.weights, config, self._plan.null_label)
         if found.digest != self._plan.model_digest:
             raise VerificationFailed(f"{found.uri} is another model now than when {self._folder.uri} was planned")
         return ShardGenerator(load_unet(found, config), self._plan, self._device, self._planned.requests)
