@@ -11,7 +11,7 @@ import ray.data
 import torch
 from ray.data import DataContext, Dataset
 
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.images.convert import to_model
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.model_store.checkpoint import usable_checkpoint
@@ -115,15 +115,19 @@ def rebatch(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
 
 
 class LaneStream:
-    """A lane's micro-batches on `device`."""
+    """A lane's micro-batches on `device`. needs_labels: the network has no class for an image without a label."""
 
-    def __init__(self, iterator: Any, micro_batch: int, device: torch.device) -> None:
+    def __init__(self, iterator: Any, micro_batch: int, device: torch.device, needs_labels: bool = False) -> None:
         blocks = iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES)
         self._batches = rebatch(blocks, micro_batch)
         self._device = device
+        self._needs_labels = needs_labels
 
     def next(self) -> tuple[MicroBatch, int]:
-        """The next micro-batch, and its global batch's number in the epoch. Raises PipelineError at the lane's end."""
+        """The next micro-batch, and its global batch's number in the epoch.
+
+        Raises PipelineError at the lane's end, DataError for an image without the label that it needs.
+        """
         rows = next(self._batches, None)
         if rows is None:
             raise PipelineError("a lane ended before its run: the feed and the plan disagree")
@@ -131,6 +135,9 @@ class LaneStream:
         if len(positions) != 1:
             raise PipelineError(f"a micro-batch mixes global batches {sorted(positions)}")
         epoch, number = positions.pop()
+        if self._needs_labels and (rows["label"] < 0).any():
+            bare = rows["sample_id"][rows["label"] < 0][0]
+            raise DataError(f"image {bare} has no label: ingest without it, or set model.null_class true")
         labels = torch.from_numpy(rows["label"].copy()).to(self._device)
         batch = MicroBatch(
             x_0=to_model(rows["image"]).to(self._device),

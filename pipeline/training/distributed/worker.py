@@ -90,8 +90,9 @@ class Worker:
             world_size=self.world_size,
             all_reduce=dist.all_reduce if self.world_size > 1 else lambda tensor: None,
         )
+        needs_labels = not context.config.model.null_class
         self.streams = [
-            LaneStream(ray.train.get_dataset_shard(lane_name(j)), self.settings.micro_batch, self.device)
+            LaneStream(ray.train.get_dataset_shard(lane_name(j)), self.settings.micro_batch, self.device, needs_labels)
             for j in self.lanes
         ]
         self.position = DataPosition(0, 0, ("",) * self.settings.lanes)

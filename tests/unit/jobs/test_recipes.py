@@ -17,6 +17,7 @@ pytestmark = pytest.mark.unit
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PARAMETERS = {
     "cifar10-paper": 35_746_307,
+    "improved-cosine": 52_546_438,
     "celebahq-256": 113_673_219,
     "lsun-church-256": 113_673_219,
     "lsun-bedroom-256": 113_673_219,
@@ -52,6 +53,13 @@ def test_it_loads_and_counts_its_parameters(name):
 def test_batch_and_steps_are_the_papers(name, batch, epochs):
     config = resolve([recipe_layer(name)])
     assert (config.train.global_batch, config.train.steps) == (batch, epochs)
+
+
+def test_improved_ddpm_has_the_papers_heads():
+    model = resolve([recipe_layer("improved-cosine")]).model
+    widths = [model.block_out_channels[level] for level in model.attention_levels]
+    assert [width // model.attention_head_dim for width in widths] == [4, 4]
+    assert model.resnet_time_scale_shift == "scale_shift"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("lsun")])

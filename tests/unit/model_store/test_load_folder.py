@@ -16,6 +16,7 @@ from pipeline.generation.make_plan import make_plan
 from pipeline.generation.manifest import SamplePlan
 from pipeline.generation.sample_plan import PlannedSamples
 from pipeline.model_store.load_model import find_model, load_unet
+from pipeline.model_store.manifest import RunPlan
 from pipeline.models.diffusers_format import model_files
 from pipeline.models.unet import UNet
 from tiny import config
@@ -195,3 +196,14 @@ def test_a_run_has_a_row_for_no_label_already(tmp_path):
     write_model(str(tmp_path / "run"), config())
     with pytest.raises(ConfigError, match=r"generate\.null_label 3 is for diffusers folders"):
         find_model(str(tmp_path / "run"), "ema", STORAGE, 3)
+
+
+def test_a_run_planned_before_the_added_settings_has_the_same_plan():
+    now = config().model_dump(mode="json")
+    assert not now["model"].keys() & ModelConfig.added
+    assert config().digest() == type(config()).model_validate(now).digest()
+    every = {**now, "model": config().model.model_dump()}
+    plans = [RunPlan(dataset_uri="d", dataset_digest="e", config=values) for values in (now, every)]
+    assert plans[0].differences(plans[1]) == []
+    other = config(model={"attention_head_dim": 8}).model_dump(mode="json")
+    assert plans[0].differences(plans[0].model_copy(update={"config": other})) == ["model.attention_head_dim"]

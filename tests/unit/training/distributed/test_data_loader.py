@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import PipelineError
-from pipeline.training.distributed.data_loader import rebatch
+from pipeline.errors import DataError, PipelineError
+from pipeline.training.distributed.data_loader import LaneStream, rebatch
 
 pytestmark = pytest.mark.unit
 
@@ -39,3 +40,22 @@ def test_a_whole_block_is_not_copied():
 def test_rows_left_over_are_an_error():
     with pytest.raises(PipelineError, match="inside a micro-batch of 4"):
         list(rebatch(blocks_of([4, 3]), 4))
+
+
+class _Rows:
+    """A Ray Data iterator of one block: two images of a class, two without a label."""
+
+    def iter_batches(self, **_):
+        zeros = np.zeros(4, np.int64)
+        labels, ids = np.array([0, 2, -1, -1]), np.array([7, 3, 9, 4])
+        image = np.zeros((4, 2, 2, 1), np.uint8)
+        yield {"image": image, "sample_id": ids, "label": labels, "epoch": zeros, "batch": zeros}
+
+
+def test_a_network_without_a_class_for_no_label_refuses_an_image_without_one():
+    plain = LaneStream(_Rows(), 2, torch.device("cpu"))
+    assert [plain.next()[0].labels.tolist() for _ in range(2)] == [[0, 2], [-1, -1]]
+    strict = LaneStream(_Rows(), 2, torch.device("cpu"), needs_labels=True)
+    assert strict.next()[0].labels.tolist() == [0, 2]
+    with pytest.raises(DataError, match=r"image 9 has no label.*model\.null_class"):
+        strict.next()
