@@ -115,7 +115,7 @@ def portable(text: str) -> str:
     for word, field in zip(text.split(), _FIELDS, strict=True):
         weekday = field[3] is _WEEKDAYS
         values = _values(word, *field)
-        plain = all(_PLAIN.match(part) for part in word.split(",")) and not (weekday and 7 in values)
+        plain = all(_PLAIN.match(part) for part in word.split(",")) and not (weekday and "7" in word)
         numbers = sorted({value % 7 for value in values}) if weekday else values
         words.append(word if plain else ",".join(map(str, numbers)))
     return " ".join(words)

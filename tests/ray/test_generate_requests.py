@@ -100,7 +100,7 @@ def test_again_needs_no_table_and_another_one_is_refused(made, model, tmp_path):
 
 
 def test_bad_rows_are_listed_before_anything_is_made(model, tmp_path):
-    (tmp_path / "bad.csv").write_text(TABLE + "ones,1,1,,,,,\nx,-1,7,nan,,,euler,\n")
+    (tmp_path / "bad.csv").write_text(TABLE + "ones,1,1,,,,,\nx,-1,7,inf,,,euler,\n")
     out = str(tmp_path / "samples")
     with pytest.raises(DataError) as caught:
         generate(config(), model, out, requests=str(tmp_path / "bad.csv"))

@@ -74,6 +74,7 @@ def test_every_expression_renders_within_robfig_s_bounds_with_the_same_times(min
     [
         ("0 3 * * 7", "0 3 * * 0"),
         ("0 3 * * 5-7", "0 3 * * 0,5,6"),
+        ("0 3 * * 0-7/2", "0 3 * * 0,2,4,6"),
         ("0 3 * * SUN", "0 3 * * 0"),
         ("0 3 * * mon-FRI", "0 3 * * 1,2,3,4,5"),
         ("0 3 1 JAN,jul *", "0 3 1 1,7 *"),
