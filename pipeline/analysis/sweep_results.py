@@ -36,14 +36,14 @@ class SweepPlan(Section):
         """Differences of `other` from this plan, one phrase each."""
         found = []
         if self.model_digest != other.model_digest:
-            found.append(f"--model {self.model_uri} there, {other.model_uri} with other weights asked")
+            found.append(f"--model {self.model_uri} stored, {other.model_uri} with other weights requested")
         if self.dataset_digest != other.dataset_digest:
-            found.append(f"dataset {self.dataset_digest[:16]} there, {other.dataset_digest[:16]} asked")
+            found.append(f"dataset {self.dataset_digest[:16]} stored, {other.dataset_digest[:16]} requested")
         for section in ("generate", "evaluate"):
             ours, theirs = getattr(self, section), getattr(other, section)
             for name in sorted(ours.keys() | theirs.keys()):
                 if repr(ours.get(name)) != repr(theirs.get(name)):
-                    found.append(f"{section}.{name} {ours.get(name)!r} there, {theirs.get(name)!r} asked")
+                    found.append(f"{section}.{name} {ours.get(name)!r} stored, {theirs.get(name)!r} requested")
         return found
 
 

@@ -98,7 +98,7 @@ def join_plan(folder: Store, plan: SamplePlan) -> SamplePlan:
     more = different == ["num_samples"] and plan.num_samples > last.num_samples
     if more and folder.exists(_numbered(MANIFEST, last.num_extensions)):
         return last.extended(plan.num_samples)
-    details = ", ".join(f"{name} {_text(theirs[name])} there, {_text(ours[name])} asked" for name in different)
+    details = ", ".join(f"{name} {_text(theirs[name])} stored, {_text(ours[name])} requested" for name in different)
     if more:
         raise ConfigError(f"{folder.uri} cannot be extended before it is sealed ({details}): finish it first")
     hint = f"; it was planned from --model {last.model_uri}" if "model_digest" in different else ""

@@ -74,7 +74,7 @@ def _check_columns(names: Sequence[str]) -> None:
         raise DataError(f"column {' and '.join(missing)} is missing; the columns are {', '.join(names) or 'none'}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"column {', '.join(twice)} is there twice")
+        raise DataError(f"column {', '.join(twice)} occurs more than once")
 
 
 def _csv_rows(data: bytes) -> Iterator[tuple[int, Row]]:

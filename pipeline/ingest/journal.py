@@ -101,9 +101,11 @@ def claim(store: Store, plan: IngestPlan) -> IngestPlan:
     """
     existing = create_or_read_document(store, _plan_key(plan.generation), plan, COMMIT_ATTEMPTS)
     names = different_settings(existing.settings, plan.settings)
-    details = [f"{name} {existing.settings.get(name)!r} there, {plan.settings.get(name)!r} asked" for name in names]
+    details = [
+        f"{name} {existing.settings.get(name)!r} stored, {plan.settings.get(name)!r} requested" for name in names
+    ]
     details += [
-        f"{name} {ours!r} there, {theirs!r} asked"
+        f"{name} {ours!r} stored, {theirs!r} requested"
         for name, ours, theirs in (("source", existing.source, plan.source), ("parent", existing.parent, plan.parent))
         if ours != theirs
     ]

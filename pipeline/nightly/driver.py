@@ -125,7 +125,7 @@ class _Invocation:
 
     def _miss(self, day: date) -> Night:
         night = self.ledgers.read(day)
-        why = "its day was over" if day == self.day else f"nobody ran it before the night of {self.day}"
+        why = "its day was over" if day == self.day else f"it was not run before the night of {self.day}"
         if night is not None:
             night = self.runner.with_promotion(night)
             if night.is_settled:

@@ -109,7 +109,7 @@ def test_another_plan_is_refused_and_touches_nothing(job):
     with Player(job, Fault("MARK", "before", "wait")) as driver:
         driver.reaches_its_fault()
         before = [tuple(entry) for entry in job.list()]
-        with pytest.raises(ConfigError, match="seed 3 there, 4 asked"):
+        with pytest.raises(ConfigError, match="seed 3 stored, 4 requested"):
             create_plan(job, PLAN.model_copy(update={"seed": 4}))
         assert [tuple(entry) for entry in job.list()] == before
         driver.goes_on()

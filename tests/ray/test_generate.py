@@ -104,7 +104,7 @@ def test_again_is_already_done_and_finishes_an_interrupted_end(model, one_actor)
 def test_another_job_in_the_folder_is_refused_and_a_dry_run_does_nothing(model, one_actor, tmp_path):
     other = config(generate={"seed": 9})
     for dry_run in (True, False):
-        with pytest.raises(ConfigError, match="seed 0 there, 9 asked"):
+        with pytest.raises(ConfigError, match="seed 0 stored, 9 requested"):
             generate(other, model, one_actor["uri"], dry_run=dry_run)
     told = generate(other, model, str(tmp_path / "new"), dry_run=True)
     assert "80 samples in 5 shards (5 missing)" in told["summary"]

@@ -160,7 +160,7 @@ def test_a_run_that_trains_on_does_not_mix_into_a_sweep(world, tmp_path):
     write_model(f"{tmp_path}/later", config(), step=2)
     for entry in store(tmp_path / "later").list("checkpoints/"):
         store(model).put(entry.key, store(tmp_path / "later").read(entry.key))
-    with pytest.raises(ConfigError, match="step-000000001 there"):
+    with pytest.raises(ConfigError, match="step-000000001 stored"):
         open_sweep(settings(), model, data, out)
     open_sweep(settings(), f"{model}/checkpoints/step-000000001", data, out)
 

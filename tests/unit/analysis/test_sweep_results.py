@@ -43,11 +43,11 @@ def test_another_one_is_refused_and_told_in_full(store):
         with pytest.raises(ConfigError) as error:
             refuse(store, asked)
         for text in (
-            "--model run/checkpoints/step-16 there",
-            f"dataset {'b' * 16} there, {'e' * 16} asked",
-            "generate.seed 3 there, 9 asked",
-            "generate.clip True there, 1.0 asked",
-            "evaluate.seed 0 there, 1 asked",
+            "--model run/checkpoints/step-16 stored",
+            f"dataset {'b' * 16} stored, {'e' * 16} requested",
+            "generate.seed 3 stored, 9 requested",
+            "generate.clip True stored, 1.0 requested",
+            "evaluate.seed 0 stored, 1 requested",
         ):
             assert text in str(error.value)
 

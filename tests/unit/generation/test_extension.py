@@ -97,7 +97,7 @@ def test_the_same_command_joins_and_the_old_one_is_already_done(store):
 
 def test_what_cannot_be_an_extension_is_refused(store):
     write_samples(store, sealed=False)
-    with pytest.raises(ConfigError, match=r"before it is sealed \(num_samples 10 there, 15 asked\)"):
+    with pytest.raises(ConfigError, match=r"before it is sealed \(num_samples 10 stored, 15 requested\)"):
         create_plan(store, LARGE)
     seal(store, SMALL)
     for change in ({"num_samples": 9}, {"num_samples": 15, "seed": 4}, {"num_samples": 15, "batch_size": 4}):
@@ -106,7 +106,7 @@ def test_what_cannot_be_an_extension_is_refused(store):
     create_plan(store, LARGE)
     with pytest.raises(ConfigError, match="before it is sealed"):
         create_plan(store, HUGE)
-    with pytest.raises(ConfigError, match="num_samples 15 there, 12 asked"):
+    with pytest.raises(ConfigError, match="num_samples 15 stored, 12 requested"):
         create_plan(store, sample_plan(num_samples=12))
 
 

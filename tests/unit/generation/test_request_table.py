@@ -108,7 +108,7 @@ def test_numbers_are_those_of_the_file(store):
     [
         ("a.csv", "count,label\n1,0\n", "column request_id is missing; the columns are count, label"),
         ("a.csv", "", "column request_id and count is missing; the columns are none"),
-        ("a.csv", "request_id,count,count\na,1,1\n", "column count is there twice"),
+        ("a.csv", "request_id,count,count\na,1,1\n", "column count occurs more than once"),
         ("a.csv", b"request_id,count\n\xff\xfe,1\n", "cannot be read as csv"),
         ("a.csv", 'request_id,count\n"a,1\n', "cannot be read as csv"),
         ("a.parquet", b"PAR1 and no more", "cannot be read as parquet"),

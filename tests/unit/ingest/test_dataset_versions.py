@@ -137,10 +137,13 @@ def test_an_equal_plan_joins_and_the_first_one_counts(store):
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"settings": settings(image_size=64)}, "image_size 32 there, 64 asked"),
-        ({"settings": settings(duplicates="reject", seed=1)}, "duplicates 'keep-first' there, 'reject' asked, seed"),
-        ({"source": "t"}, "source 's' there, 't' asked"),
-        ({"parent": "p"}, "parent None there, 'p' asked"),
+        ({"settings": settings(image_size=64)}, "image_size 32 stored, 64 requested"),
+        (
+            {"settings": settings(duplicates="reject", seed=1)},
+            "duplicates 'keep-first' stored, 'reject' requested, seed",
+        ),
+        ({"source": "t"}, "source 's' stored, 't' requested"),
+        ({"parent": "p"}, "parent None stored, 'p' requested"),
     ],
 )
 def test_a_different_plan_is_an_error_that_names_the_difference(store, fields, what):
@@ -159,7 +162,7 @@ def test_plans_from_before_colours_were_converted_continue_with_either(store, co
 
 def test_plans_with_another_conversion_of_colours_are_refused(store):
     claim(store, plan(settings=settings(colour="keep")))
-    with pytest.raises(ConfigError, match="colour 'keep' there, 'convert' asked"):
+    with pytest.raises(ConfigError, match="colour 'keep' stored, 'convert' requested"):
         claim(store, plan(settings=settings()))
 
 
@@ -167,7 +170,7 @@ def test_a_setting_newer_than_the_plan_counts_as_its_default(store):
     old = {name: value for name, value in settings().items() if name not in ("duplicates", "shard_bytes")}
     claim(store, plan(settings=old))
     claim(store, plan())
-    with pytest.raises(ConfigError, match="duplicates None there"):
+    with pytest.raises(ConfigError, match="duplicates None stored"):
         claim(store, plan(settings=settings(duplicates="reject")))
 
 

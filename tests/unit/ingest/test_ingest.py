@@ -248,7 +248,7 @@ def test_an_unfinished_ingest_claims_its_folder(place, monkeypatch):
         patch.setattr(phases, "deduplicate", None)
         with pytest.raises(TypeError):
             made(place)
-    with pytest.raises(ConfigError, match="image_size 8 there, 16 asked"):
+    with pytest.raises(ConfigError, match="image_size 8 stored, 16 requested"):
         made(place, image_size=16)
     put_images(place.location("source"), range(5, 9))
     result = made(place)  # first the old plan, then the new files

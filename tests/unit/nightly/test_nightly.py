@@ -89,7 +89,7 @@ def test_a_fortnight(sim):
         *(("promote", v) for v in (1, 2, 4, 5, 6)),
         *(("rollback", 5), ("promote", 7)),
     ]
-    assert sim.ledger(4).reason == "nobody ran it before the night of 2026-11-05 (catch_up latest)"
+    assert sim.ledger(4).reason == "it was not run before the night of 2026-11-05 (catch_up latest)"
     assert sim.told == [(f"2026-11-{d:02d}", e) for d, e in [
         (1, "success"), (2, "success"), (3, "hold"), (5, "success"), (6, "skipped"), (7, "skipped"), (9, "success"),
         (10, "success"), (11, "success"), (12, "hold"), (14, "hold"),
