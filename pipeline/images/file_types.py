@@ -5,7 +5,9 @@ from typing import Final, Literal
 
 from pipeline.images.boxes import JPEG_2000, JPEG_XL
 
-Kind = Literal["empty", "image", "parquet", "tar", "zip", "idx", "idx-labels", "gzip", "archive", "text", "unknown"]
+Kind = Literal[
+    "empty", "image", "parquet", "tar", "zip", "idx", "idx-labels", "gzip", "archive", "pickle", "text", "unknown"
+]
 
 HEAD_BYTES: Final = 8192
 """Number of bytes that `kind_of` needs."""
@@ -33,6 +35,7 @@ _NAMES: Final[dict[Kind, str]] = {
     "idx-labels": "an IDX file of labels",
     "gzip": "a gzip file",
     "archive": "an archive (bzip2, xz, 7z, rar or zstd)",
+    "pickle": "a pickle of Python",
     "text": "text",
 }
 
@@ -60,6 +63,8 @@ def _kind(head: bytes) -> Kind:
         return "zip"
     if head.startswith(b"\x00\x00\x08") and head[3:4] in (b"\x03", b"\x04", b"\x01"):
         return "idx-labels" if head[3] == 1 else "idx"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and len(head) > 2:
+        return "pickle"
     if head.startswith(_ARCHIVES):
         return "archive"
     if _is_tar(head):

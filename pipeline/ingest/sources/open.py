@@ -7,6 +7,7 @@ from typing import Final
 from pipeline.config.root import Config
 from pipeline.errors import DataError, NotFound
 from pipeline.images.file_types import Kind, describe_head, kind_of
+from pipeline.ingest.sources.cifar import is_cifar, open_cifar, open_cifar_tar
 from pipeline.ingest.sources.columns import image_columns
 from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
 from pipeline.ingest.sources.dataset import open_dataset
@@ -88,6 +89,10 @@ def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Sou
         return open_idx(name, store, [file], ingest)
     if kind == "parquet":
         return _parquet_list(name, store, file, config) or _open_container(kind, name, store, file, (file,), config)
+    if kind == "pickle" or is_cifar(file, head):
+        return open_cifar(name, store, [file], config.ingest)
+    if kind == "tar" and (batches := open_cifar_tar(name, store, file, config.ingest)):
+        return batches
     if kind in ("tar", "zip"):
         return _open_container(kind, name, store, file, (file,), config)
     if kind == "text" and (found := open_list(name, store, file, ingest)):
@@ -112,6 +117,8 @@ def _open_folder(store: Store, config: Config) -> Source:
     if not files:
         raise DataError(f"no images at {store.uri}: it is missing or empty; a source is {_KINDS}")
     heads = read_heads(store, files)
+    if any(map(is_cifar, files, heads)):
+        return open_cifar(store.uri, store, None, config.ingest)
     kinds = Counter(kind_of(head) for head in heads)
     known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx")
     best = max(known, key=lambda kind: kinds[kind])  # the first of equal ones
