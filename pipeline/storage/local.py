@@ -113,7 +113,7 @@ def _walk(folder: str, start: str, ancestors: tuple[tuple[int, int], ...]) -> It
             return
     here = (status.st_dev, status.st_ino)
     if here in ancestors:
-        yield folder, -1, "a link to a folder that contains the link"
+        yield folder, -1, "a link to a folder that holds it"
         return
     for name in names:
         path = f"{folder}/{name}"
@@ -131,15 +131,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _state(path: str) -> tuple[int, str]:
-    """Size and version of a file; -1 and a description of anything else."""
+    """Size and version of a file; -1 and a description of anything else.
+
+    The descriptions, here and in `_walk`, are part of fingerprints at rest: do not reword them.
+    """
     try:
         status = os.stat(path)
     except OSError as error:
         if os.path.islink(path):
-            return -1, f"a broken link ({error.strerror})"
+            return -1, f"a link to nowhere ({error.strerror})"
         return -1, f"{error.strerror}"  # such as deleted during the listing
     if not stat.S_ISREG(status.st_mode):
-        return -1, f"a {_KINDS.get(stat.S_IFMT(status.st_mode), 'special file')}, not a file"
+        return -1, f"no file but a {_KINDS.get(stat.S_IFMT(status.st_mode), 'special file')}"
     return status.st_size, f"{status.st_mtime_ns}"
 
 
