@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -66,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(importlib.import_module(f"jobs.{words[0]}").run, words[1:])
 
 
+def heed_hangup() -> None:
+    """A closed terminal stops every verb as SIGTERM does; `nohup` keeps its meaning."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def program() -> NoReturn:
     """Run `main` as a process that ends with its exit code even if the interpreter's shutdown would crash.
 
@@ -81,6 +88,7 @@ def program() -> NoReturn:
         os._exit(code)
 
     atexit.register(leave)
+    heed_hangup()
     try:
         code = main()
     except KeyboardInterrupt:  # before `execute` handles it

@@ -2,21 +2,30 @@
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import ray
 from ray.data import DataContext
 
 from pipeline.config.cluster import RayConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.log import logger
 
 OBJECT_STORE_BYTES = 512 * 2**20
 IDLE_WORKERS = 16
 NO_PROGRESS_SECONDS = 30 * 60
+LONGEST_TEMP_DIR_BYTES = 38
+"""Ray puts sockets 68 bytes below this folder, and the path of a Unix socket has at most 107 bytes."""
+SHORT_TEMP_DIR = "/tmp"
+ROOT = Path(__file__).parents[1]
 RESTART_NOTICE = b"has constructor arguments in the object store and max_restarts > 0"
 
 
@@ -48,9 +57,18 @@ def _start(config: RayConfig, num_cpus: int) -> None:
         # Ray ends idle workers beyond the CPU count; a lane's next read would start a process and import torch again.
         os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(IDLE_WORKERS))
-    local = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if own else {}
+    local = {
+        "num_cpus": num_cpus,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+        "_temp_dir": _ray_temp_dir(),
+    }
     try:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        with ExitStack() as stack:
+            stack.enter_context(chdir(ROOT))  # workers import from the driver's folder first: a user's pipeline.py, say
+            if own:
+                stack.enter_context(_children_ignore_hangup())
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **(local if own else {}))
     except (ConnectionError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no Ray cluster at {config.address!r}: {first} (--address local starts one)") from error
@@ -61,6 +79,45 @@ def _start(config: RayConfig, num_cpus: int) -> None:
             "a local Ray cluster did not start within Ray's 30 seconds: the machine is too busy, or short of memory "
             "(free some, and run the same command again)"
         ) from error
+    total = ray.cluster_resources()
+    logger.info(
+        "cluster: %s, nodes %d, CPUs %g, GPUs %g",
+        "local, for this command" if own else f"joined {ray.get_runtime_context().gcs_address}",
+        len([node for node in ray.nodes() if node["Alive"]]),
+        total.get("CPU", 0),
+        total.get("GPU", 0),
+    )
+
+
+def _ray_temp_dir() -> str | None:
+    """A shorter folder when the usual one is too long for Ray's sockets. Raises ConfigError when there is none."""
+    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(usual)) <= LONGEST_TEMP_DIR_BYTES:
+        return None
+    if not os.access(SHORT_TEMP_DIR, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{usual} is too long for the sockets of a local Ray cluster: set RAY_TMPDIR to a folder of at most "
+            f"{LONGEST_TEMP_DIR_BYTES} bytes"
+        )
+    return f"{SHORT_TEMP_DIR}/ray"
+
+
+@contextmanager
+def _children_ignore_hangup() -> Iterator[None]:
+    """Processes started in the block outlive a closed terminal, so that the driver can still store a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def metric_tag(uri: str) -> str:
+    """A URI as the value of a metric's tag: Ray's metrics take ASCII only, so other characters are percent-encoded."""
+    return quote(uri, safe="".join(map(chr, range(0x20, 0x7F))), errors="surrogateescape")
 
 
 def _configure_ray_data() -> None:

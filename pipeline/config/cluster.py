@@ -1,5 +1,6 @@
 """Settings of the Ray cluster and of the workers on it."""
 
+import os
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -17,11 +18,19 @@ def _check_workers(value: str) -> str:
 Workers = Annotated[str, BeforeValidator(str), AfterValidator(_check_workers)]
 
 
+def _address_from_environment() -> str:
+    """RAY_ADDRESS may also hold the URL of a dashboard, for `ray job` and `ddpm submit`; no cluster is joined by it."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return "local" if not address or "://" in address.removeprefix("ray://") else address
+
+
 class RayConfig(Section):
     """The Ray cluster and how many of its processes to use."""
 
     address: str = Field(
-        "local", description="'local': start a cluster for this command; 'auto' or HOST:PORT: join one"
+        default_factory=_address_from_environment,
+        description="'local': start a cluster for this command; 'auto' or HOST:PORT: join one; unset: join "
+        "$RAY_ADDRESS where it is set, as in every Ray job, else 'local'",
     )
     workers: Workers = Field("1", description="training workers or generation actors: N, or MIN..MAX for elastic")
     use_gpu: bool = Field(False, description="reserve one GPU for each worker or actor")

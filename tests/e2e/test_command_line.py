@@ -39,7 +39,7 @@ def test_the_whole_line_on_s3_and_again(tmp_path, s3_uri):
     first = run(words)
     assert first.returncode == 0, first.stderr
     for line in first.stderr.splitlines():  # progress and nothing else: no line of Ray's own
-        assert line.split()[0] in ("reading", "writing", "train", "generate", "extractor", "features"), line
+        assert line.split()[0] in ("cluster:", "reading", "writing", "train", "generate", "extractor", "features"), line
     result = json.loads(first.stdout.splitlines()[-1])
     assert result["ingest"]["train"] + result["ingest"]["heldout"] == 1797
     assert result["train"]["step"] == 48

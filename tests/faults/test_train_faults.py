@@ -111,12 +111,13 @@ def test_a_worker_is_killed(uri, dataset, tmp_path, undisturbed):
 
 
 @pytest.mark.nightly
-def test_sigterm_makes_a_checkpoint_first(uri, dataset, tmp_path, undisturbed):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_sigterm_makes_a_checkpoint_first(uri, dataset, tmp_path, undisturbed, number):
     """Nothing is computed twice: the next attempt begins at the step where this one stopped."""
     words = training(tmp_path, dataset, uri)
     driver = start(words)
     in_the_middle(driver, uri)
-    driver.send_signal(signal.SIGTERM)
+    driver.send_signal(number)
     _, err = driver.communicate(timeout=400)
     assert driver.returncode == 143, err
     assert "stopped by SIGTERM" in err

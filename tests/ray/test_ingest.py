@@ -3,12 +3,16 @@
 import gzip
 import hashlib
 import logging
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from tiny_ingest import pictures, rows_of
 
 from pipeline.errors import ConfigError, DataError, Transient
@@ -16,7 +20,7 @@ from pipeline.images.png import decode_pixels
 from pipeline.ingest.driver import ingest
 from pipeline.ingest.partitioning import is_heldout
 from pipeline.task_pool import fan_out
-from tiny import config
+from tiny import ROOT, config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -170,3 +174,26 @@ def test_useless_sources_end_with_exit_3(tmp_path, kind):
         ingest(settings, str(source), str(tmp_path / "dataset"))
     assert caught.value.exit_code == 3
     assert not (tmp_path / "dataset" / "manifest.json").exists()
+
+
+def test_a_command_joins_the_cluster_that_RAY_ADDRESS_names_from_any_folder(tmp_path):  # noqa: N802
+    """Also from one with modules of our names, and with letters in its path that Ray's metrics do not take."""
+    here = tmp_path / "bücher"
+    here.mkdir()
+    for name in ("pipeline.py", "jobs.py"):
+        (here / name).write_text("raise SystemExit('a module of the user')")
+    address = ray.get_runtime_context().gcs_address
+    words = ["ingest", "--source", "digits", "--dataset", "d", "--image-size", "8", "--channels", "1"]
+    program = "from jobs.__main__ import program; program()"  # as the console script: the folder is not on its path
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program, *words],
+        cwd=here,
+        env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"cluster: joined {address}, nodes 1, CPUs 4" in ended.stderr
+    assert "10 classes" in ended.stdout
+    assert rows_of(str(here / "d"))[0].rows("train") == 1576

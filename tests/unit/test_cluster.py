@@ -1,9 +1,14 @@
-"""What Ray says when it does not start becomes one line with what to do."""
+"""Joining and starting Ray: which cluster, in which folders, and one line when it does not start."""
+
+import signal
+import tempfile
 
 import pytest
 import ray
 
-from pipeline.cluster import cluster
+from jobs.__main__ import heed_hangup
+from pipeline.cluster import LONGEST_TEMP_DIR_BYTES, _children_ignore_hangup, _ray_temp_dir, cluster, metric_tag
+from pipeline.config.cluster import RayConfig
 from pipeline.errors import ConfigError, PipelineError
 from tiny import config
 
@@ -31,3 +36,60 @@ def test_a_start_that_fails(monkeypatch, error, kind, line):
     with pytest.raises(kind, match=line) as caught, cluster(config().ray, 2):
         pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [
+        (None, "local"),
+        ("", "local"),
+        ("10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "auto"),
+        ("ray://head:10001", "ray://head:10001"),
+        ("http://127.0.0.1:8265", "local"),  # a dashboard, for `ray job`
+    ],
+)
+def test_a_command_joins_the_cluster_of_its_ray_job_and_no_other(monkeypatch, variable, address):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert RayConfig().address == address
+    assert RayConfig(address="local").address == "local"
+
+
+def test_metric_tags_are_ascii_and_plain_ones_stay():
+    assert metric_tag("s3://bucket/runs/a b-1_%20") == "s3://bucket/runs/a b-1_%20"
+    assert metric_tag("/home/läufe/\n") == "/home/l%C3%A4ufe/%0A"
+    assert metric_tag("/\udcff").isascii()  # a name that is no UTF-8
+
+
+def test_a_long_temporary_folder_is_replaced_or_refused(monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "t" * (LONGEST_TEMP_DIR_BYTES - 1))
+    assert _ray_temp_dir() is None
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "ü" * (LONGEST_TEMP_DIR_BYTES // 2))
+    assert _ray_temp_dir() == "/tmp/ray"
+    monkeypatch.setattr("pipeline.cluster.SHORT_TEMP_DIR", "/nowhere")
+    with pytest.raises(ConfigError, match="set RAY_TMPDIR to a folder of at most 38 bytes"):
+        _ray_temp_dir()
+
+
+def test_a_closed_terminal_is_a_sigterm_for_the_driver_and_nothing_for_its_children(monkeypatch):
+    heard = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        heed_hangup()
+        signal.raise_signal(signal.SIGHUP)
+        assert heard == [signal.SIGTERM]
+        handler = signal.getsignal(signal.SIGHUP)
+        with _children_ignore_hangup():  # a process that is started inherits what is ignored
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is handler
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        heed_hangup()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -2,6 +2,8 @@
 
 from ray.util.metrics import Counter, Gauge
 
+from pipeline.cluster import metric_tag
+
 
 class Telemetry:
     """Counters of this invocation, gauges of the samples folder; the tag `job` holds its URI."""
@@ -16,7 +18,7 @@ class Telemetry:
         self._total = Gauge("ddpm_generate_samples_planned", "samples of the folder", tags)
         self._speed = Gauge("ddpm_generate_images_per_second", "all actors together, since this driver started", tags)
         for metric in (self._samples, self._failed, self._shards, self._retries, self._done, self._total, self._speed):
-            metric.set_default_tags({"job": job})
+            metric.set_default_tags({"job": metric_tag(job)})
 
     def committed(self, samples: int, failed: int) -> None:
         """Count one shard of this invocation."""

@@ -8,6 +8,7 @@ import ray
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster import metric_tag
 from pipeline.errors import PipelineError
 from pipeline.log import Entry, replay
 from pipeline.progress import Progress
@@ -58,7 +59,7 @@ class Coordinator:
             for name in StepStatus._fields
         }
         for gauge in self.gauges.values():
-            gauge.set_default_tags({"run": run})
+            gauge.set_default_tags({"run": metric_tag(run)})
 
     def report(self, status: StepStatus) -> StopReason | None:
         """Called by rank 0; returns the reason why the workers should stop, if any."""
