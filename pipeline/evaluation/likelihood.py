@@ -37,8 +37,6 @@ def heldout_bound(
     noise = SampleNoise(seed, torch.from_numpy(ids), tuple(x_0.shape[1:]))
     condition = None
     if plan.num_classes is not None:
-        if labels is None and unet.null_label is None:
-            raise DataError("evaluate.bits_per_dim: the model needs a label for every image, and the dataset has none")
         null = np.full(len(ids), plan.num_classes, np.int64)
         condition = torch.from_numpy(null if labels is None else labels.astype(np.int64))
     objective = Objective(DiffusionConfig.model_validate(plan.diffusion), plan.channels)
@@ -65,6 +63,11 @@ def heldout_bits(context: EvaluationContext) -> Iterator[Score]:
     if model.digest != context.plan.model_digest:
         raise DataError(
             f"{context.plan.model_uri} has changed since it generated {context.samples.uri}: omit evaluate.bits_per_dim"
+        )
+    if context.plan.num_classes is not None and not (context.labelled or model.model.null_class):
+        raise DataError(
+            f"evaluate.bits_per_dim: the model has no class for images without a label, and {context.dataset.uri} has "
+            "no labels of its classes: omit the setting"
         )
     items = list(_batches(context, wanted))
     found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
