@@ -44,10 +44,13 @@ def this_node(name: str, gpus: float = 0) -> Node:
 def is_listening(address: str) -> bool:
     """False when nothing listens at the address's host and port; Ray itself would retry for minutes.
 
-    True for an address without a port, such as `auto`.
+    True for an address without a valid port, such as `auto` or `head:abc`: Ray says what is wrong with it.
     """
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return True
     if not parts.hostname or port is None:
         return True
     try:

@@ -111,3 +111,8 @@ def test_the_driver_s_version_is_read_from_the_kernel_s_words(tmp_path, monkeypa
     assert (node.driver, node.devices) == ("570.133.20", ())
     file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n")
     assert cluster_info.this_node("here", 1).driver == "580.65.06"
+
+
+@pytest.mark.parametrize("address", ["auto", "head:", "head:abc", "ray://head:abc", "head:65536", "[::1"])
+def test_an_address_without_a_valid_port_is_left_to_ray(address: str):
+    assert cluster_info.is_listening(address)
