@@ -6,7 +6,19 @@ from typing import Final, Literal
 from pipeline.images.boxes import JPEG_2000, JPEG_XL
 
 Kind = Literal[
-    "empty", "image", "parquet", "tar", "zip", "idx", "idx-labels", "gzip", "archive", "pickle", "text", "unknown"
+    "empty",
+    "image",
+    "parquet",
+    "tar",
+    "zip",
+    "idx",
+    "idx-labels",
+    "gzip",
+    "archive",
+    "pickle",
+    "lmdb",
+    "text",
+    "unknown",
 ]
 
 HEAD_BYTES: Final = 8192
@@ -26,6 +38,7 @@ _ZIPS: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _ARCHIVES: Final = (b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd")
 _CONTROL: Final = bytes(n for n in range(32) if n not in b"\t\n\f\r\x1b")
 _TAR_BLOCK: Final = 512
+_LMDB: Final = b"\xde\xc0\xef\xbe"
 _NAMES: Final[dict[Kind, str]] = {
     "image": "an image",
     "parquet": "a Parquet file",
@@ -36,6 +49,7 @@ _NAMES: Final[dict[Kind, str]] = {
     "gzip": "a gzip file",
     "archive": "an archive (bzip2, xz, 7z, rar or zstd)",
     "pickle": "a pickle of Python",
+    "lmdb": "an LMDB database",
     "text": "text",
 }
 
@@ -65,11 +79,18 @@ def _kind(head: bytes) -> Kind:
         return "idx-labels" if head[3] == 1 else "idx"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and len(head) > 2:
         return "pickle"
+    if head[16:20] == _LMDB:
+        return "lmdb"
     if head.startswith(_ARCHIVES):
         return "archive"
     if _is_tar(head):
         return "tar"
     return "text" if _is_text(head) else "unknown"
+
+
+def is_lmdb_lock(head: bytes) -> bool:
+    """True for the lock file beside an LMDB database, which holds no data."""
+    return head.startswith(_LMDB)
 
 
 def describe_head(head: bytes) -> str:

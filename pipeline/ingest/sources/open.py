@@ -15,6 +15,7 @@ from pipeline.ingest.sources.digits import DigitsSource
 from pipeline.ingest.sources.folder import FolderSource, open_folder
 from pipeline.ingest.sources.idx import open_idx
 from pipeline.ingest.sources.label_map import relabelled, with_label_map
+from pipeline.ingest.sources.lmdb import open_lmdb
 from pipeline.ingest.sources.npz import NpzReader, is_npz
 from pipeline.ingest.sources.parquet import ParquetReader, open_parquet
 from pipeline.ingest.sources.read import read_head, read_heads, visible_files
@@ -91,6 +92,8 @@ def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Sou
         return _parquet_list(name, store, file, config) or _open_container(kind, name, store, file, (file,), config)
     if kind == "pickle" or is_cifar(file, head):
         return open_cifar(name, store, [file], config.ingest)
+    if kind == "lmdb":
+        return open_lmdb(name, store, [file], config.ingest)
     if kind == "tar" and (batches := open_cifar_tar(name, store, file, config.ingest)):
         return batches
     if kind in ("tar", "zip"):
@@ -120,7 +123,7 @@ def _open_folder(store: Store, config: Config) -> Source:
     if any(map(is_cifar, files, heads)):
         return open_cifar(store.uri, store, None, config.ingest)
     kinds = Counter(kind_of(head) for head in heads)
-    known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx")
+    known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx", "lmdb")
     best = max(known, key=lambda kind: kinds[kind])  # the first of equal ones
     if not kinds[best]:
         hints = Counter(hint for file in files if (hint := _kind_by_name(file.key)) is not None)
@@ -132,6 +135,8 @@ def _open_folder(store: Store, config: Config) -> Source:
         best = max(known, key=lambda kind: hints[kind])
     if best == "image":
         return open_folder(store, config.ingest.partition_rows, config.ingest.max_image_bytes)
+    if best == "lmdb":
+        return open_lmdb(store.uri, store, None, config.ingest)
     if best == "idx":
         everything = list(visible_files(store))
         return open_idx(store.uri, store, everything, config.ingest)
