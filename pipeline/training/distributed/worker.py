@@ -29,7 +29,7 @@ from pipeline.training.distributed.checkpointer import Checkpointer, DataPositio
 from pipeline.training.distributed.coordinator import StopReason
 from pipeline.training.distributed.data_loader import LaneStream, lane_name
 from pipeline.training.distributed.metrics import MetricsRecorder, StepInfo
-from pipeline.training.distributed.stop_signal import StopSignal
+from pipeline.training.distributed.stop_decision import StopDecision
 from pipeline.training.sanity_checks import check_average_moved, check_finite, check_replicas, weights_digest
 from pipeline.training.trainer import Trainer
 
@@ -120,13 +120,13 @@ class Worker:
 
     def work(self) -> StopReason:
         """Run steps until the last one or a common decision to stop; a checkpoint is committed in either case."""
-        stop_signal = StopSignal(self.context.coordinator, self.rank, self.world_size, self.device, self.step)
+        stop_decision = StopDecision(self.context.coordinator, self.rank, self.world_size, self.device, self.step)
         with self.checkpointer.uploading(self.rank, self.step):
             while self.step < self.settings.steps:
                 self.advance()
-                if stop_signal.due(self.step) or self.step == self.settings.steps:
+                if stop_decision.due(self.step) or self.step == self.settings.steps:
                     self.metrics.check_finite()
-                    reason = stop_signal.decide(self.metrics.status())
+                    reason = stop_decision.decide(self.metrics.status())
                     if reason is not None and self.step < self.settings.steps:
                         self._checkpoint()
                         return reason

@@ -46,7 +46,7 @@ def run_worker_groups(context: TrainingContext) -> None:
     Stopped after SIGTERM, and any error that a new group would repeat.
     """
     coordinator = new_coordinator(context.run.uri)
-    with _stop_requests() as stop, ProgressReporter(coordinator, context.config.train.steps, stop):
+    with _catch_sigterm() as stop, ProgressReporter(coordinator, context.config.train.steps, stop):
         reason = StopReason.REGROUPED
         while reason in (StopReason.PREEMPTED, StopReason.REGROUPED):
             reason = _run_group(context, coordinator)
@@ -120,7 +120,7 @@ def _read_ahead() -> ExecutionOptions:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
+def _catch_sigterm() -> Iterator[threading.Event]:
     """An event that SIGTERM sets inside the block (main thread only); the run then ends with a checkpoint."""
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -11,7 +11,7 @@ from pipeline.config.cluster import RayConfig
 from pipeline.training.distributed import coordinator as module
 from pipeline.training.distributed import elastic
 from pipeline.training.distributed.coordinator import StepStatus, StopReason
-from pipeline.training.distributed.stop_signal import WIRE_REASONS
+from pipeline.training.distributed.stop_decision import WIRE_REASONS
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ WIRE_REASONS: tuple[StopReason | None, ...] = (None, *StopReason)
 """Rank 0 broadcasts an index into this tuple; None: continue."""
 
 
-class StopSignal:
+class StopDecision:
     """One collective at the steps where ranks check for a stop, and none at the steps in between.
 
     Rank 0 has the driver's request and measures the step rate, so rank 0 broadcasts both the decision and the next step
