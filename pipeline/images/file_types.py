@@ -4,6 +4,7 @@ import zlib
 from typing import Final, Literal
 
 from pipeline.images.boxes import JPEG_2000, JPEG_XL
+from pipeline.images.foreign_types import foreign_type
 
 Kind = Literal[
     "empty",
@@ -96,6 +97,8 @@ def is_lmdb_lock(head: bytes) -> bool:
 def describe_head(head: bytes) -> str:
     """A noun phrase for the content of a file, for messages."""
     kind = kind_of(head)
+    if kind in ("unknown", "gzip", "archive", "text") and (foreign := foreign_type(head)) is not None:
+        return foreign.name
     return _NAMES.get(kind, f"something that begins with {head[:8]!r}" if head else "an empty file")
 
 

@@ -59,7 +59,8 @@ class IngestPlan(Section):
 class PreparedPartition(Section):
     """Marker of a partition that was read to its end: rows = images in its sorted runs + rejects.
 
-    unusable_profiles: number of images that count as sRGB because their profile cannot be used; unusable_profile: one.
+    first_reject: name and fault of the first one. unusable_profiles: number of images that count as sRGB because their
+    profile cannot be used; unusable_profile: one.
     """
 
     partition: int
@@ -69,6 +70,7 @@ class PreparedPartition(Section):
     labels: tuple[str, ...]
     reject_counts: dict[str, int]
     rejects: FileEntry | None
+    first_reject: str | None = None
     unusable_profiles: int = 0
     unusable_profile: str | None = None
 

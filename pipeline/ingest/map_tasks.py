@@ -95,6 +95,7 @@ class PartitionWriter:
             labels=tuple(sorted(self.labels)),
             reject_counts=dict(sorted(Counter(row["reason"] for row in self.rejects).items())),
             rejects=rejects,
+            first_reject=next((f"{row['source']}: {row['detail']}" for row in self.rejects), None),
             unusable_profiles=len(without_profile),
             unusable_profile=next((origin.source for origin in without_profile), None),
         )

@@ -92,12 +92,13 @@ def _run_phases(context: IngestContext) -> DatasetManifest:
     rejects = _write_rejects(work, prepared)
     counts = sum((Counter(part.reject_counts) for part in prepared), Counter[str]())
     source_rows = sum(part.rows for part in prepared)
-    _check_reject_share(context, source_rows, counts)
+    example = next((part.first_reject for part in prepared if part.first_reject is not None), None)
+    _check_reject_share(context, source_rows, counts, example)
 
     runs = tuple(run for part in prepared for run in part.runs)
     slots = _deduplicate(ReduceContext(config, work, parent, runs))
     counts[DUPLICATE] += sum(part.duplicates for part in slots)
-    _check_reject_share(context, source_rows, counts)
+    _check_reject_share(context, source_rows, counts, example)
 
     classes = _classes(context, {label for part in prepared for label in part.labels})
     images, image_bytes = sum(run.rows for run in runs), sum(part.image_bytes for part in prepared)
@@ -150,20 +151,21 @@ def _warn_of_profiles(context: IngestContext, prepared: Sequence[PreparedPartiti
     return count
 
 
-def _check_reject_share(context: IngestContext, rows: int, counts: Counter[str]) -> None:
+def _check_reject_share(context: IngestContext, rows: int, counts: Counter[str], example: str | None) -> None:
     """With keep-first, dropped duplicates do not count as rejects: one image of each remains."""
     config, work, name = context.config, context.work, context.source.name
     rejected = counts.total()
     counted = rejected - (counts[DUPLICATE] if config.duplicates == "keep-first" else 0)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(TOP_REASONS))
+    shown = f", such as {example}" if example else ""
     listed = f"they are listed in {work.dataset.location('rejects/')}"
     if rejected == rows and context.parent is None:
         work.mark_refused()
-        raise DataError(f"none of the {rows:,} images of {name} can be used ({reasons}); {listed}")
+        raise DataError(f"none of the {rows:,} images of {name} can be used ({reasons}{shown}); {listed}")
     if counted > config.max_reject_share * rows:
         work.mark_refused()
         raise DataError(
-            f"{counted:,} of {rows:,} images of {name} were rejected ({reasons}), more than "
+            f"{counted:,} of {rows:,} images of {name} were rejected ({reasons}{shown}), more than "
             f"ingest.max_reject_share = {config.max_reject_share}; {listed}"
         )
 

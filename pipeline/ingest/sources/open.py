@@ -7,6 +7,7 @@ from typing import Final
 from pipeline.config.root import Config
 from pipeline.errors import DataError, NotFound
 from pipeline.images.file_types import Kind, describe_head, kind_of
+from pipeline.images.foreign_types import foreign_type
 from pipeline.ingest.sources.cifar import is_cifar, open_cifar, open_cifar_tar
 from pipeline.ingest.sources.columns import image_columns
 from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
@@ -40,7 +41,10 @@ _ENDINGS: Final[dict[str, Kind]] = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"), "image"),
     **dict.fromkeys((".avif", ".jp2", ".j2k", ".jxl"), "image"),
 }
-_KINDS: Final = "images, Parquet, tar (WebDataset), zip, npz, IDX, or a CSV, JSON lines or Parquet list of images"
+_KINDS: Final = (
+    "a folder, zip or tar (WebDataset) of images, a table with an image column (Parquet), arrays (npz, IDX), CIFAR's "
+    "batches, LMDB, or a list of images (CSV, JSON lines, Parquet)"
+)
 
 
 def open_source(uri: str, config: Config) -> Source:
@@ -100,7 +104,7 @@ def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Sou
         return _open_container(kind, name, store, file, (file,), config)
     if kind == "text" and (found := open_list(name, store, file, ingest)):
         return found
-    raise DataError(f"{name} is {describe_head(head)}: a source is {_KINDS}")
+    raise DataError(f"{name} is {describe_head(head)}: {_way_out([head])}")
 
 
 def _parquet_list(name: str, store: Store, file: SourceFile, config: Config) -> Source | None:
@@ -131,7 +135,7 @@ def _open_folder(store: Store, config: Config) -> Source:
             seen = ", ".join(
                 f"{file.key}: {describe_head(head)}" for file, head in list(zip(files, heads, strict=True))[:5]
             )
-            raise DataError(f"no images at {store.uri} ({seen}): a source is {_KINDS}")
+            raise DataError(f"no images at {store.uri} ({seen}): {_way_out(heads)}")
         best = max(known, key=lambda kind: hints[kind])
     if best == "image":
         return open_folder(store, config.ingest.partition_rows, config.ingest.max_image_bytes)
@@ -160,6 +164,12 @@ def _open_container(
     with open_parquet(store, sample) as parquet:
         columns = image_columns(parquet.schema_arrow, ingest)
     return ContainerSource(name, store, kind, ParquetReader(ingest), columns.names, files)
+
+
+def _way_out(heads: list[bytes]) -> str:
+    """How to convert files of a known format that is not read, and what is read."""
+    found = next((kind for head in heads if (kind := foreign_type(head)) is not None), None)
+    return f"{f'{found.conversion}; ' if found else ''}a source is {_KINDS}"
 
 
 def _kind_by_name(key: str) -> Kind | None:

@@ -198,7 +198,8 @@ def test_too_many_rejects_are_an_error_until_the_source_changes(place):
     source = put_images(place.location("source"), range(10))
     for number in range(4):
         source.put(f"bad-{number}", b"text" if number else b"")
-    with pytest.raises(DataError, match=r"4 of 14 images of .* were rejected \(3 not-an-image, 1 empty\)") as caught:
+    words = r"4 of 14 images of .* were rejected \(3 not-an-image, 1 empty, such as bad-0: the file has no bytes\)"
+    with pytest.raises(DataError, match=words) as caught:
         made(place, max_reject_share=0.2)
     assert caught.value.exit_code == 3
     assert any(key.startswith("rejects/") for key in listed(place))

@@ -140,8 +140,10 @@ def test_a_relative_source_is_made_absolute_before_it_is_sent(tmp_path, monkeypa
     ("name", "data", "words"),
     [
         ("a.bin", b"\x07\x06\x05\x04\x03", r"something that begins with b'\\x07"),
-        ("a.7z", b"7z\xbc\xaf\x27\x1c\0\4", "an archive"),
-        ("notes.txt", b"dear diary\n", "is text: a source is images, Parquet"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive: unpack it; a source is a folder"),
+        ("a.npy", b"\x93NUMPY\1\0", r"save its arrays with numpy\.savez"),
+        ("other.pkl", pickle.dumps({"x": 1}), "a pickle without data, uint8 .*, as in CIFAR"),
+        ("notes.txt", b"dear diary\n", "is text: a source is a folder, zip or tar"),
         ("t-labels-idx1-ubyte", bytes([0, 0, 8, 1, 0, 0, 0, 0]), "an IDX file of labels"),
         ("a.parquet", b"PAR1" + bytes(40) + b"PAR1", "no whole Parquet file"),
         ("a.parquet", parquet(pa.table({"x": [1.5]})), "no column holds images .* the columns are x: double"),
