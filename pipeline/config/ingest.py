@@ -6,6 +6,8 @@ from pydantic import BeforeValidator, Field
 
 from pipeline.config.base import Section
 
+LabelSource = Literal["auto", "none", "folders", "dataset.json", "metadata", "column", "cls", "json", "text", "arrays"]
+
 
 def _as_int(value: Any) -> Any:
     """Convert the text of a flag to a number: Literal[1, 3] accepts no text."""
@@ -43,8 +45,18 @@ class IngestConfig(Section):
     )
     image_column: str | None = Field(None, description="image column of table sources; unset: found by its type")
     label_column: str | None = Field(None, description="label column of table sources; unset: found by type or name")
+    label_source: LabelSource = Field(
+        "auto",
+        description="where labels come from: auto, none, folders, dataset.json, metadata (.jsonl, .csv), column, "
+        "cls, json or text (files of a WebDataset), arrays",
+    )
+    splits: Literal["auto", "pool", "none"] | dict[str, Literal["train", "heldout", "out"]] = Field(
+        "auto",
+        description="named splits (train, val, test) of the source: auto trains on train and holds out val, else test; "
+        "pool ignores them; none takes their names for classes; or a mapping to train, heldout or out",
+    )
     heldout_share: float = Field(
-        0.1, ge=0, lt=1, description="share of images held out from training, chosen by content hash"
+        0.1, ge=0, lt=1, description="share of images held out from training, chosen by content hash, without splits"
     )
     shard_rows: int = Field(1024, ge=1, description="images of a shard; a training lane reads shard by shard")
     shard_bytes: int = Field(

@@ -24,6 +24,7 @@ does not depend on the number of tasks or on reruns, and an image stays in its s
 ingest continues from its markers. Ingesting a source with new files adds a dataset version.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ from pipeline.ingest.journal import (
 from pipeline.ingest.manifest import DatasetManifest
 from pipeline.ingest.partitioning import Slots
 from pipeline.ingest.phases import IngestContext, make_dataset_version
+from pipeline.ingest.preview import describe, labels_text
 from pipeline.ingest.source_listing import KnownFiles, Snapshot, write_snapshot
 from pipeline.ingest.sources.label_map import with_label_map
 from pipeline.ingest.sources.open import open_source
@@ -55,6 +57,11 @@ from pipeline.storage.create_once import try_create
 from pipeline.storage.credentials import without_credentials
 from pipeline.storage.documents import to_json
 from pipeline.storage.store import Store, resolve
+
+logger = logging.getLogger("ddpm.ingest")
+
+NAMED_SHARE = 0.1
+"""Guess of the held-out share for the number of slots, where the source names the held-out images."""
 
 
 def ingest(config: Config, source: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
@@ -67,11 +74,13 @@ def ingest(config: Config, source: str, dataset: str, dry_run: bool = False) -> 
     config = with_label_map(config)  # the content of a label map decides the dataset, not where its file is
     request = IngestRequest(resolve(dataset, config.storage), open_source(source, config), config.ingest)
     state, removed = "already done", 0
+    for note in () if dry_run else request.source.info.notes:
+        logger.warning("%s: %s", request.source.name, note)
     while True:
         newest = request.newest_version()
         request.check_same_dataset(newest)
         if dry_run:
-            return {"summary": request.describe(newest)}
+            return describe(request.source, request.describe(newest))
         joined = read_plan(request.store, _next_number(newest)) is not None
         plan, removed = request.plan(newest)
         if plan is None:
@@ -163,7 +172,8 @@ class IngestRequest:
         ingest = self.config
         # Decoded pixels bound the size of stored images; of files with many images only the file size is known.
         estimate = max(snapshot.rows * ingest.image_size**2 * ingest.channels, snapshot.file_bytes)
-        slots = Slots.for_bytes(estimate, ingest.heldout_share)
+        named = self.source.info.has_named_splits
+        slots = Slots.for_bytes(estimate, (ingest.heldout_share or NAMED_SHARE) if named else ingest.heldout_share)
         return IngestPlan(
             generation=version,
             snapshot=snapshot.digest,
@@ -171,6 +181,7 @@ class IngestRequest:
             partitions=snapshot.partitions,
             train_slots=slots.train,
             heldout_slots=slots.heldout,
+            named_splits=named,
             **values,
         )
 
@@ -186,7 +197,7 @@ def _result(store: Store, manifest: DatasetManifest, state: str, removed: int) -
     train, heldout = manifest.rows("train"), manifest.rows("heldout")
     rejected = sum(manifest.reject_counts.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.reject_counts.items())
-    classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
+    classes = labels_text(manifest)
     listed = f" ({reasons}; listed in {store.location('rejects/')})" if rejected else ""
     gone = f", {removed:,} files are gone from the source or changed: their images stay" if removed else ""
     version = f" (dataset version {manifest.generation})" if manifest.generation > 1 else ""
@@ -201,6 +212,8 @@ def _result(store: Store, manifest: DatasetManifest, state: str, removed: int) -
         "rejects": manifest.reject_counts,
         "removed_files": removed,
         "classes": None if manifest.classes is None else len(manifest.classes),
+        "label_source": manifest.label_source,
+        "splits": dict(manifest.splits),
         "summary": f"{state}: {train:,} training and {heldout:,} held-out images, {classes}, {rejected:,} rejected"
         f"{listed}{gone} -> {store.uri}{version}",
     }

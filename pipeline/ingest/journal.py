@@ -50,6 +50,7 @@ class IngestPlan(Section):
     removed_files: int
     train_slots: int
     heldout_slots: int
+    named_splits: bool = False  # the source names its splits; without names the content decides
 
     @property
     def slots(self) -> Slots:
@@ -137,7 +138,8 @@ class WorkFolder:
 
     @property
     def folder(self) -> str:
-        return f"work/{self.plan.generation:06d}-{digest_of(self.plan.model_dump(mode='json'))[:12]}"
+        newer = None if self.plan.named_splits else {"named_splits"}  # so that plans at rest keep their folder
+        return f"work/{self.plan.generation:06d}-{digest_of(self.plan.model_dump(mode='json', exclude=newer))[:12]}"
 
     def marker(self, kind: MarkerKind, name: str) -> str:
         """Key of a marker in the dataset's store."""

@@ -47,6 +47,8 @@ class DatasetManifest(Section):
     snapshots: tuple[FileEntry, ...] = ()  # lists of the source files that were read
     removed_files: int = 0  # read by earlier versions, missing or changed when this one was planned
     unusable_profiles: int = 0  # images whose pixels count as sRGB because their colour profile cannot be used
+    label_source: str | None = None  # where the labels came from, such as "dataset.json"
+    splits: tuple[tuple[str, str], ...] = ()  # named splits of the source, each with "train", "heldout" or "out"
     channel_sums: tuple[int, ...] = ()  # per channel: sum of levels, then of squared levels
 
     @property
@@ -60,7 +62,7 @@ class DatasetManifest(Section):
         """
         values = self.model_dump(mode="json")
         newer = ("generation", "parent", "snapshot", "snapshots", "removed_files", "unusable_profiles", "channel_sums")
-        for name in newer:
+        for name in (*newer, "label_source", "splits"):
             if getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]
         for shard in values["shards"]:

@@ -37,11 +37,12 @@ class MapContext:
 
 
 class RowOrigin(NamedTuple):
-    """A source row without its image: its number in the partition, its name in the source, its label."""
+    """A source row without its image: its number in the partition, its name in the source, its label and split."""
 
     row: int
     source: str
     label: str | None
+    split: str | None = None
 
 
 @dataclass
@@ -127,7 +128,7 @@ def prepare_partition(context: MapContext, number: int, partition: Partition) ->
 def _with_origin(rows: Iterable[SourceRow]) -> Iterator[tuple[RowOrigin, Any]]:
     for number, row in enumerate(rows):
         label = None if row.label is None else _as_utf8(row.label)
-        yield RowOrigin(number, without_credentials(_as_utf8(row.source)), label), row.image
+        yield RowOrigin(number, without_credentials(_as_utf8(row.source)), label, row.split), row.image
 
 
 def _as_utf8(name: str) -> str:
@@ -142,7 +143,7 @@ def _prepared_image(context: MapContext, partition: int, origin: RowOrigin, pixe
     levels = pixels.reshape(-1, context.config.channels).astype(np.float64)  # sums of squares stay below 2^53: exact
     sums = (*levels.sum(0), *np.einsum("nc,nc->c", levels, levels))
     return PreparedImage(
-        slot=context.work.plan.slots.of(digest.hex(), key, context.config.heldout_share),
+        slot=context.work.plan.slots.of(digest.hex(), key, context.config.heldout_share, origin.split),
         key=key,
         sha256=digest,
         partition=partition,

@@ -58,9 +58,9 @@ class Slots:
     def count(self) -> int:
         return self.train + self.heldout
 
-    def of(self, sha256: str, key: int, heldout_share: float) -> int:
-        """The slot of an image."""
-        if is_heldout(sha256, heldout_share):
+    def of(self, sha256: str, key: int, heldout_share: float, split: str | None = None) -> int:
+        """The slot of an image. split: the one that its source names; without one, the content decides."""
+        if split == "heldout" or (split is None and is_heldout(sha256, heldout_share)):
             return self.train + (key * self.heldout >> 64)
         return key * self.train >> 64
 

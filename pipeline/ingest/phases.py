@@ -237,4 +237,6 @@ def _manifest(context: IngestContext, classes: tuple[str, ...] | None, added: Ne
         unusable_profiles=added.unusable_profiles + (parent.unusable_profiles if parent else 0),
         snapshots=(*(parent.snapshots if parent else ()), *plan.snapshot_parts),
         removed_files=plan.removed_files,
+        label_source=context.source.info.labels.name,
+        splits=context.source.info.splits,
     )

@@ -95,18 +95,36 @@ def _read_deduplicated(context: ReduceContext, slots: range, *, images: bool) ->
 
 
 def _known_digests(context: ReduceContext, slots: range, records: Records) -> set[bytes]:
-    """sha256 digests of these records that earlier versions of the dataset hold."""
-    if context.parent is None or not len(records):
+    """sha256 digests of these records that earlier versions of the dataset hold.
+
+    Where the source names its splits, equal images may lie in both: then a training image that is held out counts too.
+    """
+    plan = context.work.plan
+    if not len(records) or (context.parent is None and not plan.named_splits):
         return set()
     ours = {digest.tobytes() for digest in np.ascontiguousarray(records["sha256"])}
-    split: Split = "train" if slots.start < context.work.plan.train_slots else "heldout"
-    low, high = (f"{key:016x}" for key in context.work.plan.slots.keys(slots))
-    known: set[bytes] = set()
-    for shard in context.parent.split(split):
-        if shard.keys is None or (shard.keys[0] <= high and shard.keys[1] >= low):
+    split: Split = "train" if slots.start < plan.train_slots else "heldout"
+    known = _heldout_digests(context, slots) if plan.named_splits and split == "train" and plan.heldout_slots else set()
+    known &= ours
+    low, high = (f"{key:016x}" for key in plan.slots.keys(slots))
+    shards = context.parent.shards if context.parent is not None else ()
+    for shard in shards:
+        if (shard.split == split or plan.named_splits) and (
+            shard.keys is None or (shard.keys[0] <= high and shard.keys[1] >= low)
+        ):
             theirs = read_parquet(context.work.dataset, shard, ["sha256"])["sha256"].to_pylist()
             known |= ours.intersection(map(bytes.fromhex, theirs))
     return known
+
+
+def _heldout_digests(context: ReduceContext, slots: range) -> set[bytes]:
+    """sha256 digests of the new held-out images whose keys lie in these training slots."""
+    plan = context.work.plan
+    low, high = plan.slots.keys(slots)
+    first, last = (plan.train_slots + (key * plan.heldout_slots >> 64) for key in (low, high))
+    layout = RunFormat(plan.slots.count, context.config.channels)
+    found = read_slots(context.work.dataset, context.runs, range(first, last + 1), layout, images=False)
+    return {digest.tobytes() for digest in np.ascontiguousarray(found.records["sha256"])}
 
 
 def _duplicate_rejects(images: Deduplication) -> list[dict[str, str]]:

@@ -1,4 +1,8 @@
-"""Find the image and label columns of a table: by setting, else by type, else by usual name."""
+"""Find the image and label columns of a table: by setting, else by type, else by usual name.
+
+`label_columns` lists the columns that look like labels. `open_container.py` and `uri_list.py` choose one of them, and
+the tasks get it as the setting ingest.label_column.
+"""
 
 import json
 from typing import Any, Final, NamedTuple
@@ -8,24 +12,23 @@ import pyarrow.types as types
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.label_columns import label_like, split_column
 
 _IMAGE_NAMES: Final = ("image", "img", "bytes", "data", "content", "image_bytes", "png", "jpg", "jpeg")
-_LABEL_NAMES: Final = ("label", "labels", "class", "cls", "category", "class_name", "target", "y")
-_URI_NAMES: Final = ("uri", "url", "path", "file", "file_name", "filename", "image", "key", "location")
+_URI_NAMES: Final = (
+    *("uri", "url", "path", "file", "file_name", "filename", "image", "key", "location"),
+    *("image_path", "img_path", "file_path", "filepath", "image_file", "image_name", "image_url", "img"),
+)
 
 
 class ImageColumns(NamedTuple):
-    """nested: images are the field `bytes` of a struct. names: class names of integer labels."""
+    """nested: images are the field `bytes` of a struct. names: class names of integer labels. split: names splits."""
 
     image: str
     nested: bool
     label: str | None
     names: tuple[str, ...] | None
-
-
-class UriColumns(NamedTuple):
-    uri: str
-    label: str | None
+    split: str | None = None
 
 
 def image_columns(schema: pa.Schema, config: IngestConfig) -> ImageColumns:
@@ -38,20 +41,28 @@ def image_columns(schema: pa.Schema, config: IngestConfig) -> ImageColumns:
         raise UnusableFile(
             "wrong-schema", f"no column {wanted} (binary, or a struct with bytes); the columns are {seen}"
         )
-    features = _features(schema)
-    classes = {name: tuple(map(str, feature["names"])) for name, feature in features.items() if _is_class(feature)}
     labels = [field.name for field in schema if _is_label(field.type) and field.name != image]
     if config.label_column is not None and config.label_column not in labels:
         raise UnusableFile("wrong-schema", f"no column '{config.label_column}' with integer or text labels")
-    label = config.label_column or (next(iter(classes)) if len(classes) == 1 else None)
-    label = label or next((name for name in _LABEL_NAMES if name in labels), None)
-    return ImageColumns(image, _is_nested(schema.field(image).type), label, classes.get(label or ""))
+    names = _classes(schema).get(config.label_column or "")
+    texts = [field.name for field in schema if _is_text(field.type)]
+    split = split_column(texts) if config.splits != "none" else None
+    return ImageColumns(image, _is_nested(schema.field(image).type), config.label_column, names, split)
 
 
-def uri_columns(texts: list[str], names: list[str], config: IngestConfig) -> UriColumns | None:
-    """The columns of a list of images. texts: names of text columns, one of which must hold the URIs (else None)."""
-    uri = _named(config.image_column, texts, _URI_NAMES)
-    return None if uri is None else UriColumns(uri, _named(config.label_column, names, _LABEL_NAMES))
+def label_columns(schema: pa.Schema, config: IngestConfig) -> dict[str, tuple[str, ...] | None]:
+    """The columns that look like labels, usual names first, and the one in the settings, with names of the classes."""
+    classes = _classes(schema)
+    labels = [field.name for field in schema if _is_label(field.type)]
+    found = dict.fromkeys([*label_like(labels), *(name for name in classes if name in labels)])
+    if config.label_column in labels:
+        found[str(config.label_column)] = None
+    return {name: classes.get(name) for name in found}
+
+
+def uri_column(texts: list[str], config: IngestConfig) -> str | None:
+    """The column of the URIs of a list of images, among the columns of text."""
+    return _named(config.image_column, texts, _URI_NAMES)
 
 
 def _named(wanted: str | None, names: list[str], usual: tuple[str, ...]) -> str | None:
@@ -82,7 +93,19 @@ def _is_nested(kind: pa.DataType) -> bool:
 def _is_label(kind: pa.DataType) -> bool:
     if types.is_dictionary(kind):
         return _is_label(kind.value_type)
-    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+    return bool(_is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """The class names of the columns that Hugging Face's features declare as ClassLabel."""
+    features = _features(schema)
+    return {name: tuple(map(str, feature["names"])) for name, feature in features.items() if _is_class(feature)}
 
 
 def _is_class(feature: Any) -> bool:

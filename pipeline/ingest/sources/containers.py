@@ -7,8 +7,10 @@ from typing import Protocol
 from pipeline.errors import DataError, StorageError
 from pipeline.images.file_types import Kind, describe_head, kind_of
 from pipeline.images.reject_reasons import Reason, Reject
+from pipeline.ingest.sources.labels import NO_INFO, SourceInfo
 from pipeline.ingest.sources.read import as_reject, new_files, read_head
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow
+from pipeline.ingest.sources.splits import Role, Roles, named_split, split_in_name
 from pipeline.storage.store import Store
 
 
@@ -34,7 +36,10 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class ContainerSource:
-    """One file, or all files of a folder. files: None lists the folder. kind: file type that the reader reads."""
+    """One file, or all files of a folder. files: None lists the folder. kind: file type that the reader reads.
+
+    roles: what becomes of the splits that file names contain. skipped: files beside the images that are left out.
+    """
 
     name: str
     store: Store
@@ -42,12 +47,20 @@ class ContainerSource:
     reader: Reader
     classes: tuple[str, ...] | None = None
     files: tuple[SourceFile, ...] | None = None
+    roles: Roles = ()
+    skipped: tuple[str, ...] = ()
+    info: SourceInfo = NO_INFO
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
         for file in new_files(self.store, self.files, known):
+            if file.key in self.skipped or self._role(file.key) == "out":
+                continue
             for row_range in self._row_ranges(file):
                 part = "" if row_range is None else f"[{row_range.start}:{row_range.stop}]"
                 yield Partition(file.key + part, (file,), row_range)
+
+    def _role(self, key: str) -> Role | None:
+        return dict(self.roles).get(split_in_name(key) or "") if self.roles else None
 
     def _row_ranges(self, file: SourceFile) -> list[range | None]:
         try:
@@ -66,11 +79,11 @@ class ContainerSource:
         if file.size == 0:
             yield SourceRow(file.key, Reject("empty", "the file has no bytes"))
             return
-        started = False
+        started, role = False, self._role(file.key)
         try:
             for row in self.reader.rows(self.store, file, partition.rows):
                 started = True
-                yield row
+                yield row._replace(split=named_split(role, self.roles)) if role else row
         except UnusableFile as error:
             other = None if started else self._another_kind(file)
             yield SourceRow(file.key, other or error.reject)

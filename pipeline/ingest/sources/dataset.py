@@ -4,6 +4,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, NotFound
 from pipeline.ingest.dataset import MANIFEST, read_dataset
 from pipeline.ingest.sources.containers import ContainerSource
+from pipeline.ingest.sources.labels import Candidate, LabelChoice, SourceInfo
 from pipeline.ingest.sources.parquet import ParquetReader
 from pipeline.ingest.sources.source import SourceFile
 from pipeline.storage.store import Store
@@ -19,5 +20,9 @@ def open_dataset(store: Store, config: IngestConfig) -> ContainerSource | None:
         return None
     manifest = read_dataset(store)
     files = tuple(SourceFile(shard.key, shard.bytes, shard.sha256) for shard in manifest.shards)
-    reader = ParquetReader(config, manifest.classes)
-    return ContainerSource(store.uri, store, "parquet", reader, manifest.classes, files)
+    labelled = manifest.classes is not None and config.label_source in ("auto", "column")
+    column = config.label_column or ("label" if labelled else None)
+    reader = ParquetReader(config.model_copy(update={"label_column": column}), manifest.classes)
+    labels = LabelChoice(Candidate("column", "the classes of the dataset", (), column)) if column else LabelChoice()
+    info = SourceInfo("dataset made by ingest", labels=labels)
+    return ContainerSource(store.uri, store, "parquet", reader, manifest.classes, files, info=info)

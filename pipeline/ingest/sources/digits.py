@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError
+from pipeline.ingest.sources.labels import Candidate, LabelChoice, SourceInfo
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, chunk_rows
 
+_INFO = SourceInfo("built-in digits", labels=LabelChoice(Candidate("arrays", "scikit-learn's targets", ())))
 _FILE = SourceFile("digits", 0, "1")
 
 
@@ -19,6 +21,7 @@ class DigitsSource:
     partition_rows: int
     name: str = "digits"
     classes: tuple[str, ...] = tuple("0123456789")
+    info: SourceInfo = _INFO
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
         chunks = [] if _FILE.fingerprint in known else chunk_rows(len(_load().target), self.partition_rows)

@@ -19,6 +19,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError
 from pipeline.images.file_types import kind_of
 from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.labels import Candidate, LabelChoice, SourceInfo, choose
 from pipeline.ingest.sources.read import (
     gunzipped,
     is_gzip,
@@ -29,6 +30,7 @@ from pipeline.ingest.sources.read import (
     visible_files,
 )
 from pipeline.ingest.sources.source import Partition, SourceFile, SourceRow, chunk_rows
+from pipeline.ingest.sources.splits import Roles, named_split, roles_of, split_in_name
 from pipeline.storage.store import Store
 
 _UINT8: Final = 0x08
@@ -53,6 +55,7 @@ class IdxSource:
     others: tuple[SourceFile, ...]
     classes: tuple[str, ...] | None
     partition_rows: int
+    info: SourceInfo
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
         for file in self.others:
@@ -66,6 +69,10 @@ class IdxSource:
             for row_range in chunk_rows(shape[0], self.partition_rows, sequential):
                 yield Partition(f"{images.key}[{row_range.start}:{row_range.stop}]", files, row_range)
 
+    def _split(self, images: SourceFile) -> str | None:
+        role = dict(self.info.splits).get(split_in_name(images.key) or "")
+        return named_split(role, self.info.splits) if role else None
+
     def rows(self, partition: Partition) -> Iterator[SourceRow]:
         images, row_range = partition.files[0], partition.rows
         if row_range is None:
@@ -76,9 +83,10 @@ class IdxSource:
             with _opened(self.store, images) as (file, shape):
                 size = math.prod(shape[1:])
                 _skip(file, row_range.start * size)
+                split = self._split(images)
                 for row in row_range:
                     pixels = np.frombuffer(read_exactly(file, size), np.uint8).reshape(shape[1:])
-                    yield SourceRow(f"{images.key}#{row}", pixels, None if labels is None else str(labels[row]))
+                    yield SourceRow(f"{images.key}#{row}", pixels, None if labels is None else str(labels[row]), split)
         except DataError as error:  # complete when it was listed, so changed since
             reject = Reject("damaged-container", str(error))
             yield SourceRow(f"{images.key}[{row_range.start}:{row_range.stop}]", reject)
@@ -107,7 +115,19 @@ def open_idx(name: str, store: Store, files: list[SourceFile], config: IngestCon
     classes = tuple(str(value) for value in range(max(labels) + 1)) if labels else None
     used = {file for pair in pairs for file in pair[:2]}
     others = tuple(file for file in files if file not in used)
-    return IdxSource(name, store, tuple(pairs), others, classes, config.partition_rows)
+    choice, roles = _found(name, pairs, labels, config)
+    if choice.candidate is None:
+        pairs, classes = [pair._replace(labels=None) for pair in pairs], None
+    kept = tuple(pair for pair in pairs if dict(roles).get(split_in_name(pair.images.key) or "") != "out")
+    info = SourceInfo("IDX files", (), choice, roles)
+    return IdxSource(name, store, kept, others, classes, config.partition_rows, info)
+
+
+def _found(name: str, pairs: list[Pair], labels: set[int], config: IngestConfig) -> tuple[LabelChoice, Roles]:
+    values = tuple(str(label) for label in sorted(labels))
+    files = ", ".join(pair.labels.key for pair in pairs if pair.labels is not None)
+    choice = choose(name, [Candidate("arrays", files, values)] if labels else [], config)
+    return choice, roles_of((split_in_name(pair.images.key) for pair in pairs), config, name) if len(pairs) > 1 else ()
 
 
 def _labels_beside(store: Store, key: str) -> SourceFile | None:

@@ -7,6 +7,7 @@ from pipeline.config.root import Config
 from pipeline.config.yaml_loader import read_text_values
 from pipeline.errors import ConfigError, NotFound
 from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.labels import SourceInfo
 from pipeline.ingest.sources.source import Partition, Source, SourceRow
 from pipeline.storage.store import resolve
 
@@ -25,6 +26,10 @@ class RelabelledSource:
     @property
     def classes(self) -> tuple[str, ...] | None:
         return tuple(dict.fromkeys(new for _, new in self.names if new is not None)) or None
+
+    @property
+    def info(self) -> SourceInfo:
+        return self.source.info
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
         return self.source.partitions(known)

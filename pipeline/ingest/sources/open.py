@@ -5,25 +5,23 @@ from itertools import islice
 from typing import Final
 
 from pipeline.config.root import Config
-from pipeline.errors import DataError, NotFound
+from pipeline.errors import ConfigError, DataError, NotFound
 from pipeline.images.file_types import Kind, describe_head, kind_of
 from pipeline.images.foreign_types import foreign_type
 from pipeline.ingest.sources.cifar import is_cifar, open_cifar, open_cifar_tar
 from pipeline.ingest.sources.columns import image_columns
-from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
+from pipeline.ingest.sources.containers import UnusableFile
 from pipeline.ingest.sources.dataset import open_dataset
 from pipeline.ingest.sources.digits import DigitsSource
 from pipeline.ingest.sources.folder import FolderSource, open_folder
 from pipeline.ingest.sources.idx import open_idx
 from pipeline.ingest.sources.label_map import relabelled, with_label_map
 from pipeline.ingest.sources.lmdb import open_lmdb
-from pipeline.ingest.sources.npz import NpzReader, is_npz
-from pipeline.ingest.sources.parquet import ParquetReader, open_parquet
+from pipeline.ingest.sources.open_container import files_without_images, has_images, open_container
+from pipeline.ingest.sources.parquet import open_parquet
 from pipeline.ingest.sources.read import read_head, read_heads, visible_files
 from pipeline.ingest.sources.source import Source, SourceFile
 from pipeline.ingest.sources.uri_list import open_list
-from pipeline.ingest.sources.webdataset import WebDatasetReader
-from pipeline.ingest.sources.zip import ZipReader
 from pipeline.storage.store import Store, resolve
 
 _SAMPLE_FILES: Final = 64
@@ -54,7 +52,10 @@ def open_source(uri: str, config: Config) -> Source:
     """
     config = with_label_map(config)
     names = config.ingest.label_map
-    return relabelled(_opened(uri, config), names if isinstance(names, dict) else None)
+    source = _opened(uri, config)
+    if isinstance(config.ingest.splits, dict) and not source.info.splits:
+        raise ConfigError(f"ingest.splits: {source.name} names no splits, by folder, file, column or array")
+    return relabelled(source, names if isinstance(names, dict) else None)
 
 
 def _opened(uri: str, config: Config) -> Source:
@@ -93,7 +94,7 @@ def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Sou
     if kind == "idx":
         return open_idx(name, store, [file], ingest)
     if kind == "parquet":
-        return _parquet_list(name, store, file, config) or _open_container(kind, name, store, file, (file,), config)
+        return _parquet_list(name, store, file, config) or open_container(kind, name, store, [file], None, (), ingest)
     if kind == "pickle" or is_cifar(file, head):
         return open_cifar(name, store, [file], config.ingest)
     if kind == "lmdb":
@@ -101,7 +102,7 @@ def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Sou
     if kind == "tar" and (batches := open_cifar_tar(name, store, file, config.ingest)):
         return batches
     if kind in ("tar", "zip"):
-        return _open_container(kind, name, store, file, (file,), config)
+        return open_container(kind, name, store, [file], None, (), ingest)
     if kind == "text" and (found := open_list(name, store, file, ingest)):
         return found
     raise DataError(f"{name} is {describe_head(head)}: {_way_out([head])}")
@@ -128,6 +129,8 @@ def _open_folder(store: Store, config: Config) -> Source:
         return open_cifar(store.uri, store, None, config.ingest)
     kinds = Counter(kind_of(head) for head in heads)
     known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx", "lmdb")
+    if kinds["parquet"] and kinds["tar"] and not has_images(store, files, heads):
+        kinds["parquet"] = 0  # img2dataset writes a table of URIs beside each tar
     best = max(known, key=lambda kind: kinds[kind])  # the first of equal ones
     if not kinds[best]:
         hints = Counter(hint for file in files if (hint := _kind_by_name(file.key)) is not None)
@@ -138,32 +141,16 @@ def _open_folder(store: Store, config: Config) -> Source:
             raise DataError(f"no images at {store.uri} ({seen}): {_way_out(heads)}")
         best = max(known, key=lambda kind: hints[kind])
     if best == "image":
-        return open_folder(store, config.ingest.partition_rows, config.ingest.max_image_bytes)
+        return open_folder(store, config.ingest)
     if best == "lmdb":
         return open_lmdb(store.uri, store, None, config.ingest)
+    everything = list(visible_files(store))
     if best == "idx":
-        everything = list(visible_files(store))
         return open_idx(store.uri, store, everything, config.ingest)
-    sample = next((f for f, head in zip(files, heads, strict=True) if kind_of(head) == best), files[0])
-    return _open_container(best, store.uri, store, sample, None, config)
-
-
-def _open_container(
-    kind: Kind, name: str, store: Store, sample: SourceFile, files: tuple[SourceFile, ...] | None, config: Config
-) -> ContainerSource:
-    """A source of tar, zip or Parquet files. files: None for all of a folder; sample: a file to find the layout by."""
-    ingest = config.ingest
-    if kind == "tar":
-        return ContainerSource(name, store, kind, WebDatasetReader(ingest.max_image_bytes), None, files)
-    if kind == "zip":
-        if is_npz(store, sample):
-            return ContainerSource(name, store, kind, NpzReader(ingest.partition_rows), None, files)
-        zipped = ZipReader(ingest.partition_rows, ingest.max_image_bytes)
-        labels = tuple(sorted(zipped.labels(store, sample))) if files else ()
-        return ContainerSource(name, store, kind, zipped, labels or None, files)
-    with open_parquet(store, sample) as parquet:
-        columns = image_columns(parquet.schema_arrow, ingest)
-    return ContainerSource(name, store, kind, ParquetReader(ingest), columns.names, files)
+    sample = [file for file, head in zip(files, heads, strict=True) if kind_of(head) == best] or files[:1]
+    skipped = files_without_images(best, store, everything, sample)
+    sample = [file for file in sample if file.key not in skipped]
+    return open_container(best, store.uri, store, sample, everything, skipped, config.ingest)
 
 
 def _way_out(heads: list[bytes]) -> str:

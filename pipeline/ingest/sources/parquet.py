@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,7 @@ from pipeline.ingest.sources.containers import UnusableFile
 from pipeline.ingest.sources.labels import label_from_value
 from pipeline.ingest.sources.read import open_file
 from pipeline.ingest.sources.source import SourceFile, SourceRow
+from pipeline.ingest.sources.splits import Roles, named_split
 from pipeline.storage.store import Store
 
 _WHOLE_BYTES: Final = 128 * 2**20
@@ -25,10 +26,14 @@ _BAD: Final = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Ranges of rows end at row groups. names: class names of integer labels, for files that have none."""
+    """Ranges of rows end at row groups. config.label_column: the label column that was chosen, None for no labels.
+
+    names: class names of integer labels, for files that have none. roles: of the splits that a column names.
+    """
 
     config: IngestConfig
     names: tuple[str, ...] | None = None
+    roles: Roles = ()
 
     def row_ranges(self, store: Store, file: SourceFile) -> Iterator[range | None]:
         if file.size <= _WHOLE_BYTES:
@@ -48,32 +53,47 @@ class ParquetReader:
             done = row_range.start
             try:
                 for row in self._read(parquet, row_range):
-                    yield row._replace(source=f"{file.key}#{done}")
+                    if row is not None:
+                        yield row._replace(source=f"{file.key}#{done}")
                     done += 1
             except (*_BAD, UnusableFile) as error:  # every row up to the end of the range gets a reject
                 broken = Reject("damaged-container", f"the Parquet file breaks here: {error}")
                 reject = error.reject if isinstance(error, UnusableFile) else broken
                 yield from (SourceRow(f"{file.key}#{row}", reject) for row in range(done, row_range.stop))
 
-    def _read(self, parquet: pq.ParquetFile, row_range: range) -> Iterator[SourceRow]:
+    def _read(self, parquet: pq.ParquetFile, row_range: range) -> Iterator[SourceRow | None]:
+        """None stands for a row of a split that is left out."""
         columns = image_columns(parquet.schema_arrow, self.config)
-        wanted = [columns.image] + ([columns.label] if columns.label else [])
+        split = columns.split if self.roles else None
+        wanted = list(dict.fromkeys(filter(None, (columns.image, columns.label, split))))
         for group in _groups(parquet, row_range):  # one at a time, so that damage costs no row of the group before
             for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
                 yield from self._rows(batch, columns)
 
-    def _rows(self, batch: pa.RecordBatch, columns: ImageColumns) -> Iterator[SourceRow]:
+    def _rows(self, batch: pa.RecordBatch, columns: ImageColumns) -> Iterator[SourceRow | None]:
+        nothing = [None] * batch.num_rows
         images = batch.column(columns.image).to_pylist()
-        labels = batch.column(columns.label).to_pylist() if columns.label else [None] * len(images)
-        for image, label in zip(images, labels, strict=True):
-            data = image["bytes"] if columns.nested and image is not None else image
-            name = label_from_value(label, columns.names or self.names)
-            if data is None:
-                path = image.get("path") if columns.nested and image is not None else None
-                detail = "null instead of bytes" + (f" (only the path {path!r})" if path else "")
-                yield SourceRow("", Reject("empty", detail), name)
-            else:
-                yield SourceRow("", data, name)
+        labels = batch.column(columns.label).to_pylist() if columns.label else nothing
+        splits = batch.column(columns.split).to_pylist() if columns.split and self.roles else nothing
+        roles = dict(self.roles)
+        for image, label, split in zip(images, labels, splits, strict=True):
+            role = roles.get(split or "")
+            if role == "out":
+                yield None
+                continue
+            row = SourceRow("", _image(image, columns), None, role and named_split(role, self.roles))
+            try:
+                yield row._replace(label=label_from_value(label, columns.names or self.names))
+            except ValueError as error:
+                yield row._replace(image=Reject("unknown-label", str(error)))
+
+
+def _image(cell: Any, columns: ImageColumns) -> bytes | Reject:
+    data = cell["bytes"] if columns.nested and cell is not None else cell
+    if data is not None:
+        return cast(bytes, data)
+    path = cell.get("path") if columns.nested and cell is not None else None
+    return Reject("empty", "null instead of bytes" + (f" (only the path {path!r})" if path else ""))
 
 
 @contextmanager
@@ -95,4 +115,22 @@ def _groups(parquet: pq.ParquetFile, row_range: range) -> list[int]:
         if start in row_range:
             found.append(group)
         start += parquet.metadata.row_group(group).num_rows
+    return found
+
+
+def sample_of(store: Store, file: SourceFile, columns: list[str], most: int | None) -> dict[str, list[Any]]:
+    """The first cells of some columns (most: None for all), which costs no reading of images.
+
+    Raises UnusableFile, StorageError.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in columns}
+    with open_parquet(store, file) as parquet:
+        try:
+            for batch in parquet.iter_batches(4096, columns=columns, use_threads=False):
+                for name in columns:
+                    found[name] += batch.column(name).to_pylist()
+                if most is not None and len(found[columns[0]]) >= most:
+                    break
+        except _BAD as error:
+            raise UnusableFile("damaged-container", f"the Parquet file breaks: {error}") from error
     return found

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from pipeline.images.png import Pixels
 from pipeline.images.reject_reasons import Reject
+from pipeline.ingest.sources.labels import SourceInfo
 
 _MOST_SEQUENTIAL_CHUNKS = 16
 
@@ -38,12 +39,13 @@ class SourceRow(NamedTuple):
     """One row of a source.
 
     source: its name, unique and stable within the source. image: an encoded image, uint8 pixels [H, W] or [H, W, C], or
-    the reason why there is neither. label: its class name.
+    the reason why there is neither. label: its class name. split: "train" or "heldout" where the source names splits.
     """
 
     source: str
     image: bytes | Pixels | Reject
     label: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,16 @@ class Partition:
 
 class Source(Protocol):
     """name: absolute URI. classes: class names in the order of their numbers, or None when only reading the rows shows
-    them (see `labels.class_names`)."""
+    them (see `labels.class_names`). info: what was found, for summaries."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def classes(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def info(self) -> SourceInfo: ...
 
     def partitions(self, known: Container[str] = frozenset()) -> Iterator[Partition]:
         """Partitions that together hold every row once, except rows of files whose fingerprint is in `known`."""

@@ -2,7 +2,7 @@
 
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, Final, NamedTuple
 
 from pipeline.images.reject_reasons import Reject
@@ -24,8 +24,13 @@ class Member(NamedTuple):
     data: bytes | Reject
 
 
-def members(store: Store, file: SourceFile, max_bytes: int) -> Iterator[Member]:
-    """Every member that is no folder and not hidden. Raises UnusableFile where the archive breaks, StorageError."""
+def members(
+    store: Store, file: SourceFile, max_bytes: int, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[Member]:
+    """Every member that is no folder and not hidden; those that are not wanted without their bytes.
+
+    Raises UnusableFile where the archive breaks, StorageError.
+    """
     with open_file(store, file) as raw:
         unzipped = gunzipped(raw)
         zipped = unzipped is not raw
@@ -37,7 +42,7 @@ def members(store: Store, file: SourceFile, max_bytes: int) -> Iterator[Member]:
                 name = info.name.removeprefix("./")
                 if info.isdir() or is_hidden(name):
                     continue
-                yield Member(name, _reject(name, info, max_bytes) or stream.member(info))
+                yield Member(name, _reject(name, info, max_bytes) or (stream.member(info) if wanted(name) else b""))
                 if zipped and info.size > max_bytes:
                     raise UnusableFile(
                         "damaged-container", f"{name!r} of {info.size} bytes would have to be unpacked to go on"

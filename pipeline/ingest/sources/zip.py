@@ -1,4 +1,7 @@
-"""Reader of zip archives of images. The first folder is the class, not counting one that contains all members."""
+"""Reader of zip archives of images. Labels and splits come from folders or a label file (path_labels.py).
+
+A folder that contains all members does not count.
+"""
 
 import lzma
 import stat
@@ -6,13 +9,23 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Final
 
+from pipeline.config.ingest import IngestConfig
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.sources.archive_names import is_hidden, unsafe_name
 from pipeline.ingest.sources.containers import UnusableFile
-from pipeline.ingest.sources.labels import label_from_path
+from pipeline.ingest.sources.path_labels import (
+    BY_FOLDER,
+    MAX_LABEL_BYTES,
+    PathRule,
+    PathSurvey,
+    Survey,
+    common_root,
+    is_label_file,
+    label_table,
+)
 from pipeline.ingest.sources.read import open_file
 from pipeline.ingest.sources.source import SourceFile, SourceRow, chunk_rows
 from pipeline.storage.store import Store
@@ -20,6 +33,8 @@ from pipeline.storage.store import Store
 _ENCRYPTED: Final = 0x1
 _BAD: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA can take unlimited memory
+_RULES: Final[dict[object, tuple[PathRule, dict[str, str | None] | None]]] = {}
+"""The rule of the archive that this process read last, because an archive has many ranges and large label files."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class ZipReader:
 
     partition_rows: int
     max_bytes: int
+    rule: PathRule = BY_FOLDER
 
     def row_ranges(self, store: Store, file: SourceFile) -> Iterator[range | None]:
         with open_zip(store, file) as archive:
@@ -37,19 +53,36 @@ class ZipReader:
     def rows(self, store: Store, file: SourceFile, row_range: range | None) -> Iterator[SourceRow]:
         with open_zip(store, file) as archive:
             members = archive.infolist()
-            root = common_root([member.filename for member in _files(members)])
+            rule, table = self._rule(store, file, archive, members)
             for member in _files(members if row_range is None else members[row_range.start : row_range.stop]):
-                label = label_from_path(member.filename.removeprefix(root))
+                place = rule.place(member.filename, table)
+                if is_label_file(member.filename) or place.out:
+                    continue
                 reject = unsafe_name(member.filename) or self._reject(member)
                 image = reject or self._read(archive, member)
-                yield SourceRow(f"{file.key}!{member.filename}", image, None if reject else label)
+                yield SourceRow(f"{file.key}!{member.filename}", image, None if reject else place.label, place.split)
 
-    def labels(self, store: Store, file: SourceFile) -> set[str]:
-        """The labels of all members. Raises UnusableFile, StorageError."""
+    def _rule(
+        self, store: Store, file: SourceFile, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]
+    ) -> tuple[PathRule, dict[str, str | None] | None]:
+        """The rule with the root of this archive, and the labels of its label files."""
+        key = (store.location(file.key), file.version, self.rule)
+        if key not in _RULES:
+            names = [member.filename for member in _files(members)]
+            rule = replace(self.rule, root=common_root(names))
+            _RULES.clear()  # a task reads ranges of one archive
+            _RULES[key] = (rule, label_table(names, rule, lambda name: _label_file(archive, name)))
+        return _RULES[key]
+
+    def survey(self, store: Store, file: SourceFile, config: IngestConfig) -> Survey:
+        """Labels and splits, from the directory and the label files. Raises ConfigError, UnusableFile, StorageError."""
+        survey = PathSurvey(config)
         with open_zip(store, file) as archive:
             names = [member.filename for member in _files(archive.infolist()) if not unsafe_name(member.filename)]
-        root = common_root(names)
-        return {label for name in names if (label := label_from_path(name.removeprefix(root))) is not None}
+            for name in names:
+                survey.add(name)
+            where = store.location(file.key)
+            return survey.finish(where, "zip of images", common_root(names), lambda name: _label_file(archive, name))
 
     def _reject(self, member: zipfile.ZipInfo) -> Reject | None:
         mode = member.external_attr >> 16
@@ -86,10 +119,12 @@ def open_zip(store: Store, file: SourceFile) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def common_root(names: list[str]) -> str:
-    """The folder that contains all names, with a slash, such as "photos/"; else ""."""
-    roots = {name.partition("/")[0] for name in names}
-    return f"{roots.pop()}/" if len(roots) == 1 and all("/" in name for name in names) else ""
+def _label_file(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        with archive.open(name) as file:
+            return file.read(MAX_LABEL_BYTES)
+    except (*_BAD, KeyError, OSError):
+        return b""
 
 
 def _files(members: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:

@@ -96,7 +96,9 @@ def test_a_denied_object_is_a_reject_and_denied_credentials_are_an_error(tmp_pat
     plain = resolve(uri, StorageConfig())
     plain.put("a.png", GOOD)
     plain.put("b.png", GOOD)
-    source = open_folder(DeniedStore(uri, plain.config, ("a.png",)), 10, 10**6)
+    source = open_folder(
+        DeniedStore(uri, plain.config, ("a.png",)), IngestConfig(partition_rows=10, max_image_bytes=10**6)
+    )
     (partition,) = source.partitions()
     assert [corpus.outcome(row) for row in source.rows(partition)] == ["unreadable", "image"]
     if root == "memory":  # behaves as an object store, where credentials expire
@@ -137,7 +139,7 @@ def test_keys_that_only_object_stores_can_hold_are_rejected(monkeypatch):
     )
     store = resolve("memory://odd-keys", StorageConfig())
     store.put("a.png", GOOD)
-    source = open_folder(store, 10, 10**6)
+    source = open_folder(store, IngestConfig(partition_rows=10, max_image_bytes=10**6))
     (partition,) = source.partitions()
     found = {row.source: corpus.outcome(row) for row in source.rows(partition)}
     store.delete("a.png")

@@ -123,7 +123,7 @@ def test_lists_in_every_format(tmp_path):
         "url;class\n0.png;a\n1.png;b, c\n2.png;\n",
         '{"uri": "0.png", "label": "a"}\n\n{"uri": "1.png", "label": "b, c"}\n{"uri": "2.png"}',
     ):
-        assert [tuple(row) for row in listed(tmp_path, text)] == expected, text
+        assert [(row.source, row.image, row.label) for row in listed(tmp_path, text)] == expected, text
 
 
 def test_unsafe_uris_are_rejected(tmp_path):

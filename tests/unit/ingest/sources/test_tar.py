@@ -32,14 +32,7 @@ def test_consecutive_members_with_one_key_are_one_sample(tmp_path):
         ("0002.jpg", OTHER),
         ("0002.txt", b"a long caption"),
         ("0003.png", GOOD),
-        ("0003.json", b'{"width": 8, "label": "cat", "caption": "x"}'),
-        ("0004.png", GOOD),
-        ("0004.txt", b"frog"),
-        ("0005.png", GOOD),
-        ("0005.txt", b"two lines\nare no label"),
         ("bird/0006.png", GOOD),
-        ("0007.png", GOOD),
-        ("0007.json", b"{broken"),
         ("0008.left.png", GOOD),
         ("0008.right.png", OTHER),
         ("0008.cls", b"1"),
@@ -50,16 +43,32 @@ def test_consecutive_members_with_one_key_are_one_sample(tmp_path):
     assert short(rows_of(tmp_path, members)) == [
         ("0001.png", "image", "3"),
         ("0002.jpg", "image", "dog"),
-        ("0003.png", "image", "cat"),
-        ("0004.png", "image", "frog"),
-        ("0005.png", "image", None),
-        ("bird/0006.png", "image", "bird"),
-        ("0007.png", "image", None),
+        ("0003.png", "image", None),
+        ("bird/0006.png", "image", None),
         ("0008.left.png", "image", "1"),
         ("0008.right.png", "image", "1"),
         ("0009.npy", "not-an-image", None),
         ("0010.bin", "image", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("extension", "texts", "labels"),
+    [
+        ("json", [b'{"width": 8, "label": "cat", "caption": "x"}', b"{broken", b'{"label": 3}'], ["cat", None, "3"]),
+        ("json", [b'{"cls": 1.0}', b'{"cls": -1}', b'{"cls": null}'], ["1", None, None]),
+        ("txt", [b"frog", b"two lines\nare no label", b"frog\n", b"cat", b"cat"], ["frog", None, "frog", "cat", "cat"]),
+        ("txt", [b"a red frog on a leaf", b"two cats", b"a dog"], [None, None, None]),
+        ("cls", [b"0", b"1\n", b""], ["0", "1", None]),
+    ],
+)
+def test_labels_of_samples(tmp_path, extension, texts, labels):
+    members = [
+        member
+        for number, text in enumerate(texts)
+        for member in ((f"{number}.png", GOOD), (f"{number}.{extension}", text))
+    ]
+    assert [row.label for row in rows_of(tmp_path, members)] == labels
 
 
 def test_members_outside_the_archive_or_not_files_are_rejected(tmp_path):
