@@ -18,6 +18,7 @@ Kind = Literal[
     "archive",
     "pickle",
     "lmdb",
+    "arrow",
     "text",
     "unknown",
 ]
@@ -51,6 +52,7 @@ _NAMES: Final[dict[Kind, str]] = {
     "archive": "an archive (bzip2, xz, 7z, rar or zstd)",
     "pickle": "a pickle of Python",
     "lmdb": "an LMDB database",
+    "arrow": "an Arrow file",
     "text": "text",
 }
 
@@ -80,6 +82,8 @@ def _kind(head: bytes) -> Kind:
         return "idx-labels" if head[3] == 1 else "idx"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and len(head) > 2:
         return "pickle"
+    if head.startswith(b"ARROW1\0\0") or _is_arrow_stream(head):
+        return "arrow"
     if head[16:20] == _LMDB:
         return "lmdb"
     if head.startswith(_ARCHIVES):
@@ -106,6 +110,12 @@ def _brands(head: bytes) -> list[bytes]:
     """The compatible brands in the first box of an MP4, HEIF or AVIF file."""
     stop = min(int.from_bytes(head[:4]), len(head), 256)
     return [head[start : start + 4] for start in range(16, stop, 4)]
+
+
+def _is_arrow_stream(head: bytes) -> bool:
+    """True if a stream of Arrow's IPC format begins: a mark, the size of the schema, the place of its root."""
+    size, root = int.from_bytes(head[4:8], "little"), int.from_bytes(head[8:12], "little")
+    return head.startswith(b"\xff\xff\xff\xff") and 8 <= size < 2**28 and 4 <= root <= min(size, 64)
 
 
 def _space(head: bytes) -> bool:

@@ -12,9 +12,9 @@ import pyarrow.types as types
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.image_cells import IMAGE_NAMES, image_candidates
 from pipeline.ingest.sources.label_columns import label_like, split_column
 
-_IMAGE_NAMES: Final = ("image", "img", "bytes", "data", "content", "image_bytes", "png", "jpg", "jpeg")
 _URI_NAMES: Final = (
     *("uri", "url", "path", "file", "file_name", "filename", "image", "key", "location"),
     *("image_path", "img_path", "file_path", "filepath", "image_file", "image_name", "image_url", "img"),
@@ -22,10 +22,9 @@ _URI_NAMES: Final = (
 
 
 class ImageColumns(NamedTuple):
-    """nested: images are the field `bytes` of a struct. names: class names of integer labels. split: names splits."""
+    """names: class names of integer labels. split: names splits."""
 
     image: str
-    nested: bool
     label: str | None
     names: tuple[str, ...] | None
     split: str | None = None
@@ -33,13 +32,13 @@ class ImageColumns(NamedTuple):
 
 def image_columns(schema: pa.Schema, config: IngestConfig) -> ImageColumns:
     """Raises UnusableFile ("wrong-schema") naming the columns when none holds images, or several may."""
-    candidates = [field.name for field in schema if _is_binary(field.type) or _is_nested(field.type)]
-    image = _chosen(config.image_column, candidates, _IMAGE_NAMES)
+    image = _chosen(config.image_column, image_candidates(schema, config.image_column), IMAGE_NAMES)
     if image is None:
         wanted = "holds images" if config.image_column is None else f"is '{config.image_column}' and holds images"
         seen = ", ".join(f"{field.name}: {field.type}" for field in list(schema)[:20]) or "none"
         raise UnusableFile(
-            "wrong-schema", f"no column {wanted} (binary, or a struct with bytes); the columns are {seen}"
+            "wrong-schema",
+            f"no column {wanted} (binary, a struct with bytes, or lists of these or of pixels); the columns are {seen}",
         )
     labels = [field.name for field in schema if _is_label(field.type) and field.name != image]
     if config.label_column is not None and config.label_column not in labels:
@@ -47,7 +46,7 @@ def image_columns(schema: pa.Schema, config: IngestConfig) -> ImageColumns:
     names = _classes(schema).get(config.label_column or "")
     texts = [field.name for field in schema if _is_text(field.type)]
     split = split_column(texts) if config.splits != "none" else None
-    return ImageColumns(image, _is_nested(schema.field(image).type), config.label_column, names, split)
+    return ImageColumns(image, config.label_column, names, split)
 
 
 def label_columns(schema: pa.Schema, config: IngestConfig) -> dict[str, tuple[str, ...] | None]:
@@ -79,15 +78,6 @@ def _chosen(wanted: str | None, candidates: list[str], names: tuple[str, ...]) -
     if len(candidates) == 1:
         return candidates[0]
     return next((name for name in names if name in candidates), None)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-
-def _is_nested(kind: pa.DataType) -> bool:
-    index = kind.get_field_index("bytes") if types.is_struct(kind) else -1
-    return index >= 0 and _is_binary(kind.field(index).type)
 
 
 def _is_label(kind: pa.DataType) -> bool:

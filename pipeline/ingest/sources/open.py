@@ -27,6 +27,7 @@ from pipeline.storage.store import Store, resolve
 _SAMPLE_FILES: Final = 64
 _ENDINGS: Final[dict[str, Kind]] = {
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".tar": "tar",
     ".tar.gz": "tar",
     ".tgz": "tar",
@@ -40,8 +41,8 @@ _ENDINGS: Final[dict[str, Kind]] = {
     **dict.fromkeys((".avif", ".jp2", ".j2k", ".jxl"), "image"),
 }
 _KINDS: Final = (
-    "a folder, zip or tar (WebDataset) of images, a table with an image column (Parquet), arrays (npz, IDX), CIFAR's "
-    "batches, LMDB, or a list of images (CSV, JSON lines, Parquet)"
+    "a folder, zip or tar (WebDataset) of images, a table with an image column (Parquet, Arrow), arrays (npz, IDX), "
+    "CIFAR's batches, LMDB, or a list of images (CSV, JSON lines, Parquet)"
 )
 
 
@@ -101,7 +102,7 @@ def _open_file(name: str, store: Store, file: SourceFile, config: Config) -> Sou
         return open_lmdb(name, store, [file], config.ingest)
     if kind == "tar" and (batches := open_cifar_tar(name, store, file, config.ingest)):
         return batches
-    if kind in ("tar", "zip"):
+    if kind in ("tar", "zip", "arrow"):
         return open_container(kind, name, store, [file], None, (), ingest)
     if kind == "text" and (found := open_list(name, store, file, ingest)):
         return found
@@ -128,7 +129,7 @@ def _open_folder(store: Store, config: Config) -> Source:
     if any(map(is_cifar, files, heads)):
         return open_cifar(store.uri, store, None, config.ingest)
     kinds = Counter(kind_of(head) for head in heads)
-    known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx", "lmdb")
+    known: tuple[Kind, ...] = ("image", "parquet", "tar", "zip", "idx", "lmdb", "arrow")
     if kinds["parquet"] and kinds["tar"] and not has_images(store, files, heads):
         kinds["parquet"] = 0  # img2dataset writes a table of URIs beside each tar
     best = max(known, key=lambda kind: kinds[kind])  # the first of equal ones
@@ -150,7 +151,10 @@ def _open_folder(store: Store, config: Config) -> Source:
     sample = [file for file, head in zip(files, heads, strict=True) if kind_of(head) == best] or files[:1]
     skipped = files_without_images(best, store, everything, sample)
     sample = [file for file in sample if file.key not in skipped]
-    return open_container(best, store.uri, store, sample, everything, skipped, config.ingest)
+    try:
+        return open_container(best, store.uri, store, sample, everything, skipped, config.ingest)
+    except UnusableFile as error:
+        raise DataError(f"{store.location(sample[0].key)} cannot be used: {error.reject.detail}") from error
 
 
 def _way_out(heads: list[bytes]) -> str:

@@ -3,13 +3,16 @@
 from dataclasses import replace
 from typing import Final
 
+import pyarrow as pa
+
 from pipeline.config.ingest import IngestConfig
 from pipeline.images.file_types import Kind, kind_of
+from pipeline.ingest.sources.arrow import ARROW_DOCUMENTS, ArrowReader, arrow_sample, open_arrow
 from pipeline.ingest.sources.columns import image_columns, label_columns, uri_column
-from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
+from pipeline.ingest.sources.containers import ContainerSource, Reader, UnusableFile
 from pipeline.ingest.sources.labels import Candidate, SourceInfo, choose, label_from_value
 from pipeline.ingest.sources.npz import NpzReader, is_npz, open_npz
-from pipeline.ingest.sources.parquet import ParquetReader, open_parquet, sample_of
+from pipeline.ingest.sources.parquet import ParquetReader, open_parquet, parquet_sample
 from pipeline.ingest.sources.source import SourceFile
 from pipeline.ingest.sources.splits import Roles, roles_of, split_in_name
 from pipeline.ingest.sources.webdataset import WebDatasetReader
@@ -34,7 +37,7 @@ def open_container(
     """
     source = _container(kind, name, store, sample, everything is None, config)
     roles = _roles_by_file(kind, name, everything, skipped, config)
-    info = replace(source.info, splits=roles or source.info.splits, left_out=skipped)
+    info = replace(source.info, splits=roles or source.info.splits, left_out=skipped if kind != "arrow" else ())
     files = tuple(sample) if everything is None else None
     return replace(source, files=files, roles=roles, skipped=skipped, info=info)
 
@@ -47,8 +50,8 @@ def _container(
         rule, found = survey_tar(store, first, sample[1:], config)
         tar = WebDatasetReader(config.max_image_bytes, rule)
         return ContainerSource(name, store, kind, tar, found.classes if single else None, info=found.info)
-    if kind == "parquet":
-        return _parquet(name, store, sample, single, config)
+    if kind in ("parquet", "arrow"):
+        return _table(kind, name, store, sample, config)
     if is_npz(store, first):
         npz, info = open_npz(NpzReader(size), store, first, config)
         return ContainerSource(name, store, kind, npz, info=info)
@@ -58,10 +61,9 @@ def _container(
     return ContainerSource(name, store, kind, zipped, found.classes if single else None, info=found.info)
 
 
-def _parquet(name: str, store: Store, sample: list[SourceFile], single: bool, config: IngestConfig) -> ContainerSource:
+def _table(kind: Kind, name: str, store: Store, sample: list[SourceFile], config: IngestConfig) -> ContainerSource:
     first = sample[0]
-    with open_parquet(store, first) as parquet:
-        schema = parquet.schema_arrow
+    schema, sample_of = _schema(kind, store, first), arrow_sample if kind == "arrow" else parquet_sample
     columns = image_columns(schema, config)
     named = {column: names for column, names in label_columns(schema, config).items() if column != columns.image}
     cells = sample_of(store, first, list(named), _SAMPLE) if named else {}
@@ -70,10 +72,19 @@ def _parquet(name: str, store: Store, sample: list[SourceFile], single: bool, co
         values = tuple(_known_label(cell, names) for cell in cells[column])
         candidates.append(Candidate("column", f"column '{column}'", values, column))
     choice = choose(name, candidates, config)
-    roles = _roles_by_column(name, store, sample, columns.split, config) if columns.split else ()
+    found: set[str | None] = set()
+    for file in sample if columns.split else ():
+        found |= set(sample_of(store, file, [str(columns.split)], None)[str(columns.split)])
+    roles = roles_of(found, config, name) if columns.split else ()
     reader = ParquetReader(config.model_copy(update={"label_column": choice.column}), None, roles)
-    info = SourceInfo("Parquet", tuple(f"{field.name}: {field.type}" for field in schema), choice, roles)
-    return ContainerSource(name, store, "parquet", reader, named.get(choice.column or ""), info=info)
+    info = SourceInfo(
+        "Parquet" if kind == "parquet" else "Arrow",
+        tuple(f"{field.name}: {field.type}" for field in schema),
+        choice,
+        roles,
+    )
+    table: Reader = reader if kind == "parquet" else ArrowReader(reader)
+    return ContainerSource(name, store, kind, table, named.get(choice.column or ""), info=info)
 
 
 def _known_label(cell: object, names: tuple[str, ...] | None) -> str | None:
@@ -83,17 +94,23 @@ def _known_label(cell: object, names: tuple[str, ...] | None) -> str | None:
         return None
 
 
-def _roles_by_column(name: str, store: Store, files: list[SourceFile], column: str, config: IngestConfig) -> Roles:
-    found: set[str | None] = set()
-    for file in files:
-        found |= set(sample_of(store, file, [column], None)[column])
-    return roles_of(found, config, name)
+def _schema(kind: Kind, store: Store, file: SourceFile) -> pa.Schema:
+    if kind == "arrow":
+        with open_arrow(store, file) as reader:
+            return reader.schema
+    with open_parquet(store, file) as parquet:
+        return parquet.schema_arrow
 
 
 def _roles_by_file(
     kind: Kind, name: str, everything: list[SourceFile] | None, skipped: tuple[str, ...], config: IngestConfig
 ) -> Roles:
-    endings = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "zip": (".zip", ".npz")}.get(kind, ())
+    endings = {
+        "tar": (".tar", ".tar.gz", ".tgz"),
+        "parquet": (".parquet",),
+        "arrow": (".arrow",),
+        "zip": (".zip", ".npz"),
+    }.get(kind, ())
     keys = [each.key for each in everything or () if each.key not in skipped and each.key.lower().endswith(endings)]
     return roles_of((split_in_name(key) for key in keys), config, name)
 
@@ -113,6 +130,8 @@ def files_without_images(
         stems = {key.removesuffix(".tar") for key in keys if key.endswith(".tar")}
         beside = {f"{stem}{ending}" for stem in stems for ending in (".parquet", "_stats.json", ".json", ".csv")}
         return tuple(sorted(keys & beside))
+    if kind == "arrow":
+        return tuple(sorted(key for key in keys if key.rpartition("/")[2] in ARROW_DOCUMENTS))
     if kind != "parquet":
         return ()
     index = tuple(file.key for file in sample if _is_index(store, file))

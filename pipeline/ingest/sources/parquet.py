@@ -1,9 +1,9 @@
-"""Reader of Parquet files with a column of images: Hugging Face's `struct<bytes, path>`, or plain binary."""
+"""Reader of Parquet files with a column of images (image_cells.py)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +12,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.sources.columns import ImageColumns, image_columns
 from pipeline.ingest.sources.containers import UnusableFile
+from pipeline.ingest.sources.image_cells import image_cells
 from pipeline.ingest.sources.labels import label_from_value
 from pipeline.ingest.sources.read import open_file
 from pipeline.ingest.sources.source import SourceFile, SourceRow
@@ -52,48 +53,42 @@ class ParquetReader:
             row_range = range(parquet.metadata.num_rows) if row_range is None else row_range
             done = row_range.start
             try:
-                for row in self._read(parquet, row_range):
-                    if row is not None:
-                        yield row._replace(source=f"{file.key}#{done}")
-                    done += 1
+                columns = image_columns(parquet.schema_arrow, self.config)
+                for batch in self._batches(parquet, row_range, columns):
+                    yield from self.rows_of(batch, columns, file.key, done)
+                    done += batch.num_rows
             except (*_BAD, UnusableFile) as error:  # every row up to the end of the range gets a reject
                 broken = Reject("damaged-container", f"the Parquet file breaks here: {error}")
                 reject = error.reject if isinstance(error, UnusableFile) else broken
                 yield from (SourceRow(f"{file.key}#{row}", reject) for row in range(done, row_range.stop))
 
-    def _read(self, parquet: pq.ParquetFile, row_range: range) -> Iterator[SourceRow | None]:
-        """None stands for a row of a split that is left out."""
-        columns = image_columns(parquet.schema_arrow, self.config)
+    def _batches(self, parquet: pq.ParquetFile, row_range: range, columns: ImageColumns) -> Iterator[pa.RecordBatch]:
         split = columns.split if self.roles else None
         wanted = list(dict.fromkeys(filter(None, (columns.image, columns.label, split))))
         for group in _groups(parquet, row_range):  # one at a time, so that damage costs no row of the group before
-            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
-                yield from self._rows(batch, columns)
+            yield from parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False)
 
-    def _rows(self, batch: pa.RecordBatch, columns: ImageColumns) -> Iterator[SourceRow | None]:
+    def rows_of(self, batch: pa.RecordBatch, columns: ImageColumns, name: str, first: int) -> Iterator[SourceRow]:
+        """The images of a batch, without those of left-out splits. first: number of its first row in the file `name`.
+
+        Images are named by file and row, and by their place in the row where a row has several.
+        """
         nothing = [None] * batch.num_rows
-        images = batch.column(columns.image).to_pylist()
         labels = batch.column(columns.label).to_pylist() if columns.label else nothing
         splits = batch.column(columns.split).to_pylist() if columns.split and self.roles else nothing
         roles = dict(self.roles)
-        for image, label, split in zip(images, labels, splits, strict=True):
+        cells = zip(image_cells(batch.column(columns.image)), labels, splits, strict=True)
+        for number, (images, label, split) in enumerate(cells, first):
             role = roles.get(split or "")
             if role == "out":
-                yield None
                 continue
-            row = SourceRow("", _image(image, columns), None, role and named_split(role, self.roles))
             try:
-                yield row._replace(label=label_from_value(label, columns.names or self.names))
+                text, fault = label_from_value(label, columns.names or self.names), None
             except ValueError as error:
-                yield row._replace(image=Reject("unknown-label", str(error)))
-
-
-def _image(cell: Any, columns: ImageColumns) -> bytes | Reject:
-    data = cell["bytes"] if columns.nested and cell is not None else cell
-    if data is not None:
-        return cast(bytes, data)
-    path = cell.get("path") if columns.nested and cell is not None else None
-    return Reject("empty", "null instead of bytes" + (f" (only the path {path!r})" if path else ""))
+                text, fault = None, Reject("unknown-label", str(error))
+            for place, image in enumerate(images):
+                source = f"{name}#{number}/{place}" if len(images) > 1 else f"{name}#{number}"
+                yield SourceRow(source, fault or image, text, role and named_split(role, self.roles))
 
 
 @contextmanager
@@ -118,8 +113,8 @@ def _groups(parquet: pq.ParquetFile, row_range: range) -> list[int]:
     return found
 
 
-def sample_of(store: Store, file: SourceFile, columns: list[str], most: int | None) -> dict[str, list[Any]]:
-    """The first cells of some columns (most: None for all), which costs no reading of images.
+def parquet_sample(store: Store, file: SourceFile, columns: list[str], most: int | None) -> dict[str, list[Any]]:
+    """The first cells of some columns, up to a damage. most: None for all. Costs no reading of images.
 
     Raises UnusableFile, StorageError.
     """
@@ -132,5 +127,6 @@ def sample_of(store: Store, file: SourceFile, columns: list[str], most: int | No
                 if most is not None and len(found[columns[0]]) >= most:
                     break
         except _BAD as error:
-            raise UnusableFile("damaged-container", f"the Parquet file breaks: {error}") from error
+            if most is None:
+                raise UnusableFile("damaged-container", f"the Parquet file breaks: {error}") from error
     return found
