@@ -107,6 +107,8 @@ class HttpProxy(Proxy):
         super().__init__(host, port)
         self._late_seconds = late_seconds
         self._breaks: list[_Break] = []
+        self.heads: list[str] = []
+        """Request line and headers of each request that came."""
         self.holds, self.landed = threading.Semaphore(0), threading.Semaphore(0)
         """Released when a late request has come, and when it has been answered."""
 
@@ -120,6 +122,7 @@ class HttpProxy(Proxy):
         """One request after the other; after a broken one the connection ends."""
         with suppress(OSError), client.makefile("rb") as stream:
             while (request := _read_request(stream, client)) is not None:
+                self.heads.append(request.partition(b"\r\n\r\n")[0].decode("latin-1"))
                 action = self._action(request)
                 if action is not None:
                     self._do(action, request, client)

@@ -1,18 +1,21 @@
 """Settings of the object store."""
 
 import os
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import ExtendedSection
 
 
 def _endpoint_from_environment() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-class StorageConfig(Section):
+class StorageConfig(ExtendedSection):
     """Access to the object store. Credentials come from the environment or the instance role, never from here."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"anonymous", "requester_pays"})
 
     endpoint: str | None = Field(
         default_factory=_endpoint_from_environment,
@@ -28,3 +31,18 @@ class StorageConfig(Section):
     outage_seconds: float = Field(
         600.0, ge=0, description="how long training waits for an unreachable store before it fails, seconds"
     )
+    anonymous: bool = Field(
+        False, description="send S3 requests without credentials, to read a public bucket; applies to every s3:// URI"
+    )
+    requester_pays: bool = Field(
+        False, description="accept the charges of buckets whose reader pays (header x-amz-request-payer: requester)"
+    )
+
+    @model_validator(mode="after")
+    def _someone_pays(self) -> Self:
+        if self.anonymous and self.requester_pays:
+            raise ValueError(
+                "storage.anonymous and storage.requester_pays exclude each other: the charges go to the account of the"
+                " credentials, so set one of the two"
+            )
+        return self

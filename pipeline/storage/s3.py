@@ -46,7 +46,6 @@ class S3Backend:
 
     def __init__(self, config: StorageConfig) -> None:
         self._config = config
-        self._where = config.endpoint or f"AWS ({config.region})"
         self._known_buckets: set[str] = set()
 
     @cached_property
@@ -54,6 +53,8 @@ class S3Backend:
         config = self._config
         style = "path" if config.endpoint else "auto"  # the same choice as Arrow's client
         filesystem = s3fs.S3FileSystem(
+            anon=config.anonymous,
+            requester_pays=config.requester_pays,
             endpoint_url=config.endpoint,
             client_kwargs={"region_name": config.region, "verify": None if config.verify_tls else False},
             config_kwargs={
@@ -73,10 +74,11 @@ class S3Backend:
         import pyarrow.fs
 
         config = self._config
-        if not config.verify_tls:  # Arrow's client offers no way to skip the check
+        if config.requester_pays or not config.verify_tls:  # Arrow's client has neither setting
             return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
         endpoint = urlsplit(config.endpoint or "https://")
         return pyarrow.fs.S3FileSystem(
+            anonymous=config.anonymous,
             endpoint_override=endpoint.netloc + endpoint.path.rstrip("/") or None,
             scheme=endpoint.scheme,
             region=config.region,
@@ -194,7 +196,7 @@ class S3Backend:
             try:
                 return request()
             except Exception as error:
-                failure = translated(error, path, self._where)
+                failure = translated(error, path, self._config)
                 if failure is None:
                     raise
                 raise failure from error

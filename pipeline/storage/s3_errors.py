@@ -10,6 +10,7 @@ import aiohttp
 import botocore.exceptions as boto  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, Denied, MissingBucket, NotFound, StorageError, Transient
 
 _DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}  # these come with status 400
@@ -34,16 +35,26 @@ _LOST = (
     asyncio.TimeoutError,
     ConnectionError,
 )
+_ACCESS_DENIED = {"AccessDenied", "403"}  # a reply to HEAD has no body, so its code is the status
 _KEYS_ADVICE = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or the role) and the bucket's policy"
+_PAYER_ADVICE = "; a bucket whose reader pays needs storage.requester_pays=true"
+_ANONYMOUS_ADVICE = (
+    "storage.anonymous=true sends no credentials, which reads public objects only;"
+    " to write, or to read other objects, unset it and set AWS_ACCESS_KEY_ID and its secret"
+)
 
 
-def translated(error: Exception, path: str, where: str) -> StorageError | None:
-    """The storage error for `error` of a request for s3://`path` at the endpoint `where`; None for a program bug."""
+def translated(error: Exception, path: str, config: StorageConfig) -> StorageError | None:
+    """The storage error for `error` of a request for s3://`path` with settings `config`; None for a program bug."""
+    where = config.endpoint or f"AWS ({config.region})"
     code, status = _reply(error)
     if status:
-        return _by_reply(code, status, path, where)
+        return _by_reply(code, status, path, where) or _denied(code, path, where, config)
     if isinstance(error, _NO_CREDENTIALS):
-        return Denied(f"no usable credentials for s3://{path} at {where}: set AWS_ACCESS_KEY_ID and its secret")
+        return Denied(
+            f"no usable credentials for s3://{path} at {where}: set AWS_ACCESS_KEY_ID and its secret,"
+            " or storage.anonymous=true to read a public bucket"
+        )
     if isinstance(error, boto.SSLError):
         return StorageError(
             f"the certificate of {where} is not trusted: set AWS_CA_BUNDLE to its authority"
@@ -85,7 +96,16 @@ def _reply(error: BaseException | None) -> tuple[str, int]:
     return str(response["Error"].get("Code", "")), int(response["ResponseMetadata"].get("HTTPStatusCode", 0))
 
 
-def _by_reply(code: str, status: int, path: str, where: str) -> StorageError:
+def _denied(code: str, path: str, where: str, config: StorageConfig) -> Denied:
+    if config.anonymous:
+        advice = _ANONYMOUS_ADVICE
+    else:
+        advice = _KEYS_ADVICE + (_PAYER_ADVICE if code in _ACCESS_DENIED and not config.requester_pays else "")
+    return Denied(f"{where} refused access to s3://{path} ({code}): {advice}")
+
+
+def _by_reply(code: str, status: int, path: str, where: str) -> StorageError | None:
+    """The storage error for a reply; None when it refuses access."""
     bucket = path.partition("/")[0]
     if code == "NoSuchBucket":
         return MissingBucket(f"bucket '{bucket}' does not exist at {where}: create it or correct the URI")
@@ -96,7 +116,7 @@ def _by_reply(code: str, status: int, path: str, where: str) -> StorageError:
     if code in _REGION_CODES or status in (301, 307):
         return StorageError(f"bucket '{bucket}' is in another region than storage.region says: correct it ({code})")
     if status in (401, 403) or code in _DENIED_CODES:
-        return Denied(f"{where} refused access to s3://{path} ({code}): {_KEYS_ADVICE}")
+        return None
     if (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES:
         return Transient(f"{where} could not serve s3://{path} now ({status} {code}): run again later")
     return StorageError(f"{where} refused the request for s3://{path} ({status} {code}): check the storage settings")

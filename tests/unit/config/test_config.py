@@ -105,6 +105,20 @@ def test_unknown_flag_gets_a_suggestion():
         flag_layer(["--train.lrr=1"])
 
 
+def test_nobody_pays_for_anonymous_requests():
+    for name in ("anonymous", "requester_pays"):
+        assert getattr(resolve([flag_layer([f"--storage.{name}=true"])]).storage, name)
+    with pytest.raises(ConfigError, match=r"storage\.anonymous and storage\.requester_pays exclude each other"):
+        resolve([flag_layer(["--storage.anonymous=true", "--storage.requester_pays=true"])])
+
+
+def test_access_to_foreign_buckets_is_left_out_of_documents_at_its_default():
+    assert not {"anonymous", "requester_pays"} & Config().model_dump(mode="json")["storage"].keys()
+    foreign = resolve([flag_layer(["--storage.anonymous=true"])])
+    assert foreign.model_dump(mode="json")["storage"]["anonymous"] is True
+    assert foreign.digest() == Config().digest()
+
+
 def test_bad_files_end_in_one_line(tmp_path):
     (tmp_path / "a.yaml").write_text("a: [")
     (tmp_path / "b.yaml").write_text("- 1")

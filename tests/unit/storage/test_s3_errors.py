@@ -3,12 +3,14 @@
 import botocore.exceptions as boto
 import pytest
 
+from pipeline.config.storage import StorageConfig
 from pipeline.errors import AlreadyExists, Denied, MissingBucket, NotFound, StorageError, Transient
 from pipeline.storage.s3_errors import has_no_effect, is_missing_object, translated
 
 pytestmark = pytest.mark.unit
 
 WHERE = "http://host:1"
+CONFIG = StorageConfig(endpoint=WHERE)
 
 
 def _wrapped(code: str, status: int) -> OSError:
@@ -47,7 +49,7 @@ def _wrapped(code: str, status: int) -> OSError:
 )
 def test_replies(code: str, status: int, expected: type, says: str):
     for error in (_wrapped(code, status), _wrapped(code, status).__cause__):
-        found = translated(error, "bucket/key", WHERE)
+        found = translated(error, "bucket/key", CONFIG)
         assert type(found) is expected
         assert says in str(found)
         assert "hush" not in str(found)
@@ -62,10 +64,27 @@ def test_lost_connections_are_transient_and_program_bugs_are_not_translated():
         TimeoutError(),
         ConnectionResetError(),
     ):
-        assert type(translated(error, "bucket/key", WHERE)) is Transient
-    assert type(translated(boto.NoCredentialsError(), "bucket/key", WHERE)) is Denied
-    assert type(translated(boto.SSLError(endpoint_url=WHERE, error="x"), "bucket/key", WHERE)) is StorageError
-    assert translated(TypeError("bytes please"), "bucket/key", WHERE) is None
+        assert type(translated(error, "bucket/key", CONFIG)) is Transient
+    assert type(translated(boto.NoCredentialsError(), "bucket/key", CONFIG)) is Denied
+    assert type(translated(boto.SSLError(endpoint_url=WHERE, error="x"), "bucket/key", CONFIG)) is StorageError
+    assert translated(TypeError("bytes please"), "bucket/key", CONFIG) is None
+
+
+def test_the_advice_on_refused_access_names_the_setting_that_may_help():
+    anonymous = StorageConfig(endpoint=WHERE, anonymous=True)
+    pays = StorageConfig(endpoint=WHERE, requester_pays=True)
+    for code in ("AccessDenied", "403"):
+        assert "storage.requester_pays=true" in str(translated(_wrapped(code, 403), "bucket/key", CONFIG))
+        assert "storage.requester_pays" not in str(translated(_wrapped(code, 403), "bucket/key", pays))
+        refused = translated(_wrapped(code, 403), "bucket/key", anonymous)
+        assert type(refused) is Denied
+        assert "storage.anonymous=true sends no credentials" in str(refused)
+        assert "to write" in str(refused)
+    assert "requester_pays" not in str(translated(_wrapped("SignatureDoesNotMatch", 403), "bucket/key", CONFIG))
+    assert "storage.anonymous=true" in str(translated(boto.NoCredentialsError(), "bucket/key", CONFIG))
+    assert "AWS (us-east-1) refused" in str(
+        translated(_wrapped("AccessDenied", 403), "bucket/key", StorageConfig(endpoint=None))
+    )
 
 
 def test_a_conditional_write_is_repeated_only_if_it_cannot_have_happened():
