@@ -41,6 +41,14 @@ def backend_for(config: StorageConfig) -> "S3Backend":
     return found[1]
 
 
+class _Client(s3fs.S3FileSystem):  # type: ignore[misc]
+    """Makes no folders, which a bucket does not have, and no buckets, which s3fs does where it finds none."""
+
+    def mkdir(self, path: str, acl: bool = False, create_parents: bool = True, **kwargs: Any) -> None:
+        if not _split(self._strip_protocol(path).rstrip("/"))[1]:
+            raise PermissionError(f"bucket '{path}' is not created here: create it with the store's own tools")
+
+
 class S3Backend:
     """Paths are "bucket/key"; the version of an object is its ETag."""
 
@@ -52,7 +60,7 @@ class S3Backend:
     def _fs(self) -> s3fs.S3FileSystem:
         config = self._config
         style = "path" if config.endpoint else "auto"  # the same choice as Arrow's client
-        filesystem = s3fs.S3FileSystem(
+        filesystem = _Client(
             anon=config.anonymous,
             requester_pays=config.requester_pays,
             endpoint_url=config.endpoint,

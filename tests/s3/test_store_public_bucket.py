@@ -107,5 +107,8 @@ def test_every_request_accepts_the_charges_with_requester_pays(s3_uri: str, line
     payer.create_once("a/3", b"1")
     payer.put("a/3", b"2")
     payer.delete("a/3")
+    payer.pa_fs.create_dir(payer.path("folder"))
+    with pytest.raises(OSError, match="not created here"):
+        payer.pa_fs.create_dir("no-such-bucket")
     assert {head.split()[0] for head in line.heads} == {"GET", "HEAD", "PUT", "DELETE"}
     assert [head for head in line.heads if PAYS not in head.lower()] == []
