@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.errors import ConfigError
 from pipeline.images.file_types import kind_of
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
+from pipeline.ingest.sources.labels import Candidate, SourceInfo, choose
 from pipeline.ingest.sources.plain_pickle import array_of, load_plain
 from pipeline.ingest.sources.read import visible_files
 from pipeline.ingest.sources.source import SourceFile, SourceRow, chunk_rows
+from pipeline.ingest.sources.splits import Role, Roles, named_split, roles_of
 from pipeline.ingest.sources.tar import members
 from pipeline.storage.store import Store
 
@@ -39,6 +40,7 @@ _LABELS: Final = ("labels", "fine_labels", "coarse_labels")
 _PIXELS: Final = 3072
 _RECORDS: Final = {_PIXELS + 1: ("labels",), _PIXELS + 2: ("coarse_labels", "fine_labels")}
 _LARGEST_BYTES: Final = 2 * 2**30
+_SAMPLE: Final = 1000
 
 ClassNames = dict[str, tuple[str, ...]]
 """Names of classes by kind of label (`_LABELS`)."""
@@ -53,14 +55,17 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class CifarReader:
-    """label: the kind of label to use, one of `_LABELS`, or None. names: names of its numbers, if known."""
+    """label: the kind of label to use, one of `_LABELS`, or None. names: of its numbers, if known. roles: of splits."""
 
     label: str | None
     names: tuple[str, ...] | None
     partition_rows: int
+    roles: Roles = ()
 
     def row_ranges(self, store: Store, file: SourceFile) -> Iterator[range | None]:
         record = _record_bytes(file)
+        if self.role(file.key) == "out":
+            return
         yield from [None] if record is None else chunk_rows(file.size // record, self.partition_rows)
 
     def rows(self, store: Store, file: SourceFile, row_range: range | None) -> Iterator[SourceRow]:
@@ -68,14 +73,19 @@ class CifarReader:
         if record is None or row_range is None:
             if file.size > _LARGEST_BYTES:
                 raise UnusableFile("too-many-bytes", f"a batch of {file.size} bytes, more than {_LARGEST_BYTES}")
-            yield from self._rows(file.key, _python_batch(store.read(file.key)), 0)
+            yield from self.images(file.key, _python_batch(store.read(file.key)), 0)
             return
         data = store.read_range(file.key, row_range.start * record, len(row_range) * record)
-        yield from self._rows(file.key, _binary_batch(data, record), row_range.start)
+        yield from self.images(file.key, _binary_batch(data, record), row_range.start)
 
-    def _rows(self, name: str, batch: Batch, first: int) -> Iterator[SourceRow]:
+    def role(self, key: str) -> Role | None:
+        return dict(self.roles).get(_split(key) or "")
+
+    def images(self, name: str, batch: Batch, first: int) -> Iterator[SourceRow]:
+        """The images of a batch, or of a part of it that begins at image number `first`."""
         side = math.isqrt(batch.pixels.shape[1] // 3)
-        labels = batch.labels.get(self.label or "")
+        labels, role = batch.labels.get(self.label or ""), self.role(name)
+        split = named_split(role, self.roles) if role else None
         for number, pixels in enumerate(batch.pixels):
             source, index = f"{name}#{first + number}", None if labels is None else labels[number]
             if index is not None and self.names is not None and not 0 <= index < len(self.names):
@@ -84,7 +94,8 @@ class CifarReader:
                 )
                 continue
             label = None if index is None else str(index) if self.names is None else self.names[index]
-            yield SourceRow(source, np.ascontiguousarray(pixels.reshape(3, side, side).transpose(1, 2, 0)), label)
+            image = np.ascontiguousarray(pixels.reshape(3, side, side).transpose(1, 2, 0))
+            yield SourceRow(source, image, label, split)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,8 @@ class CifarTarReader:
             if isinstance(member.data, Reject):
                 yield SourceRow(name, member.data)
             elif _is_batch(member.name):
-                yield from self.batches._rows(name, _batch(member.name, member.data), 0)
+                if self.batches.role(member.name) != "out":
+                    yield from self.batches.images(name, _batch(member.name, member.data), 0)
             elif not _is_known(member.name):
                 yield SourceRow(name, Reject("not-an-image", "a file that is not part of CIFAR"))
 
@@ -128,26 +140,27 @@ def open_cifar(name: str, store: Store, files: list[SourceFile] | None, config: 
     names = _class_names(texts)
     sample = next(file for file in files if _is_batch(file.key) or len(files) == 1)
     record = _record_bytes(sample)
-    kinds: Iterable[str] = names or (
-        _python_batch(store.read(sample.key)).labels if record is None else _RECORDS[record]
-    )
-    reader = _reader(name, set(kinds), names, config)
-    return ContainerSource(name, store, "pickle", reader, reader.names, tuple(files))
+    if record is None:
+        batch = _python_batch(store.read(sample.key))
+    else:
+        batch = _binary_batch(store.read_range(sample.key, 0, min(sample.size, _SAMPLE * record)), record)
+    reader, info = _reader(name, batch, names, [file.key for file in files], config)
+    return ContainerSource(name, store, "pickle", reader, reader.names, tuple(files), info=info)
 
 
 def open_cifar_tar(name: str, store: Store, file: SourceFile, config: IngestConfig) -> ContainerSource | None:
     """A source for a tar archive whose first members are batches; None for others. Raises like `open_cifar`."""
     if not _begins_with_batches(store, file, config.max_image_bytes):
         return None
-    kinds, texts = set[str](), []
+    sample, texts, keys = Batch(np.zeros((0, 0), np.uint8), {}), [], list[str]()
     for member in members(store, file, _LARGEST_BYTES):
         if isinstance(member.data, bytes) and _base(member.name) in _NAMES:
             texts.append((member.name, member.data))
-        elif isinstance(member.data, bytes) and not kinds and _is_batch(member.name):
-            kinds = set(_batch(member.name, member.data).labels)
-    names = _class_names(texts)
-    reader = _reader(name, kinds | set(names), names, config)
-    return ContainerSource(name, store, "tar", CifarTarReader(reader), reader.names, (file,))
+        elif isinstance(member.data, bytes) and _is_batch(member.name):
+            sample = sample if keys else _batch(member.name, member.data)
+            keys.append(member.name)
+    reader, info = _reader(name, sample, _class_names(texts), keys, config)
+    return ContainerSource(name, store, "tar", CifarTarReader(reader), reader.names, (file,), info=info)
 
 
 def _begins_with_batches(store: Store, file: SourceFile, max_bytes: int) -> bool:
@@ -163,20 +176,27 @@ def _begins_with_batches(store: Store, file: SourceFile, max_bytes: int) -> bool
     return False
 
 
-def _reader(name: str, kinds: set[str], names: ClassNames, config: IngestConfig) -> CifarReader:
-    """Raises ConfigError when several kinds of label are there and the settings choose none."""
-    choice = sorted(kinds, key=_LABELS.index)
-    wanted = config.label_column
-    if wanted is not None and wanted not in kinds:
-        wanted = next((kind for kind in choice if kind == f"{wanted}_labels"), None)
-        if wanted is None:
-            raise ConfigError(
-                f"{name} has no labels {config.label_column!r}: ingest.label_column is {' or '.join(choice) or 'unset'}"
-            )
-    if wanted is None and len(choice) > 1:
-        raise ConfigError(f"{name} has two labels an image: choose --ingest.label_column {' or '.join(choice)}")
-    label = wanted or next(iter(choice), None)
-    return CifarReader(label, names.get(label or ""), config.partition_rows)
+def _reader(
+    name: str, sample: Batch, names: ClassNames, keys: list[str], config: IngestConfig
+) -> tuple[CifarReader, SourceInfo]:
+    """keys: names of the batches. Raises ConfigError when the settings do not choose one of several kinds of label."""
+    candidates = [
+        Candidate("column", f"{kind} of the batches", tuple(map(str, numbers[:_SAMPLE])), kind)
+        for kind, numbers in sorted(sample.labels.items(), key=lambda item: _LABELS.index(item[0]))
+    ]
+    column = config.label_column
+    if f"{column}_labels" in sample.labels:
+        config = config.model_copy(update={"label_column": f"{column}_labels"})
+    choice = choose(name, candidates, config)
+    roles = roles_of([_split(key) for key in keys if _is_batch(key)], config, name)
+    reader = CifarReader(choice.column, names.get(choice.column or ""), config.partition_rows, roles)
+    return reader, SourceInfo("CIFAR batches", tuple(sample.labels), choice, roles)
+
+
+def _split(key: str) -> str | None:
+    """The split that the name of a batch says. key: its file, or file!member."""
+    base = _base(key)
+    return next((split for split in ("test", "val") if base.startswith(split)), "train") if _is_batch(key) else None
 
 
 def _class_names(texts: Iterable[tuple[str, bytes]]) -> ClassNames:
@@ -233,7 +253,7 @@ def _text(value: Any) -> str:
 
 
 def _base(key: str) -> str:
-    return key.rpartition("/")[2]
+    return key.rpartition("/")[2].rpartition("!")[2]
 
 
 def _is_batch(key: str) -> bool:

@@ -1,9 +1,11 @@
 """Reader of LMDB databases whose values are encoded images, as of LSUN (extra `lmdb`).
 
 A database is a folder with data.mdb, or one file. Of several databases in a folder, the first folder of each is the
-label of its images. The library maps a database into memory, so it must lie on a local or shared disk.
+label of its images and may name a split: LSUN's bridge_val_lmdb is label bridge, split val. The library maps a database
+into memory, so it must lie on a local or shared disk.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +17,13 @@ from pipeline.errors import ConfigError
 from pipeline.images.file_types import is_lmdb_lock
 from pipeline.images.reject_reasons import Reject
 from pipeline.ingest.sources.containers import ContainerSource, UnusableFile
-from pipeline.ingest.sources.labels import label_from_path
+from pipeline.ingest.sources.labels import Candidate, SourceInfo, choose, label_from_path
 from pipeline.ingest.sources.read import read_head, visible_files
 from pipeline.ingest.sources.source import SourceFile, SourceRow, chunk_rows
+from pipeline.ingest.sources.splits import roles_of, split_in_name
 from pipeline.storage.store import Store
 
+_APPENDED: Final = re.compile(r"(_(train|val|test))?_lmdb$")
 _MOST_CHUNKS: Final = 256
 """A task walks over the keys before its own, so a large database has few large ranges."""
 _COUNTERS: Final = (b"length", b"num-samples", b"__len__", b"__keys__")
@@ -40,7 +44,7 @@ class LmdbReader:
         yield from chunk_rows(count, max(self.partition_rows, -(-count // _MOST_CHUNKS)))
 
     def rows(self, store: Store, file: SourceFile, row_range: range | None) -> Iterator[SourceRow]:
-        label = label_from_path(file.key) if self.labels else None
+        label = _label(file.key) if self.labels else None
         with _opened(store, file) as (transaction, errors):
             try:
                 cursor = transaction.cursor()
@@ -65,8 +69,19 @@ def open_lmdb(name: str, store: Store, files: list[SourceFile] | None, config: I
     _library()
     if files is None:
         files = [file for file in visible_files(store) if not is_lmdb_lock(read_head(store, file))]
-    reader = LmdbReader(config.partition_rows, config.max_image_bytes, len(files) > 1)
-    return ContainerSource(name, store, "lmdb", reader, None, tuple(files))
+    roles = roles_of((split_in_name(file.key) for file in files), config, name)
+    labels = tuple(_label(file.key) for file in files)
+    several = len(set(labels)) > 1 and None not in labels
+    choice = choose(name, [Candidate("folders", "the folders of the databases", labels)] if several else [], config)
+    reader = LmdbReader(config.partition_rows, config.max_image_bytes, choice.candidate is not None)
+    info = SourceInfo("LMDB", labels=choice, splits=roles)
+    return ContainerSource(name, store, "lmdb", reader, None, tuple(files), roles, info=info)
+
+
+def _label(key: str) -> str | None:
+    """The first folder without what LSUN appends to the name of a category."""
+    folder = label_from_path(key)
+    return None if folder is None else _APPENDED.sub("", folder)
 
 
 def _library() -> Any:

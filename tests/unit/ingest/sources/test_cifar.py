@@ -21,6 +21,7 @@ COUNT = 6
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FINE, COARSE = tuple(f"fine {n}" for n in range(100)), tuple(f"coarse {n}" for n in range(20))
 PIXELS = {split: random_pixels(COUNT, 32, 32, 3, seed=n) for n, split in enumerate(("train", "test"))}
+FINE_NUMBERS = {"train": [31, 90, 4, 17, 12, 70], "test": [29, 28, 80, 50, 40, 99]}
 NUMBERS = {"train": [3, 9, 0, 1, 1, 7], "test": [2, 2, 8, 5, 4, 6]}
 
 
@@ -56,7 +57,7 @@ def binary(split, *labels):
 
 def layouts():
     """Files by form: (folder, files, expected label of a split and position, settings)."""
-    fine = {split: [9 * n for n in numbers] for split, numbers in NUMBERS.items()}
+    fine = FINE_NUMBERS
     names10, both = {"label_names": list(TEN)}, {"fine_label_names": list(FINE), "coarse_label_names": list(COARSE)}
     python10 = {
         s: {"batch_label": s, "labels": NUMBERS[s], "data": planes(s), "filenames": ["a.png"] * 6} for s in fine
@@ -124,12 +125,32 @@ def test_cifar_10_with_its_names(tmp_path, form, container):
 def test_cifar_100_has_two_labels_of_which_one_is_chosen(tmp_path, form, container, column):
     uri = place(tmp_path, form, container)
     names = COARSE if column == "coarse" else FINE
-    numbers = NUMBERS if column == "coarse" else {split: [9 * n for n in values] for split, values in NUMBERS.items()}
+    numbers = NUMBERS if column == "coarse" else FINE_NUMBERS
     check(read(uri, label_column=column), names, numbers)
-    with pytest.raises(ConfigError, match=r"choose --ingest.label_column fine_labels or coarse_labels"):
+    choice = r"several labels that disagree: choose fine_labels .*--ingest.label_column fine_labels\) or coarse_labels"
+    with pytest.raises(ConfigError, match=choice):
         read(uri)
-    with pytest.raises(ConfigError, match=r"no labels 'breed': ingest.label_column is fine_labels or coarse_labels"):
+    with pytest.raises(ConfigError, match=r"label_column=breed: .* no such labels. It has fine_labels of the batches"):
         read(uri, label_column="breed")
+
+
+@pytest.mark.parametrize("container", ["folder", "tar.gz"])
+@pytest.mark.parametrize("form", ["binary-10", "python-10"])
+def test_the_test_batch_is_held_out_unless_the_settings_say_otherwise(tmp_path, form, container):
+    uri = place(tmp_path, form, container)
+
+    def splits(**settings):
+        return {row.source.rpartition("/")[2].rpartition("!")[2][:4]: row.split for row in read(uri, **settings)}
+
+    assert splits() == {"data": "train", "test": "heldout"}
+    assert splits(splits="pool") == {"data": None, "test": None}
+    assert splits(splits={"train": "train", "test": "out"}) == {"data": None}
+    info = open_source(str(uri), Config()).info
+    assert (info.kind, info.labels.name) == ("CIFAR batches", "labels of the batches")
+
+
+def test_labels_may_be_left_unread(tmp_path):
+    assert {row.label for row in read(place(tmp_path, "python-100", "folder"), label_source="none")} == {None}
 
 
 @pytest.mark.parametrize("form", ["binary-10", "python-10"])

@@ -1,5 +1,6 @@
 """LMDB databases of encoded images, as of LSUN."""
 
+import shutil
 import sys
 
 import lmdb
@@ -51,6 +52,22 @@ def test_folders_of_several_databases_are_labels(tmp_path):
         ("bridge/data.mdb#key", "bridge"),
         ("tower/data.mdb#key", "tower"),
     }
+
+
+def test_the_names_of_lsun_say_category_and_split(tmp_path):
+    names = ("bridge_train_lmdb", "bridge_val_lmdb", "tower_train_lmdb", "tower_val_lmdb")
+    for number, name in enumerate(names):
+        database(tmp_path / name, {"key": IMAGES[f"{number:040x}"]})
+    assert [(row.label, row.split) for row in read(tmp_path)] == [
+        ("bridge", "train"),
+        ("bridge", "heldout"),
+        ("tower", "train"),
+        ("tower", "heldout"),
+    ]
+    assert {row.label for row in read(tmp_path, label_source="none")} == {None}
+    for name in names[2:]:
+        shutil.rmtree(tmp_path / name)
+    assert [(row.label, row.split) for row in read(tmp_path)] == [(None, "train"), (None, "heldout")]
 
 
 def test_values_that_are_too_large_are_rejects(tmp_path):
