@@ -7,12 +7,14 @@ import platform
 import pty
 import select
 import subprocess
+import sys
 import termios
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from processes import wait_for
 from token_head import TOKEN, TokenHead
 
 import tiny
@@ -46,8 +48,10 @@ def submit(head, monkeypatch, tmp_path, capfd):
     return run
 
 
-def asked(head, path="/api/jobs/"):
-    request = urllib.request.Request(head.url + path, headers={"Authorization": f"Bearer {TOKEN}"})
+def asked(head, path="/api/jobs/", body=None):
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(head.url + path, data, headers)
     with urllib.request.urlopen(request, timeout=30) as reply:
         return reply.read().decode()
 
@@ -71,6 +75,19 @@ def test_a_verb_runs_once_is_followed_and_then_already_done(submit, head):
     assert code == 0
     assert line.startswith(f"already done: {job}")
     assert [found["submission_id"] for found in json.loads(asked(head))].count(job) == 1
+
+
+def test_a_verb_as_a_plain_ray_job_joins_the_cluster_that_runs_it(head, tmp_path):
+    """`ray job submit -- python -m jobs ...`, without --address: Ray sets RAY_ADDRESS in every job."""
+    words = f"ingest --source digits --dataset {tmp_path}/d --image-size 8 --channels 1"
+    environment = {"env_vars": {"PYTHONPATH": str(tiny.ROOT)}}
+    body = {"entrypoint": f"{sys.executable} -m jobs {words}", "runtime_env": environment}
+    job = json.loads(asked(head, body=body))["submission_id"]
+    wait_for(lambda: json.loads(asked(head, f"/api/jobs/{job}"))["status"] in ("SUCCEEDED", "FAILED"))
+    log = json.loads(asked(head, f"/api/jobs/{job}/logs"))["logs"]
+    assert json.loads(asked(head, f"/api/jobs/{job}"))["status"] == "SUCCEEDED", log
+    assert "cluster: joined " in log
+    assert "ingested: 1,576 training" in log
 
 
 def test_the_exit_code_is_the_verb_s_and_the_credentials_are_the_cluster_s(submit, seaweed):
