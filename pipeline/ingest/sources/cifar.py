@@ -181,7 +181,7 @@ def _reader(
 ) -> tuple[CifarReader, SourceInfo]:
     """keys: names of the batches. Raises ConfigError when the settings do not choose one of several kinds of label."""
     candidates = [
-        Candidate("column", f"{kind} of the batches", tuple(map(str, numbers[:_SAMPLE])), kind)
+        Candidate("column", f"{kind} of the batches", _named(numbers[:_SAMPLE], names.get(kind)), kind)
         for kind, numbers in sorted(sample.labels.items(), key=lambda item: _LABELS.index(item[0]))
     ]
     column = config.label_column
@@ -191,6 +191,11 @@ def _reader(
     roles = roles_of([_split(key) for key in keys if _is_batch(key)], config, name)
     reader = CifarReader(choice.column, names.get(choice.column or ""), config.partition_rows, roles)
     return reader, SourceInfo("CIFAR batches", tuple(sample.labels), choice, roles)
+
+
+def _named(numbers: list[int], names: tuple[str, ...] | None) -> tuple[str | None, ...]:
+    known = dict(enumerate(names)) if names is not None else {number: str(number) for number in numbers}
+    return tuple(known.get(number) for number in numbers)
 
 
 def _split(key: str) -> str | None:

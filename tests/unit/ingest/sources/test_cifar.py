@@ -147,6 +147,7 @@ def test_the_test_batch_is_held_out_unless_the_settings_say_otherwise(tmp_path, 
     assert splits(splits={"train": "train", "test": "out"}) == {"data": None}
     info = open_source(str(uri), Config()).info
     assert (info.kind, info.labels.name) == ("CIFAR batches", "labels of the batches")
+    assert set(info.labels.values) <= set(TEN)
 
 
 def test_labels_may_be_left_unread(tmp_path):
