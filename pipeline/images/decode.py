@@ -14,7 +14,8 @@ from pipeline.images.boxes import JPEG_XL, jpeg_2000_profile, jpeg_xl_size
 from pipeline.images.file_types import HEAD_BYTES, describe_head, kind_of
 from pipeline.images.reject_reasons import Reason, Reject
 
-_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "JXL")
+_PLAIN: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_FORMATS: Final = (*_PLAIN, "AVIF", "JPEG2000", "JXL")
 """Accepted raster formats, all decoded inside this process; for EPS, Pillow would start Ghostscript."""
 
 _JPEG_XL: Final = "pillow_jxl"
@@ -61,7 +62,9 @@ def readable_formats() -> tuple[str, ...]:
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """The first frame of an image file in its own mode, rotated upright by its EXIF orientation.
+    """The first frame of a stored image in its own mode, rotated upright by its EXIF orientation.
+
+    Only for files of ours: without the codecs that the decoding process of ingest has in addition.
 
     The pixel count is checked before pixels are decompressed. Raises BadImage, MemoryError.
     """
@@ -82,7 +85,7 @@ def _decoded(data: bytes, max_pixels: int, config: IngestConfig | None) -> Image
         size = jpeg_xl_size(data)  # its codec decompresses the image on opening
         if size is not None and size[0] * size[1] > max_pixels:
             raise BadImage("too-large", f"{size[0]}x{size[1]} is more than {max_pixels} pixels")
-        image: Image.Image = Image.open(io.BytesIO(data), formats=readable_formats())
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_PLAIN if config is None else readable_formats())
         if not image.width * image.height:
             raise BadImage("decode-error", f"{image.width}x{image.height} has no pixels")
         if image.width * image.height > max_pixels:

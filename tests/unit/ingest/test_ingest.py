@@ -1,5 +1,6 @@
 """Dataset versions, duplicates, errors and limits of an ingest, without Ray."""
 
+import corpus
 import pyarrow.parquet as pq
 import pytest
 from tiny_ingest import pixels_of, put_images, rejects_of, rows_of, sha256_of, without_ray
@@ -189,6 +190,18 @@ def test_rejects_are_in_source_order_in_files_of_bounded_size(place, monkeypatch
     names = [name for entry in manifest.rejects for name in read_parquet(store, entry)["source"].to_pylist()]
     assert names == [f"bad-{number}" for number in range(10)]
     assert manifest.reject_counts == {"empty": 5, "not-an-image": 5}
+
+
+def test_unusable_colour_profiles_are_counted_and_warned_of_with_a_name(place, caplog):
+    source = put_images(place.location("source"), range(3))
+    source.put("broken.png", corpus.encoded(corpus.photo(5), icc_profile=b"damaged" * 40))
+    result = made(place)
+    assert (result["train"] + result["heldout"], result["rejects"]) == (4, {})
+    assert "1 images of" in caplog.text
+    assert "cannot be used, such as broken.png" in caplog.text
+    assert rows_of(result["uri"])[0].unusable_profiles == 1
+    source.put("later.png", corpus.encoded(corpus.photo(6), icc_profile=b"damaged" * 40))
+    assert rows_of(made(place)["uri"])[0].unusable_profiles == 2
 
 
 # Errors
