@@ -27,7 +27,7 @@ ingest continues from its markers. Ingesting a source with new files adds a data
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,21 @@ class IngestRequest:
             names = ", ".join(different)
             raise ConfigError(f"{self.store.uri} holds another dataset (different: {names}): choose another --dataset")
 
+    def _check_same_labels(self, newest: DatasetManifest) -> None:
+        """Raises ConfigError when new images would get labels or splits from elsewhere than those of the dataset."""
+        info, there = self.source.info, newest.label_source
+        if there is not None and info.labels.name is not None and info.labels.name != there:
+            raise ConfigError(
+                f"the labels of {self.store.uri} come from {there}, those of new images would come from "
+                f"{info.labels.name}: set ingest.label_source or ingest.label_column, or choose another --dataset"
+            )
+        old = [split for split in newest.splits if split[1] == "heldout"]
+        if old != [split for split in info.splits if split[1] == "heldout"]:
+            raise ConfigError(
+                f"{self.store.uri} has held-out images {_by(old)}, new ones would be held out {_by(info.splits)}: set "
+                "ingest.splits (none: as before splits had names), or choose another --dataset"
+            )
+
     def describe(self, newest: DatasetManifest | None) -> str:
         """What an ingest would do now, in one sentence."""
         partitions = sum(1 for _ in self.source.partitions(self._known_files(newest)))
@@ -156,6 +171,8 @@ class IngestRequest:
             if newest is None:
                 raise DataError(f"no images at {self.source.name}")
             return None, removed
+        if newest is not None:
+            self._check_same_labels(newest)
         if newest is not None and read_dataset_version(self.store, newest.generation) is None:
             try_create(self.store, dataset_version_key(newest.generation), to_json(newest))
         if existing is not None and existing.snapshot == snapshot.digest:
@@ -184,6 +201,11 @@ class IngestRequest:
             named_splits=named,
             **values,
         )
+
+
+def _by(splits: Sequence[tuple[str, str]]) -> str:
+    names = [name for name, role in splits if role == "heldout"]
+    return f"by the names {', '.join(names)}" if names else "by their content"
 
 
 def _new_partitions(source: Source, known: KnownFiles) -> Iterator[Partition]:

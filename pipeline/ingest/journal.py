@@ -123,7 +123,8 @@ def claim(store: Store, plan: IngestPlan) -> IngestPlan:
 def different_settings(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Names of the settings that affect the stored images and differ."""
     defaults = IngestConfig().model_dump(mode="json")  # for settings that did not exist when `there` was written
-    free = (*FREE_TO_CHANGE, *(() if "colour" in there else ("colour",)))
+    newer = ("colour", "label_source", "splits")  # may be chosen for a dataset made before they existed
+    free = (*FREE_TO_CHANGE, *(name for name in newer if name not in there))
     return [
         name for name in asked if name not in free and repr(there.get(name, defaults.get(name))) != repr(asked[name])
     ]
