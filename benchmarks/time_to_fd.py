@@ -67,7 +67,7 @@ class Form(NamedTuple):
 
 FASHION = Form(
     {
-        "ingest": {"image_size": 28, "channels": 1, "heldout_share": 0.1, "shard_rows": 512},
+        "ingest": {"image_size": 28, "channels": 1, "heldout_share": 0.1, "shard_rows": 512, "splits": "pool"},
         "model": {
             "block_out_channels": [32, 64, 64],
             "layers_per_block": 1,

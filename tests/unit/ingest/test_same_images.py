@@ -98,11 +98,19 @@ def as_stylegan_folder(source):
     put(source, chunked())
 
 
-def as_hugging_face_parquet(source):
-    source.mkdir()
+def hugging_face():
     images = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(PNGS)]
     features = Features({"image": Image(), "label": ClassLabel(names=list(CLASSES))})
-    Dataset.from_dict({"image": images, "label": NUMBERS}, features=features).to_parquet(source / "train-00000.parquet")
+    return Dataset.from_dict({"image": images, "label": NUMBERS}, features=features)
+
+
+def as_hugging_face_parquet(source):
+    source.mkdir()
+    hugging_face().to_parquet(source / "train-00000.parquet")
+
+
+def as_arrow_folder(source):
+    hugging_face().save_to_disk(source)
 
 
 def flat():
