@@ -14,6 +14,11 @@ def _as_int(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+def _none_as_text(value: Any) -> Any:
+    """On the command line "none" means no value; of these settings it is a value."""
+    return "none" if value is None else value
+
+
 class IngestConfig(Section):
     """Conversion of source images to shuffled Parquet shards of equal image size."""
 
@@ -45,12 +50,14 @@ class IngestConfig(Section):
     )
     image_column: str | None = Field(None, description="image column of table sources; unset: found by its type")
     label_column: str | None = Field(None, description="label column of table sources; unset: found by type or name")
-    label_source: LabelSource = Field(
+    label_source: Annotated[LabelSource, BeforeValidator(_none_as_text)] = Field(
         "auto",
         description="where labels come from: auto, none, folders, dataset.json, metadata (.jsonl, .csv), column, "
         "cls, json or text (files of a WebDataset), arrays",
     )
-    splits: Literal["auto", "pool", "none"] | dict[str, Literal["train", "heldout", "out"]] = Field(
+    splits: Annotated[
+        Literal["auto", "pool", "none"] | dict[str, Literal["train", "heldout", "out"]], BeforeValidator(_none_as_text)
+    ] = Field(
         "auto",
         description="named splits (train, val, test) of the source: auto trains on train and holds out val, else test; "
         "pool ignores them; none takes their names for classes; or a mapping to train, heldout or out",

@@ -234,6 +234,10 @@ def test_roles(names, settings, roles):
     assert dict(roles_of(names, IngestConfig(splits=settings), "x")) == roles
 
 
+def test_none_of_the_command_line_is_a_value():
+    assert IngestConfig(splits=None, label_source=None) == IngestConfig(splits="none", label_source="none")
+
+
 def test_words_in_names():
     names = ["data/train-00000-of-00002.parquet", "x_test", "t10k-images-idx3-ubyte", "cars_val.tar", "trained.tar"]
     assert [split_in_name(name) for name in names] == ["train", "test", "t10k", "val", None]
