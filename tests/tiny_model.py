@@ -14,10 +14,10 @@ SIZE, CHANNELS = 8, 1
 SPREAD = 0.05
 
 
-def write_model(uri: str, config: Config, step: int = 1, size: int = SIZE) -> str:
+def write_model(uri: str, config: Config, step: int = 1, size: int = SIZE, channels: int = CHANNELS) -> str:
     """A run with one checkpoint; returns the checkpoint's URI."""
     run = resolve(uri, config.storage)
-    trainer = Trainer(config, size, CHANNELS, torch.device("cpu"))
+    trainer = Trainer(config, size, channels, torch.device("cpu"))
     generator = torch.Generator().manual_seed(step)
     for weights in (trainer.ema.shadow, dict(trainer.model.named_parameters())):
         for weight in weights.values():
@@ -32,7 +32,7 @@ def write_model(uri: str, config: Config, step: int = 1, size: int = SIZE) -> st
         images=32 * step,
         dataset_digest="digest",
         image_size=size,
-        channels=CHANNELS,
+        channels=channels,
         lane_digests=(),
         files=write_tensors(run, step, trainer.tensors()),
     )

@@ -23,7 +23,7 @@ from pipeline.analysis.sweep_results import PAGE, POINTS, TABLE, SweepPlan, chec
 from pipeline.cluster import cluster
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError, DataError, NotFound
-from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.context import EvaluationContext, num_scored
 from pipeline.evaluation.results import Evaluation, read_evaluation
 from pipeline.generation.commit import is_sealed, read_sealed
 from pipeline.generation.shard_metrics import SHARD_METRICS_KEY
@@ -66,8 +66,8 @@ class Sweep:
     @property
     def n(self) -> int:
         """Images evaluated per point, unless some samples fail."""
-        samples = self.config.generate.num_samples
-        return min(self.manifest.rows("heldout"), samples, self.config.evaluate.num_images or samples)
+        wanted = self.config.evaluate.num_images
+        return num_scored(self.config.generate.num_samples, self.manifest.rows("heldout"), wanted)
 
 
 def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
@@ -96,10 +96,7 @@ def open_sweep(config: Config, model: str, dataset: str, out: str) -> Sweep:
             f"{manifest.image_size}x{manifest.image_size}x{manifest.channels}: give its training dataset"
         )
     if sweep.n < 2:
-        raise ConfigError(
-            f"scores need at least 2 images a side, not {sweep.n}: raise --num-samples, or the held-out split of "
-            f"{data.uri}"
-        )
+        raise ConfigError(f"scores need at least 2 images a side, not {sweep.n}: raise --num-samples")
     check_sweep(store, plan)
     return sweep
 
@@ -132,7 +129,7 @@ def run_sweep(sweep: Sweep, generate: Stage, evaluate: Stage) -> dict[str, Any]:
                 evaluate(point.config, point.store.uri, sweep.dataset.uri)
     evaluations = [_finished(sweep, point) for point in sweep.points]
     rows = [_row(point, e) for point, e in zip(sweep.points, evaluations, strict=True)]
-    table = pa.Table.from_pylist(rows, schema=SWEEP)
+    table = pa.Table.from_pylist(rows, schema=_schema(rows))
     warnings = list(dict.fromkeys(line for e in evaluations for line in e.warnings))
     return {**_written(sweep, table, warnings, len(missing)), "seconds": round(time.monotonic() - began, 1)}
 
@@ -184,6 +181,13 @@ def _row(point: Point, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
+    """SWEEP; a dataset without held-out images has no floor, and only its table has a nullable column."""
+    if all(row["floor"] is not None for row in rows):
+        return SWEEP
+    return SWEEP.set(SWEEP.get_field_index("floor"), SWEEP.field("floor").with_nullable(True))
+
+
 def _rate(samples: Store) -> tuple[float, int] | None:
     """Images/s and number of actors from the shard metrics, None if these are missing or damaged."""
     try:
@@ -202,10 +206,11 @@ def _written(sweep: Sweep, table: pa.Table, warnings: list[str], made: int) -> d
     changed = [put_if_changed(sweep.out, key, data) for key, data in files.items()]
     state = "swept" if made or any(changed) else "already done"
     best = best_row(table.to_pylist())
+    floor = "no floor" if best["floor"] is None else f"floor {best['floor']:.4g}"
     lines = [
         *sweep_lines(table),
         f"{state}: {len(table)} points, {made} of them new; best {best['metric']} {best['fd']:.4g} at n = "
-        f"{best['n']:,} ({best['sampler']}, {best['steps']} steps, {best['ema']}; floor {best['floor']:.4g}) "
+        f"{best['n']:,} ({best['sampler']}, {best['steps']} steps, {best['ema']}; {floor}) "
         f"-> {sweep.out.location(PAGE)}",
         *(f"warning: {line}" for line in warnings),
     ]

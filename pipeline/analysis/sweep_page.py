@@ -72,7 +72,8 @@ def sweep_lines(table: pa.Table) -> list[str]:
 def _scores(row: Row) -> list[Score]:
     kinds = {"samples": "fd", "floor": "floor", "blurred": "blurred", "noise": "noise"}
     shared = {"metric": row["metric"], "n": row["n"], "reference_n": row["reference_n"]}
-    return [Score.model_validate({"kind": kind, "value": row[column], **shared}) for kind, column in kinds.items()]
+    values = {kind: row[column] for kind, column in kinds.items() if row[column] is not None}
+    return [Score.model_validate({"kind": kind, "value": value, **shared}) for kind, value in values.items()]
 
 
 def _point(row: Row) -> str:
@@ -85,7 +86,8 @@ def _or(value: float | None) -> str:
 
 def _listed(rows: Sequence[Row], name: str) -> str:
     """The distinct values of a column."""
-    return ", ".join(dict.fromkeys(_or(v) if isinstance(v, float | int) else str(v) for v in (r[name] for r in rows)))
+    values = (row[name] for row in rows)
+    return ", ".join(dict.fromkeys(_or(v) if v is None or isinstance(v, float | int) else str(v) for v in values))
 
 
 def _facts(rows: Sequence[Row], names: Mapping[str, str]) -> Iterator[Fact]:
@@ -128,18 +130,19 @@ def _chart(rows: Sequence[Row], x_label: str, column: str, note: str) -> Chart:
         for ema in weights
         if (sampler, ema) in lines
     ]
-    chart = distance_chart(
-        f"{rows[0]['metric']} by {x_label}", x_label, series, min(row["floor"] for row in rows), note
-    )
+    floor = min((row["floor"] for row in rows if row["floor"] is not None), default=None)
+    chart = distance_chart(f"{rows[0]['metric']} by {x_label}", x_label, series, floor, note)
     return replace(chart, ends=False, log_x=True)
 
 
-def distance_chart(title: str, x_label: str, series: Sequence[Series], floor: float, note: str) -> Chart:
-    """Distances as dots and their floor as a level; a logarithmic y axis when they differ by more than _LOG_RATIO."""
-    xs, ys = [x for line in series for x in line.x], [floor, *(y for line in series for y in line.y)]
-    level = Series(f"{FLOOR_NAME} (floor)", (min(xs), max(xs)), (floor, floor), muted=True, look=QUIET)
+def distance_chart(title: str, x_label: str, series: Sequence[Series], floor: float | None, note: str) -> Chart:
+    """Distances as dots and their floor, if any, as a level; the y axis is logarithmic beyond a ratio of _LOG_RATIO."""
+    xs = [x for line in series for x in line.x]
+    level = [] if floor is None else [(floor, floor)]
+    series = [*series, *(Series(f"{FLOOR_NAME} (floor)", (min(xs), max(xs)), y, True, look=QUIET) for y in level)]
+    ys = [y for line in series for y in line.y]
     log = min(ys) > 0 and max(ys) / min(ys) > _LOG_RATIO
-    return Chart(title, x_label, "", (*series, level), log, note, dots=True)
+    return Chart(title, x_label, "", tuple(series), log, note, dots=True)
 
 
 def _unbeaten(row: Row, rows: Sequence[Row]) -> bool:

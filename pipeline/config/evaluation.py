@@ -13,7 +13,8 @@ class EvaluateConfig(Section):
     num_images: int | None = Field(
         None,
         ge=2,
-        description="number of samples and of held-out images to score; unset: the smaller of the two counts",
+        description="number of samples to score; unset: all, but no more than there are held-out images, unless there "
+        "are fewer than 2 of these",
     )
     extractor: Literal["classifier", "efficientnet-lite0", "inception-v3"] = Field(
         "classifier",

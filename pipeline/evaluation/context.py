@@ -18,7 +18,7 @@ from pipeline.evaluation.stored_images import StoredShard, first_rows
 from pipeline.generation.commit import read_sealed
 from pipeline.generation.manifest import SampleManifest, SamplePlan
 from pipeline.ingest.dataset import read_dataset
-from pipeline.ingest.manifest import DatasetManifest
+from pipeline.ingest.manifest import DatasetManifest, Split
 from pipeline.metrics.classifier import CLASS_CNN, ROTATION_CNN
 from pipeline.metrics.feature_stats import CONSTANTS, FeatureStats
 from pipeline.metrics.moments import merge_all
@@ -26,11 +26,25 @@ from pipeline.storage.store import Store, resolve
 
 Side = Literal["train", "samples", "floor", "blurred", "noise"]
 
+MeasuredSide = Literal["samples", "floor", "blurred", "noise"]
+
 REFERENCE: Final[Literal["train"]] = "train"
-MEASURED: Final[tuple[Literal["samples", "floor", "blurred", "noise"], ...]] = ("samples", "floor", "blurred", "noise")
+MEASURED: Final[tuple[MeasuredSide, ...]] = ("samples", "floor", "blurred", "noise")
+MIN_IMAGES: Final = 2
+"""Images that a score needs on each side."""
 MAX_CLASSIFIER_IMAGES: Final = 100_000
 """The classifier trains in one process. Datasets are stored in random order, so the first images are representative."""
 _NOISE_ROWS: Final = 1_024
+
+
+def num_scored(usable: int, heldout: int, wanted: int | None) -> int:
+    """How many samples to score. wanted: evaluate.num_images; unset: as many as there are held-out images, if any.
+
+    An explicit number, or a dataset without a floor, leaves the number of held-out images out of account.
+    """
+    if wanted is not None:
+        return min(usable, wanted)
+    return usable if heldout < MIN_IMAGES else min(usable, heldout)
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,24 @@ class EvaluationContext:
 
     @property
     def n(self) -> int:
-        """Number of images on each measured side."""
-        limit = self.config.evaluate.num_images
-        return min(self.manifest.rows("heldout"), self.num_usable, *([limit] if limit else []))
+        """Number of samples that are scored, and of noise images."""
+        return num_scored(self.num_usable, self.manifest.rows("heldout"), self.config.evaluate.num_images)
+
+    @property
+    def floor_n(self) -> int:
+        """Number of held-out images in the floor; 0: too few for a floor."""
+        heldout = min(self.n, self.manifest.rows("heldout"))
+        return heldout if heldout >= MIN_IMAGES else 0
+
+    @property
+    def measured(self) -> tuple[MeasuredSide, ...]:
+        """The sides to score."""
+        return tuple(side for side in MEASURED if side != "floor" or self.floor_n)
+
+    @property
+    def blurred_split(self) -> Split:
+        """The split whose first images are blurred: the training split when there are fewer than n held-out images."""
+        return "heldout" if self.floor_n == self.n else "train"
 
     @property
     def pretrained(self) -> bool:
@@ -136,7 +165,8 @@ class EvaluationContext:
                 for start, count, name in zip(starts, counts, names, strict=True)
             ]
         store, n = self.dataset, self.n
-        shards: Sequence[StoredShard] = self.manifest.split("train" if side == REFERENCE else "heldout")
+        splits: dict[Side, Split] = {REFERENCE: REFERENCE, "blurred": self.blurred_split}
+        shards: Sequence[StoredShard] = self.manifest.split(splits.get(side, "heldout"))
         if side == "samples":
             store, shards, folder = self.samples, self.sealed.shards, f"metrics/moments-{self.extractor_id}"
         elif side == REFERENCE:

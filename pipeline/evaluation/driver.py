@@ -1,11 +1,14 @@
 """`ddpm evaluate`: score generated samples against the training split, beside a floor and two ceilings.
 
-Every side has the same number of images, n, and is compared with the whole training split:
+Every side is compared with the whole training split:
 
     samples    the first n usable samples, in order of sample id
     floor      the first n held-out real images: the score of perfect samples
     blurred    the held-out images after a 3x3 box blur (ceiling)
-    noise      uniform noise (ceiling)
+    noise      n images of uniform noise (ceiling)
+
+A dataset with fewer than n held-out images has a floor of all of them, and none with fewer than 2. The blurred images
+are then the first n training images.
 
 Ray Data tasks compute feature statistics per image set (at most one shard) and store them; the last task merges the
 statistics. Merging is exact, so scores are bit-identical for any number of workers, and a later evaluation never reads
@@ -23,7 +26,7 @@ import ray.data
 from pipeline.cluster import cluster
 from pipeline.config.root import Config
 from pipeline.errors import DataError
-from pipeline.evaluation.context import MEASURED, REFERENCE, EvaluationContext, open_context
+from pipeline.evaluation.context import MIN_IMAGES, REFERENCE, EvaluationContext, open_context
 from pipeline.evaluation.extractor import extractor_of
 from pipeline.evaluation.likelihood import heldout_bits
 from pipeline.evaluation.results import (
@@ -44,7 +47,8 @@ from pipeline.progress import Progress
 def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) -> dict[str, Any]:
     """Score sealed samples. Returns a stored result when the same evaluation has run before.
 
-    Raises DataError for unsealed samples, a missing dataset, different image shapes, or fewer than 2 images per side.
+    Raises DataError for unsealed samples, a missing dataset, different image shapes, or too few samples or
+    training images.
     """
     context = _open(config, samples, dataset)
     done = read_evaluation(context.samples, context.digest)
@@ -66,25 +70,23 @@ def evaluate(config: Config, samples: str, dataset: str, dry_run: bool = False) 
 
 def _open(config: Config, samples: str, dataset: str) -> EvaluationContext:
     context = open_context(config, samples, dataset)
-    if context.n < 2:
+    if min(context.n, context.manifest.rows(REFERENCE)) < MIN_IMAGES:
         raise DataError(
-            f"scores need 2 images per side: {context.samples.uri} has {context.num_usable} usable samples, "
-            f"{context.dataset.uri} has {context.manifest.rows('heldout')} held-out images "
-            "(a higher ingest.heldout_share gives more)"
+            f"scores need {MIN_IMAGES} images per side: {context.samples.uri} has {context.num_usable} usable samples, "
+            f"{context.dataset.uri} has {context.manifest.rows(REFERENCE)} training images"
         )
     wanted = config.evaluate.num_images
     if wanted is not None and context.n < wanted:  # scores at different n are not comparable
         raise DataError(
-            f"evaluate.num_images is {wanted:,}: {context.samples.uri} has {context.num_usable:,} usable samples, "
-            f"{context.dataset.uri} has {context.manifest.rows('heldout'):,} held-out images "
-            f"(omit the setting to use {context.n:,})"
+            f"evaluate.num_images is {wanted:,}, but {context.samples.uri} has {context.num_usable:,} usable samples: "
+            "generate more, or omit the setting"
         )
     return context
 
 
 def _compute_missing(context: EvaluationContext, weights_sha256: str) -> int:
     """Compute and store the feature statistics that are missing. Returns the number of images read."""
-    image_sets = [one for side in (REFERENCE, *MEASURED) for one in context.image_sets(side)]
+    image_sets = [one for side in (REFERENCE, *context.measured) for one in context.image_sets(side)]
     folders = {(one.store, one.key.rpartition("/")[0]) for one in image_sets}
     present = {(store, key) for store, folder in folders for key in stored_feature_stats(store, folder)}
     missing = [one for one in image_sets if (one.store, one.key) not in present]
@@ -117,8 +119,22 @@ def _protocol(context: EvaluationContext, record: ExtractorRecord, scores: tuple
         "id": context.digest,
         **context.protocol(record),
         "n": context.n,
-        "warnings": tuple(_warnings(context, record, scores)),
+        "warnings": (*_missing_heldout(context), *_warnings(context, record, scores)),
     }
+
+
+def _missing_heldout(context: EvaluationContext) -> Iterator[str]:
+    """Which baselines lack held-out images, and what replaces the images."""
+    heldout, n = context.manifest.rows("heldout"), context.n
+    if context.floor_n == n:
+        return
+    blurred = min(n, context.manifest.rows(context.blurred_split))
+    replaced = f"the blurred images are the first {blurred:,} training images"
+    count = f"{heldout:,} held-out image{'' if heldout == 1 else 's'}"
+    if context.floor_n:
+        yield f"the floor has n = {heldout:,}, because the dataset has only {count} for {n:,} samples; {replaced}"
+    else:
+        yield f"no floor: the dataset has {count} (ingest.heldout_share above 0 gives one); {replaced}"
 
 
 def _warnings(context: EvaluationContext, record: ExtractorRecord, scores: tuple[Score, ...]) -> Iterator[str]:
@@ -128,11 +144,13 @@ def _warnings(context: EvaluationContext, record: ExtractorRecord, scores: tuple
     if n <= record.feature_dim:
         yield (
             f"{n} images for {record.feature_dim} features: {scores[0].metric} is biased far upward, only its order is "
-            "meaningful (raise n with ingest.heldout_share and more samples)"
+            f"meaningful (raise n with {'ingest.heldout_share and ' if 'floor' in distances else ''}more samples)"
         )
     if context.config.evaluate.extrapolate and not any(s.metric.endswith("-infinity") for s in scores):
         yield f"{n} images are too few to extrapolate {scores[0].metric} over {record.feature_dim} features"
-    if not distances["floor"].value < min(distances["blurred"].value, distances["noise"].value):
+    if "floor" in distances and not distances["floor"].value < min(
+        distances["blurred"].value, distances["noise"].value
+    ):
         yield "held-out real images score no better than a ceiling: this extractor cannot distinguish these images"
 
 
@@ -141,9 +159,10 @@ def _result(context: EvaluationContext, evaluation: Evaluation, state: str) -> d
     value: dict[Kind, float] = {s.kind: s.value for s in evaluation.scores if s.metric == name}
     of = next(s for s in evaluation.scores if (s.metric, s.kind) == (name, "samples"))
     interval = "" if of.low is None or of.high is None else f" [{of.low:.4g}, {of.high:.4g}]"
+    floor = next((s for s in evaluation.scores if (s.metric, s.kind) == (name, "floor")), None)
     text = (
-        f"{state}: {name} {value['samples']:.4g}{interval} at n = {evaluation.n:,} (floor {value['floor']:.4g}; "
-        f"{BLUR_NAME} {value['blurred']:.4g}; {NOISE_NAME} {value['noise']:.4g})"
+        f"{state}: {name} {value['samples']:.4g}{interval} at n = {evaluation.n:,} "
+        f"({_floor_text(floor, evaluation.n)}; {BLUR_NAME} {value['blurred']:.4g}; {NOISE_NAME} {value['noise']:.4g})"
     )
     if evaluation.failed:
         text += f", {evaluation.failed:,} failed samples excluded"
@@ -155,7 +174,8 @@ def _result(context: EvaluationContext, evaluation: Evaluation, state: str) -> d
         "metric": name,
         "value": value["samples"],
         "interval": None if of.low is None else [of.low, of.high],
-        "floor": value["floor"],
+        "floor": value.get("floor"),
+        "floor_n": floor.n if floor else 0,
         "ceilings": {BLUR_NAME: value["blurred"], NOISE_NAME: value["noise"]},
         "scores": {s.metric: s.value for s in evaluation.scores if s.kind in ("samples", "heldout")},
         "n": evaluation.n,
@@ -165,3 +185,9 @@ def _result(context: EvaluationContext, evaluation: Evaluation, state: str) -> d
         "warnings": list(evaluation.warnings),
         "summary": "\n".join([f"{text} -> {uri}", *(f"warning: {line}" for line in evaluation.warnings)]),
     }
+
+
+def _floor_text(floor: Score | None, n: int) -> str:
+    if floor is None:
+        return "no floor"
+    return f"floor {floor.value:.4g}" + ("" if floor.n == n else f" at n = {floor.n:,}")

@@ -65,7 +65,7 @@ def _record(
 
 
 def _train_extractor(context: EvaluationContext) -> ExtractorRecord:
-    """Ray task: train the classifier on the training split, store it, and measure its accuracy on held-out images."""
+    """Ray task: train the classifier on the training split, store it, and measure its accuracy on held-out ones."""
     images, labels = _load(context, context.manifest.split("train"))
     progress = Progress("extractor", context.config.evaluate.classifier_epochs, "epochs")
     trained = train_classifier(
@@ -74,7 +74,7 @@ def _train_extractor(context: EvaluationContext) -> ExtractorRecord:
     progress.close()
     classifier = keep_weights(context.dataset, context.extractor_id, trained.to_bytes())
     heldout, heldout_labels = _load(context, context.manifest.split("heldout"))
-    accuracy = classifier.evaluate_accuracy(heldout, heldout_labels)
+    accuracy = classifier.evaluate_accuracy(heldout, heldout_labels) if len(heldout) else None
     return write_extractor(context.dataset, _record(context, classifier, accuracy, len(heldout), len(images)))
 
 

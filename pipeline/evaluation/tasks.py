@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.evaluation.context import MEASURED, REFERENCE, EvaluationContext, ImageSet
+from pipeline.evaluation.context import REFERENCE, EvaluationContext, ImageSet
 from pipeline.evaluation.results import ExtractorRecord, cached_extractor, extractor_folder
 from pipeline.evaluation.stored_images import Pixels, decode_column, read_usable
 from pipeline.log import collect
@@ -84,5 +84,5 @@ def score_feature_stats(context: EvaluationContext, record: ExtractorRecord) -> 
             f"{context.dataset.location(extractor_folder(record.id))} holds feature statistics from other weights of "
             f"{record.name}: delete that folder and the metrics/ folder of the samples"
         )
-    measured: dict[Kind, FeatureStats] = {kind: context.stored_stats(kind) for kind in MEASURED}
+    measured: dict[Kind, FeatureStats] = {kind: context.stored_stats(kind) for kind in context.measured}
     return tuple(score(reference, measured, context.config.evaluate.extrapolate))

@@ -31,12 +31,24 @@ def score(reference: FeatureStats, measured: Measured, extrapolate: bool = False
     Only samples and floor have intervals. Raises DataError for fewer than 2 images a side or different protocols.
     """
     yield from _frechet(reference, measured, extrapolate)
-    rows = min(len(sketch.reservoir.ids) for sketch in (reference, *measured.values()))
-    yield from _kernel(reference, measured, min(SUBSET_ROWS, rows))
-    if rows > NEIGHBOURS:
-        yield from _neighbours(reference, measured, rows)
+    groups = list(_equal_rows(reference, measured))
+    for rows, group in groups:
+        yield from _kernel(reference, group, min(SUBSET_ROWS, rows))
+    for rows, group in groups:
+        if rows > NEIGHBOURS:
+            yield from _neighbours(reference, group, rows)
     yield from _classes(measured)
     yield from _pixels(reference, measured)
+
+
+def _equal_rows(reference: FeatureStats, measured: Measured) -> Iterator[tuple[int, Measured]]:
+    """Sides to compare by equally many images, with that number: a smaller floor does not cut the other sides."""
+    sizes = {kind: len(sketch.reservoir.ids) for kind, sketch in measured.items()}
+    rows = min(len(reference.reservoir.ids), *(size for kind, size in sizes.items() if kind != "floor"))
+    is_small = sizes.get("floor", rows) < rows
+    yield rows, {kind: sketch for kind, sketch in measured.items() if not (is_small and kind == "floor")}
+    if is_small:
+        yield sizes["floor"], {"floor": measured["floor"]}
 
 
 def _ends(interval: Interval | None) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pipeline.config.base import digest_of
 from pipeline.config.root import Config
 from pipeline.errors import DataError
-from pipeline.evaluation.context import REFERENCE, EvaluationContext, Side
+from pipeline.evaluation.context import MIN_IMAGES, REFERENCE, EvaluationContext, Side
 from pipeline.evaluation.results import Evaluation, read_evaluation
 from pipeline.generation.commit import read_sealed
 from pipeline.ingest.dataset import read_dataset
@@ -46,6 +46,14 @@ class _Evaluated(NamedTuple):
     evidence: Evidence
 
 
+def too_few_heldout(dataset: str, heldout: int) -> DataError:
+    """The gate measures its tolerance from the floor, so it cannot judge without one."""
+    return DataError(
+        f"the gate needs a floor, the score of at least {MIN_IMAGES} held-out images, but {dataset} has {heldout}: "
+        "raise ingest.heldout_share under another nightly.name (a dataset keeps the settings that it was made with)"
+    )
+
+
 def compare(
     config: Config, dataset: str, challenger: EvaluatedSamples, champion: EvaluatedSamples | None
 ) -> Comparison:
@@ -77,6 +85,8 @@ def _read(config: Config, dataset: str, samples: EvaluatedSamples) -> _Evaluated
 def _evidence(name: str, context: EvaluationContext, evaluation: Evaluation) -> Evidence:
     scores = {s.kind: s for s in evaluation.scores if s.metric.startswith(("KD-", "KID"))}
     of: Score = scores["samples"]
+    if "floor" not in scores:
+        raise too_few_heldout(context.dataset.uri, context.manifest.rows("heldout"))
     return Evidence(
         model=name,
         metric=of.metric,

@@ -18,12 +18,13 @@ from pipeline.cluster import cluster
 from pipeline.config.base import digest_of
 from pipeline.config.root import Config
 from pipeline.errors import ConfigError, PipelineError, Stopped
+from pipeline.evaluation.context import MIN_IMAGES
 from pipeline.model_store.checkpoint import RUN, checkpoint_key, latest_checkpoint
 from pipeline.model_store.manifest import RunPlan
 from pipeline.model_store.register import Export, register
 from pipeline.model_store.registry import Registry, version_key
 from pipeline.nightly import stage_results as results
-from pipeline.nightly.compare import EvaluatedSamples, compare
+from pipeline.nightly.compare import EvaluatedSamples, compare, too_few_heldout
 from pipeline.nightly.ledger import Night
 from pipeline.storage.documents import read_document
 from pipeline.storage.files import remove_artefact
@@ -76,12 +77,18 @@ class NightStages:
         return cluster(self.config.ray, self.config.ray.max_workers + 1 + reading)
 
     def snapshot(self, night: Night) -> results.SnapshotResult:
-        """Ingest new images of the source as the next version of the dataset."""
+        """Ingest new images of the source as the next version of the dataset.
+
+        Raises DataError when it has too few held-out images for the gate.
+        """
         source = self.config.nightly.source
         if source is None:
             raise ConfigError("ddpm nightly needs --source (nightly.source): the images to ingest")
         done = self.drivers.ingest(self.config, source, self._dataset)
-        return results.SnapshotResult(**{name: done[name] for name in results.SnapshotResult.model_fields})
+        found = results.SnapshotResult(**{name: done[name] for name in results.SnapshotResult.model_fields})
+        if found.heldout is not None and found.heldout < MIN_IMAGES:  # before the training: the gate comes last
+            raise too_few_heldout(self._dataset, found.heldout)
+        return found
 
     # --- training ----------------------------------------------------------------------------------------------------
 

@@ -45,25 +45,34 @@ def _row(kinds: dict[Kind, Score], protocol: str, name: str) -> MetricRow:
         value=of.value,
         n=of.n,
         protocol=f"against {of.reference_n:,} real images · {protocol}" if of.reference_n else protocol,
-        floor=Anchor(FLOOR_NAME, kinds["floor"].value) if "floor" in kinds else None,
+        floor=_floor(kinds["floor"], of.n) if "floor" in kinds else None,
         ceilings=tuple(Anchor(label, kinds[kind].value) for kind, label in ceilings if kind in kinds),
         interval=interval,
         note=_MEANING.get(of.metric.partition("-")[0], "") + spread,
     )
 
 
+def _floor(floor: Score, n: int) -> Anchor:
+    return Anchor(FLOOR_NAME if floor.n == n else f"{FLOOR_NAME}, n = {floor.n:,}", floor.value)
+
+
 def verdict(scores: Sequence[Score], warnings: Sequence[str] = ()) -> Verdict | None:
-    """On the first metric: good below both ceilings, bad above both; a warning in between, or with `warnings`."""
+    """On the first metric: good below both ceilings, bad above both; a warning in between, or with `warnings`.
+
+    A floor is stated where there is one.
+    """
     value = {score.kind: score.value for score in scores if score.metric == scores[0].metric}
-    if not {"samples", "floor", "blurred", "noise"} <= value.keys():
+    if not {"samples", "blurred", "noise"} <= value.keys():
         return None
+    floor = f"{FLOOR_NAME} images score {figures(value['floor'])}" if "floor" in value else "no floor"
     text = (
-        f"{scores[0].metric} {figures(value['samples'])} at n = {scores[0].n:,}: {FLOOR_NAME} images score "
-        f"{figures(value['floor'])}, blurred images {figures(value['blurred'])}, noise {figures(value['noise'])}."
+        f"{scores[0].metric} {figures(value['samples'])} at n = {scores[0].n:,}: {floor}, "
+        f"blurred images {figures(value['blurred'])}, noise {figures(value['noise'])}."
     )
     low, high = sorted((value["blurred"], value["noise"]))
+    text = " ".join([text, *(f"{line[0].upper()}{line[1:]}." for line in warnings)])
     if value["samples"] >= high:
         return Verdict("bad", text)
     if warnings or value["samples"] >= low:
-        return Verdict("warning", " ".join([text, *(f"{line[0].upper()}{line[1:]}." for line in warnings)]))
+        return Verdict("warning", text)
     return Verdict("good", text)

@@ -142,6 +142,16 @@ def test_lines_of_a_terminal_stand_in_columns():
     assert first.split() == ["ddim", "10", "ema", "10", "9", "120"]
 
 
+def test_without_a_floor_the_page_has_no_level_and_the_verdict_says_so():
+    rows = [row(fd=9.0, floor=None), row(steps=20, fd=4.0, floor=None)]
+    schema = SWEEP.set(SWEEP.get_field_index("floor"), SWEEP.field("floor").with_nullable(True))
+    made = sweep_page(pa.Table.from_pylist(rows, schema=schema), {}, ("no floor: the dataset has 0 held-out images",))
+    assert [series.label for series in made.charts[0].series] == ["ddim"]
+    assert "n = 500: no floor, blurred images 80" in made.verdict.text
+    assert "No floor: the dataset has 0 held-out images." in made.verdict.text
+    assert [fact.value for fact in made.facts if fact.name.startswith("Floor")] == ["\N{EN DASH}"]
+
+
 # --- charts ----------------------------------------------------------------------------------------------------------
 
 
