@@ -39,12 +39,12 @@ NO_FLOOR = (
 )
 
 
-def _config(share: float = 0.0, **sections: dict) -> Config:
+def _config(share: float = 0.0, num_images: int | None = None, **sections: dict) -> Config:
     own = {
         "ingest": {"image_size": 32, "channels": 3, "heldout_share": share, "partition_rows": 600},
         "model": {"block_out_channels": [4, 8], "layers_per_block": 1, "attention_levels": [], "norm_num_groups": 4},
         "generate": {"num_samples": NUM_SAMPLES, "sampler": "ddim", "steps": 2, "batch_size": 40, "shard_size": 80},
-        "evaluate": {"classifier_epochs": 2, "classifier_width": 4},
+        "evaluate": {"classifier_epochs": 2, "classifier_width": 4, "num_images": num_images},
         "ray": {"workers": "1"},
     }
     return config(**own, **sections)
@@ -166,7 +166,7 @@ def test_fewer_held_out_images_than_samples_make_a_smaller_floor_when_n_is_state
     heldout = read_dataset(_store(data)).rows("heldout")
     assert 10 < heldout < 60
     assert evaluate(_config(), samples, data)["n"] == heldout
-    result = evaluate(_config(evaluate={"num_images": NUM_SAMPLES}), samples, data)
+    result = evaluate(_config(num_images=NUM_SAMPLES), samples, data)
     assert (result["n"], result["floor_n"]) == (NUM_SAMPLES, heldout)
     assert f"at n = {NUM_SAMPLES} (floor {result['floor']:.4g} at n = {heldout}; " in result["summary"]
     assert any(line.startswith(f"the floor has n = {heldout}, because") for line in result["warnings"])
@@ -175,4 +175,4 @@ def test_fewer_held_out_images_than_samples_make_a_smaller_floor_when_n_is_state
     for metric in ("FD", "KD", "recall"):
         assert (sizes["samples", metric], sizes["floor", metric]) == (NUM_SAMPLES, heldout)
     with pytest.raises(DataError, match=r"evaluate\.num_images is 201, but .* has 200 usable samples"):
-        evaluate(_config(evaluate={"num_images": NUM_SAMPLES + 1}), samples, data)
+        evaluate(_config(num_images=NUM_SAMPLES + 1), samples, data)
