@@ -258,7 +258,7 @@ def test_again_is_already_done_and_a_smaller_n_reads_only_what_it_cuts(
 
 def test_more_images_than_there_are_is_refused(world: World, real_samples: tuple[Store, dict]):
     """A score at another n is another score."""
-    with pytest.raises(DataError, match=rf"num_images is 1,000: .* has {NUM_HELDOUT} held-out images"):
+    with pytest.raises(DataError, match=r"num_images is 1,000, but .* has 300 usable samples"):
         world.run(real_samples[0], num_images=1000)
 
 
