@@ -8,7 +8,7 @@ from jobs.command import Argument, Call, Result, verb
     "Turn images into a dataset: shuffled Parquet shards and a manifest.",
     Argument(
         "--source",
-        "URI of images, Parquet, tar, zip, npz or IDX (file or folder), a list of images, or 'digits'",
+        "URI of a folder, zip, tar, Parquet, Arrow, npz, IDX, CIFAR or LMDB of images, a list of images, or 'digits'",
         required=True,
     ),
     Argument("--dataset", "URI of the dataset's folder", required=True),

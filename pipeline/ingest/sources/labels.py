@@ -14,6 +14,7 @@ ingest.label_source chooses one. `ingest.label_map` then renames labels (label_m
 with a null label.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ class SourceInfo:
         notes = list(self.labels.notes)
         out = [name for name, role in self.splits if role == "out"]
         if out:
-            flags = "--ingest.splits with a mapping, or pool"
-            notes.append(f"split {', '.join(out)} is left out: {flags} would use it")
+            used = {name: "train" if role == "out" else role for name, role in self.splits}
+            notes.append(f"split {', '.join(out)} is left out: --ingest.splits '{json.dumps(used)}' would train on it")
         if self.left_out:
             more = f" and {len(self.left_out) - 5} more" if len(self.left_out) > 5 else ""
             notes.append(f"left out, because they hold no images: {', '.join(self.left_out[:5])}{more}")
