@@ -41,7 +41,7 @@ from pipeline.operations.verify import verify
 from pipeline.storage import create_once
 from pipeline.storage.store import Store, resolve
 
-pytestmark = pytest.mark.property
+pytestmark = [pytest.mark.property, pytest.mark.slow]
 create_once.FIRST_PAUSE_SECONDS = 0.0  # thousands of lost replies: the order matters here, not the patience
 
 PLAN = sample_plan()

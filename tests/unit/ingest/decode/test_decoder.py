@@ -16,7 +16,7 @@ from pipeline.ingest.decode.decoder import Decoder
 from pipeline.ingest.decode.resize import prepare
 from pipeline.ingest.decode.subprocess_client import DecodingProcess
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 CONFIG = corpus.CONFIG
 
 
