@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 import ray
@@ -51,24 +51,13 @@ def _start(config: RayConfig, num_cpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     own = config.address == "local"
-    if own:
-        # The cluster listens on loopback only and ends with the driver; a token file in the home directory would stay.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        # Ray ends idle workers beyond the CPU count; a lane's next read would start a process and import torch again.
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(IDLE_WORKERS))
-    local = {
-        "num_cpus": num_cpus,
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "include_dashboard": False,
-        "_temp_dir": _ray_temp_dir(),
-    }
+    local = _local_options(num_cpus) if own else {}
     try:
         with ExitStack() as stack:
             stack.enter_context(chdir(ROOT))  # workers import from the driver's folder first: a user's pipeline.py, say
             if own:
                 stack.enter_context(_children_ignore_hangup())
-            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **(local if own else {}))
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no Ray cluster at {config.address!r}: {first} (--address local starts one)") from error
@@ -87,6 +76,21 @@ def _start(config: RayConfig, num_cpus: int) -> None:
         total.get("CPU", 0),
         total.get("GPU", 0),
     )
+
+
+def _local_options(num_cpus: int) -> dict[str, Any]:
+    """Options of ray.init for a cluster of this command alone; sets the environment that Ray reads besides."""
+    # The cluster listens on loopback only and ends with the driver; a token file in the home directory would stay.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray ends idle workers beyond the CPU count; a lane's next read would start a process and import torch again.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS))
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(IDLE_WORKERS))
+    return {
+        "num_cpus": num_cpus,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+        "_temp_dir": _ray_temp_dir(),
+    }
 
 
 def _ray_temp_dir() -> str | None:

@@ -93,3 +93,22 @@ def test_a_closed_terminal_is_a_sigterm_for_the_driver_and_nothing_for_its_child
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def test_a_cluster_that_is_joined_needs_no_temporary_folder_here(monkeypatch):
+    asked = {}
+
+    def init(**options):
+        asked.update(options)
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "t" * LONGEST_TEMP_DIR_BYTES)
+    monkeypatch.setattr("pipeline.cluster.SHORT_TEMP_DIR", "/nowhere")
+    with (
+        pytest.raises(ConfigError, match=r"no Ray cluster at '10\.0\.0\.1:6379'"),
+        cluster(RayConfig(address="10.0.0.1:6379"), 2),
+    ):
+        pass
+    assert asked.keys() == {"address", "log_to_driver", "logging_level"}

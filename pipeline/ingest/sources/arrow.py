@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.ingest.sources.columns import image_columns
 from pipeline.ingest.sources.containers import UnusableFile
-from pipeline.ingest.sources.parquet import ParquetReader
+from pipeline.ingest.sources.parquet import ParquetReader, first_cells
 from pipeline.ingest.sources.read import open_file
 from pipeline.ingest.sources.source import SourceFile, SourceRow
 from pipeline.storage.store import Store
@@ -68,15 +68,5 @@ def open_arrow(store: Store, file: SourceFile) -> Iterator[pa.RecordBatchReader 
 
 def arrow_sample(store: Store, file: SourceFile, columns: list[str], most: int | None) -> dict[str, list[Any]]:
     """The first cells of some columns, up to a damage. most: None for all. Raises UnusableFile, StorageError."""
-    found: dict[str, list[Any]] = {name: [] for name in columns}
     with open_arrow(store, file) as reader:
-        try:
-            for batch in _batches(reader):
-                for name in columns:
-                    found[name] += batch.column(name).to_pylist()
-                if most is not None and len(found[columns[0]]) >= most:
-                    break
-        except _BAD as error:
-            if most is None:
-                raise UnusableFile("damaged-container", f"the Arrow file breaks: {error}") from error
-    return found
+        return first_cells(_batches(reader), columns, most, "Arrow")

@@ -1,6 +1,6 @@
 """Reader of Parquet files with a column of images (image_cells.py)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -118,15 +118,26 @@ def parquet_sample(store: Store, file: SourceFile, columns: list[str], most: int
 
     Raises UnusableFile, StorageError.
     """
-    found: dict[str, list[Any]] = {name: [] for name in columns}
     with open_parquet(store, file) as parquet:
-        try:
-            for batch in parquet.iter_batches(4096, columns=columns, use_threads=False):
-                for name in columns:
-                    found[name] += batch.column(name).to_pylist()
-                if most is not None and len(found[columns[0]]) >= most:
-                    break
-        except _BAD as error:
-            if most is None:
-                raise UnusableFile("damaged-container", f"the Parquet file breaks: {error}") from error
+        batches = parquet.iter_batches(4096, columns=columns, use_threads=False)
+        return first_cells(batches, columns, most, "Parquet")
+
+
+def first_cells(
+    batches: Iterable[pa.RecordBatch], columns: list[str], most: int | None, kind: str
+) -> dict[str, list[Any]]:
+    """At least `most` cells of each column where there are so many; None for all.
+
+    A damage ends the cells, or raises UnusableFile where all are wanted. kind: the file's format, for the message.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in columns}
+    try:
+        for batch in batches:
+            for name in columns:
+                found[name] += batch.column(name).to_pylist()
+            if most is not None and len(found[columns[0]]) >= most:
+                break
+    except _BAD as error:
+        if most is None:
+            raise UnusableFile("damaged-container", f"the {kind} file breaks: {error}") from error
     return found
